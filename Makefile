@@ -1,0 +1,45 @@
+# make train   set up .venv, make the demo data set, train on it
+# make test    set up .venv, then lint, types and tests
+# make gpu     GPU tests only; a missing GPU fails instead of skipping
+#
+# PYTHON=python3 uses that interpreter as it is and installs nothing, for machines without a network.
+
+VENV := .venv
+ifdef PYTHON
+  SETUP :=
+else
+  PYTHON := $(VENV)/bin/python
+  SETUP := $(VENV)/.installed
+endif
+ARGS ?=
+
+.PHONY: train test lint types gpu clean
+
+train: $(SETUP)
+	$(PYTHON) -m tgmae.cli.train --pipeline dali $(ARGS)
+
+test: $(SETUP) lint types
+	$(PYTHON) -m pytest $(ARGS)
+
+# With a borrowed interpreter a missing linter is said, not installed.
+lint: $(SETUP)
+	@if [ -n "$(SETUP)" ] || $(PYTHON) -c "import ruff" 2>/dev/null; then \
+	  $(PYTHON) -m ruff check .; \
+	else echo "lint skipped: $(PYTHON) has no ruff"; fi
+
+types: $(SETUP)
+	@if [ -n "$(SETUP)" ] || $(PYTHON) -c "import mypy" 2>/dev/null; then \
+	  $(PYTHON) -m mypy; \
+	else echo "types skipped: $(PYTHON) has no mypy"; fi
+
+gpu: $(SETUP)
+	TGMAE_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu $(ARGS)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tgmae needs Python 3.11 or later; python3 is " + sys.version.split()[0])'
+	@python3 -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu run 'apt-get install python3-venv' first"; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,117 @@
+"""Frames of a video by number, decoded with PyAV (FFmpeg) on the CPU.
+
+`decode_frames` is what both pipelines rest on; `decode_clips` adds crop and resize inside FFmpeg's YUV → RGB conversion,
+so that no pixel is converted that the crop throws away and none is moved that the resize throws away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from dali_pipelines.geometry import coded_crop
+from tgmae.types import ClipRequest, CropBox, Video
+
+
+class DecodeError(Exception):
+    """A video could not be read; the message is the reason, without the path."""
+
+
+def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (number, frame) once for each distinct number in `frames`, ascending.
+
+    seek   jump to the last keyframe before the first frame; without it decoding starts at frame 0. Both give the same
+           frames.
+
+    Raises DecodeError where the file is missing, is not the one that was indexed, or breaks off before the last frame.
+    """
+    wanted = sorted(set(frames))
+    try:
+        with av.open(file) as container:
+            stream = container.streams.video[0]
+            # One clip a worker: parallelism comes from the workers, and frame threads would only add latency.
+            stream.thread_type = "NONE"
+            number, decoded = 0, container.decode(stream)
+            if seek:
+                number, decoded = _seek(container, stream, video, wanted[0])
+            for frame in decoded:
+                if number == wanted[0]:
+                    yield wanted.pop(0), frame
+                    if not wanted:
+                        return
+                number += 1
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+    raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
+
+
+def _seek(
+    container: InputContainer, stream: VideoStream, video: Video, first: int
+) -> tuple[int, Iterator[VideoFrame]]:
+    """Start decoding at the last keyframe at or before `first`; return its number and the frames from it on."""
+    index = int(np.searchsorted(video.keyframes, first, side="right")) - 1
+    if index <= 0:
+        return 0, container.decode(stream)
+    pts = video.keyframe_pts[index]
+    container.seek(pts, stream=stream)
+    decoded = container.decode(stream)
+    for frame in decoded:
+        if frame.pts == pts:
+            return video.keyframes[index], _chain(frame, decoded)
+        if frame.pts is None or frame.pts > pts:
+            break
+    container.seek(0)  # the keyframe did not come up: count from the start
+    return 0, container.decode(stream)
+
+
+def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    yield first
+    yield from rest
+
+
+def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size: int) -> NDArray[np.uint8]:
+    """Decode once, crop and resize for each request.
+
+    Returns uint8 [R, T, size, size, 3], R requests, not yet turned or flipped. All requests must share their frames.
+    Raises DecodeError.
+    """
+    frames = requests[0].frames
+    clips = np.empty((len(requests), len(frames), size, size, 3), np.uint8)
+    crops = [coded_crop(video, request.crop) for request in requests]
+    resizers: list[Graph] = []
+    try:
+        for number, frame in decode_frames(file, video, frames, seek=True):
+            resizers = resizers or [_crop_and_resize(frame, crop, size) for crop in crops]
+            places = [place for place, wanted in enumerate(frames) if wanted == number]
+            for clip, resizer in zip(clips, resizers, strict=True):
+                resizer.push(frame)
+                clip[places] = resizer.pull().to_ndarray()  # type: ignore[union-attr]
+    except av.FFmpegError as error:  # the picture changed its size or format under way
+        raise DecodeError(f"cannot crop {video.width}×{video.height} pictures: {error}") from error
+    return clips
+
+
+def _crop_and_resize(frame: VideoFrame, crop: CropBox, size: int) -> Graph:
+    """FFmpeg filters: crop, bilinear resize (with area support when it shrinks) and conversion to RGB in one pass."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+    )
+    chain = [
+        source,
+        graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+        graph.add("scale", f"{size}:{size}:flags=bilinear+accurate_rnd+full_chroma_int"),
+        graph.add("format", "pix_fmts=rgb24"),
+        graph.add("buffersink"),
+    ]
+    for left, right in zip(chain, chain[1:], strict=False):
+        left.link_to(right)
+    graph.configure()
+    return graph

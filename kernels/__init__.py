@@ -1,0 +1,1 @@
+"""Token operations of the training step, one file each. Imports nothing of tgmae."""

@@ -1,0 +1,42 @@
+"""Multi-head attention, the one file that knows xformers.
+
+Dimensions: B clips, L tokens, H heads, C channels a head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Backend = Literal["xformers", "sdpa"]
+
+
+def choose_attention(asked: Literal["auto", "xformers", "sdpa"], device: torch.device) -> Backend:
+    """xformers on CUDA, torch's scaled_dot_product_attention elsewhere; a backend asked for by name is not replaced.
+
+    Raises ValueError where the one asked for cannot run here.
+    """
+    if asked == "sdpa":
+        return "sdpa"
+    installed = importlib.util.find_spec("xformers") is not None
+    if device.type == "cuda" and installed:
+        return "xformers"
+    if asked == "auto" and device.type != "cuda":
+        return "sdpa"
+    reason = "it has no operator for a CPU" if installed else "it is not installed: pip install xformers==0.0.35"
+    raise ValueError(f"xformers attention cannot run: {reason}; or choose --model.attention sdpa")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+    """softmax(q kᵀ / √C) v for q, k, v [B, L, H, C] → [B, L, H, C]."""
+    if backend == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        out: Tensor = memory_efficient_attention(q, k, v)
+        return out
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

@@ -1,0 +1,128 @@
+"""Checkpoints: written whole or not at all, the last few kept, read without running code from the file."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgmae.config import TrainConfig, to_dict
+from tgmae.hf_format import check_shapes
+
+_NAME = re.compile(r"step_(\d{8})\.pt")
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, num_videos: int
+) -> Path:
+    """Write folder/step_<step>.pt: a temporary file, synced to disk, then renamed.
+
+    step         optimiser steps done            num_videos   rows of the manifest, checked when resuming
+
+    Raises OSError, naming the newest checkpoint that is whole, where the file cannot be written; older checkpoints
+    are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob("*.tmp"):
+        left_over.unlink()
+    path = folder / f"step_{step:08d}.pt"
+    temporary = path.with_suffix(".tmp")
+    state = {
+        "step": step,
+        "num_videos": num_videos,
+        "config": to_dict(config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = newest_checkpoint(folder)
+        raise OSError(
+            f"could not write {path}: {error}. "
+            + (f"{kept} is whole; make room and start again to go on from it" if kept else "no checkpoint was kept")
+        ) from error
+    _sync_folder(folder)
+    return path
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints."""
+    for path in _checkpoints(folder)[:-keep]:
+        path.unlink()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most steps, or None."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
+        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+    if not isinstance(state, dict) or not {"step", "num_videos", "config", "model", "optimizer"} <= state.keys():
+        raise ValueError(f"{path} is no tgmae checkpoint")
+    return state
+
+
+def restore(
+    state: dict[str, Any],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    num_videos: int,
+) -> int:
+    """Put a checkpoint's weights and optimiser state in place; return the steps done.
+
+    Raises ValueError where the network has another shape (naming both), or where the clips would come in another order
+    than in the run that is resumed.
+    """
+    check_shapes(model.state_dict(), state["model"], str(path))
+    old, new = _what_orders_clips(state["config"], state["num_videos"]), _what_orders_clips(to_dict(config), num_videos)
+    changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
+    if changed:
+        raise ValueError(
+            f"cannot resume {path}, the clips would come in another order: {'; '.join(changed)}. "
+            "Start afresh with --resume never or another --run-dir"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _what_orders_clips(config: dict[str, Any], num_videos: int) -> dict[str, Any]:
+    return {
+        "seed": config["seed"],
+        "batch_size": config["batch_size"],
+        "data.repeat": config["data"]["repeat"],
+        "number of videos": num_videos,
+    }
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Console scripts: `tgmae-train`, `tgmae-data`, `tgmae-info`."""

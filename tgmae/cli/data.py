@@ -1,0 +1,137 @@
+"""tgmae-data shapes | index | show: make, index and look at data sets."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tgmae.indexing import IndexResult, index_folder
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.shapes import make_shapes
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Make the demo data set: moving textured shapes, with captions and true boxes."""
+
+    out: Annotated[Path, tyro.conf.Positional]  # folder to write into
+    count: int = 320  # clips
+    codec: Literal["h264", "vp9"] = "h264"  # mp4 or webm
+    objects: Literal[1, 2] = 1  # in each clip; with two, each has a caption of its own
+    seed: int = 0
+    workers: int = field(default_factory=_cores)
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        result = make_shapes(
+            self.out, count=self.count, seed=self.seed, codec=self.codec, num_objects=self.objects,
+            num_workers=self.workers,
+        )  # fmt: skip
+        _report(result, self.out / "manifest.parquet", started)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Write the manifest of a folder of videos; the label of a video is the folder it lies in, or what a CSV says."""
+
+    folder: Annotated[Path, tyro.conf.Positional]  # the root that all paths are relative to
+    out: Path | None = None  # manifest to write; by default manifest.parquet in the folder
+    csv: Path | None = None  # path,label,caption,… (and split): take these videos instead of all in the folder
+    split: str = "train"  # of videos for which the CSV names none
+    min_frames: int = 16  # shorter videos are left out
+    decode_all: bool = False  # decode every frame of every video: about ten times slower, finds what breaks half way
+    workers: int = field(default_factory=_cores)
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        out = self.out or self.folder / "manifest.parquet"
+        if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
+            raise ValueError(f"cannot write {out}; choose a place for the manifest with --out")
+        result = index_folder(
+            self.folder, out, csv_path=self.csv, split=self.split, min_frames=self.min_frames,
+            decode_all=self.decode_all, num_workers=self.workers,
+        )  # fmt: skip
+        _report(result, out, started)
+
+
+@dataclass(frozen=True)
+class Show:
+    """Summarise a manifest and draw a contact sheet of some of its videos."""
+
+    manifest: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None  # PNG to write; by default the manifest's name with .png
+    count: int = 24  # videos on the sheet
+    seed: int = 0
+
+    def run(self) -> None:
+        from tgmae.visualize import draw_contact_sheet
+
+        manifest = read_manifest(self.manifest)
+        Console().print(_summary(manifest))
+        out = self.out or self.manifest.with_suffix(".png")
+        draw_contact_sheet(manifest, out, self.count, self.seed)
+        print(f"contact sheet: {out}")
+
+
+def _summary(manifest: Manifest) -> Table:
+    columns = manifest.table.to_pydict()
+    frames, fps = np.array(columns["num_frames"]), np.array(columns["fps"])
+    hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
+    captions = np.array([len(texts) for texts in columns["captions"]])
+    sizes = Counter(f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True))
+    labels = Counter(columns["label"])
+
+    def most(counts: Counter[str], shown: int = 8) -> str:
+        listed = ", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown))
+        return listed + (f", and {len(counts) - shown} more" if len(counts) > shown else "")
+
+    table = Table(show_header=False, title=f"{len(manifest)} videos below {manifest.root}")
+    table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
+    table.add_row("size on disk", f"{sum(columns['num_bytes']) / 2**20:.1f} MiB")
+    table.add_row("codecs", most(Counter(columns["codec"])))
+    table.add_row("pictures", most(sizes))
+    table.add_row("frame rates", most(Counter(f"{rate:.4g}" for rate in columns["fps"])))
+    table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))
+    table.add_row("splits", most(Counter(columns["split"])))
+    table.add_row(f"{len(labels)} labels", most(labels))
+    table.add_row("captions", f"{captions.sum()}; {(captions == 0).sum()} videos have none")
+    return table
+
+
+def _report(result: IndexResult, out: Path, started: float) -> None:
+    for excluded in result.excluded[:10]:
+        print(f"left out {excluded.path}: {excluded.reason}", file=sys.stderr)
+    if len(result.excluded) > 10:
+        print(f"… and {len(result.excluded) - 10} more, listed in {result.report}", file=sys.stderr)
+    print(
+        f"{out}: {result.num_videos} videos ({result.num_reused} unchanged), {len(result.excluded)} left out"
+        f"{f' ({result.report} says why)' if result.excluded else ''}, {time.perf_counter() - started:.1f} s"
+    )
+
+
+def main() -> None:
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"shapes": Shapes, "index": Index, "show": Show}, prog="tgmae-data", description=__doc__
+    )
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        sys.exit(f"tgmae-data: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""tgmae-info: versions, devices, and which backends can be used here and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tgmae import __version__
+from tgmae.attention import choose_attention
+
+PACKAGES = (
+    "torch", "torchvision", "triton", "nvidia-dali-cuda130", "xformers", "av", "numpy", "pyarrow", "tyro",
+    "tensorboard", "transformers", "open_clip_torch", "onnxruntime", "tensorrt",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Version of each package, or "not installed"."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def devices() -> list[str]:
+    """One line a device."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines = [f"CPU: {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB"]
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        lines.append(
+            f"GPU {number}: {card.name}, {card.total_memory / 2**30:.0f} GiB, compute {card.major}.{card.minor}"
+        )
+    return lines
+
+
+def backends() -> dict[str, str]:
+    """Each choice a run can make: "yes", perhaps with what it covers, or "no" and the reason."""
+    found = {"pipeline pyav": "yes", "attention sdpa": "yes"}
+    try:
+        from dali_pipelines.clips import NATIVE_CODECS
+
+        found["pipeline dali, cpu"] = f"yes; decodes {', '.join(sorted(NATIVE_CODECS['cpu']))} itself, the rest with PyAV"
+        found["pipeline dali, gpu"] = (
+            f"yes; decodes {', '.join(sorted(NATIVE_CODECS['gpu']))}"
+            if torch.cuda.is_available()
+            else f"no: {_no_cuda()}"
+        )
+    except ImportError as error:
+        found["pipeline dali"] = f"no: {error}; pip install nvidia-dali-cuda130"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        choose_attention("xformers", device)
+        found["attention xformers"] = "yes"
+    except ValueError as error:
+        found["attention xformers"] = f"no: {error}"
+    found["precision bf16"] = "yes" if torch.cuda.is_available() else "yes, but slow: there is no CUDA device"
+    return found
+
+
+def conflicts() -> list[str]:
+    """What is installed that gets in the way."""
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [
+        f"the package kernels {version} (Hugging Face) has the import name of tgmae's own `kernels`; "
+        "pip uninstall kernels, or keep tgmae in an environment of its own"
+    ]
+
+
+def _no_cuda() -> str:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return "torch finds no CUDA device (no GPU, no driver, or a driver too old for CUDA " + torch.version.cuda + ")"
+
+
+def main() -> None:
+    console = Console()
+    console.print(f"tgmae {__version__}, Python {platform.python_version()}, {platform.platform()}", highlight=False)
+    for line in devices():
+        console.print(line, highlight=False)
+    for title, rows in (("versions", versions()), ("backends", backends())):
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+    for line in conflicts():
+        console.print(f"conflict: {line}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The demo data set: textured shapes that move over textured, drifting backgrounds, with captions and true boxes.
+
+The label is the motion, the caption names colour, shape and motion ("a red circle moving left"), and the box of every object
+in every frame is kept, so that a mask can be judged against the truth. Everything about clip i follows from (seed, i).
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from tgmae.indexing import IndexResult, index_folder
+
+WIDTH, HEIGHT, FPS, NUM_FRAMES = 160, 120, 25, 40
+COLORS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (45, 90, 220),
+    "yellow": (240, 200, 40),
+    "purple": (150, 60, 190),
+    "orange": (245, 130, 30),
+    "pink": (245, 130, 190),
+    "white": (235, 235, 235),
+}
+# Corners on the unit circle; a circle is drawn as a polygon of many.
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+MOTIONS = ("left", "right", "up", "down", "growing", "shrinking", "spinning", "circling")
+CODECS = {
+    "h264": (".mp4", "libx264", {"preset": "veryfast", "crf": "20", "g": "12"}),
+    "vp9": (".webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "g": "12"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingShape:
+    """One object: its state in every frame of a clip, in pixels and radians."""
+
+    color: str
+    shape: str
+    motion: str
+    texture: tuple[float, float, float]  # stripes a pixel, their angle, their strength
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    radius: NDArray[np.float64]
+    angle: NDArray[np.float64]
+
+    @property
+    def caption(self) -> str:
+        verb = "moving " if self.motion in ("left", "right", "up", "down") else ""
+        article = "an" if self.color == "orange" else "a"
+        return f"{article} {self.color} {self.shape} {verb}{self.motion}"
+
+    def corners(self, frame: int) -> NDArray[np.float64]:
+        """[corners, 2], x and y."""
+        angles, radii = _outline(self.shape)
+        angles = angles + self.angle[frame]
+        points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None] * self.radius[frame]
+        return points + (self.x[frame], self.y[frame])
+
+    def box(self, frame: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom (exclusive) of the part inside the picture."""
+        corners = self.corners(frame)
+        left, top = np.floor(corners.min(axis=0)).astype(int)
+        right, bottom = np.ceil(corners.max(axis=0)).astype(int)
+        return max(left, 0), max(top, 0), min(right, WIDTH), min(bottom, HEIGHT)
+
+
+def draw_object(generator: Generator, motion: str, color: str, shape: str) -> MovingShape:
+    """An object whose size, place, speed and texture are drawn; it stays inside the picture."""
+    time = np.linspace(0, 1, NUM_FRAMES)
+    radius = np.full(NUM_FRAMES, generator.uniform(16, 26))
+    angle = np.full(NUM_FRAMES, generator.uniform(0, 2 * np.pi))
+    if motion in ("growing", "shrinking"):
+        radius = np.linspace(12, generator.uniform(28, 36), NUM_FRAMES)
+        radius = radius if motion == "growing" else radius[::-1].copy()
+    reach = float(radius.max())
+    x = np.full(NUM_FRAMES, generator.uniform(reach, WIDTH - reach))
+    y = np.full(NUM_FRAMES, generator.uniform(reach, HEIGHT - reach))
+    if motion in ("left", "right"):
+        path = np.linspace(reach, WIDTH - reach, NUM_FRAMES)
+        x = path if motion == "right" else path[::-1].copy()
+    elif motion in ("up", "down"):
+        path = np.linspace(reach, HEIGHT - reach, NUM_FRAMES)
+        y = path if motion == "down" else path[::-1].copy()
+    elif motion == "spinning":
+        angle = angle + generator.choice([-1, 1]) * 2 * np.pi * time
+    elif motion == "circling":
+        orbit = min(HEIGHT / 2 - reach, 30.0)
+        x = np.clip(x, reach + orbit, WIDTH - reach - orbit) + orbit * np.cos(2 * np.pi * time)
+        y = np.clip(y, reach + orbit, HEIGHT - reach - orbit) + orbit * np.sin(2 * np.pi * time)
+    texture = (generator.uniform(0.08, 0.16), generator.uniform(0, np.pi), generator.uniform(0.15, 0.35))
+    return MovingShape(color=color, shape=shape, motion=motion, texture=texture, x=x, y=y, radius=radius, angle=angle)
+
+
+def draw_clip(generator: Generator, num_objects: int) -> tuple[NDArray[np.uint8], list[MovingShape]]:
+    """Frames uint8 [T, H, W, 3] and the objects in them; two objects never share a colour or a shape."""
+    colors = generator.permutation(list(COLORS))[:num_objects]
+    shapes = generator.permutation(SHAPES)[:num_objects]
+    motions = generator.choice(MOTIONS, num_objects)
+    objects = [draw_object(generator, str(m), str(c), str(s)) for m, c, s in zip(motions, colors, shapes, strict=True)]
+    background = _noise(generator, 2 * WIDTH, 2 * HEIGHT)
+    drift = generator.uniform(-1.2, 1.2, 2)  # pixels a frame
+    grid_y, grid_x = np.mgrid[:HEIGHT, :WIDTH]
+    frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    for frame in range(NUM_FRAMES):
+        left, top = WIDTH / 2 + drift[0] * (frame - NUM_FRAMES / 2), HEIGHT / 2 + drift[1] * (frame - NUM_FRAMES / 2)
+        window = (1, 0, float(left), 0, 1, float(top))
+        view = background.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, window, Image.Resampling.BILINEAR)
+        picture = np.asarray(view, np.float32)
+        for thing in objects:
+            coverage = _coverage(thing.corners(frame))[..., None]
+            per_pixel, direction, strength = thing.texture
+            direction = direction + thing.angle[frame]
+            along = (grid_x - thing.x[frame]) * np.cos(direction) + (grid_y - thing.y[frame]) * np.sin(direction)
+            shade = 1 - strength * (0.5 + 0.5 * np.sin(2 * np.pi * per_pixel * along))
+            picture = picture * (1 - coverage) + coverage * (shade[..., None] * COLORS[thing.color])
+        frames[frame] = np.clip(picture, 0, 255).round()
+    return frames, objects
+
+
+def write_clip(index: int, *, out: Path, seed: int, codec: Literal["h264", "vp9"], num_objects: int) -> list[MovingShape]:
+    """Draw and encode clip `index` as out/videos/<index><suffix>; returns its objects."""
+    frames, objects = draw_clip(np.random.default_rng((seed, index)), num_objects)
+    suffix, encoder, options = CODECS[codec]
+    with av.open(str(out / clip_path(index, codec)), "w") as container:
+        stream = container.add_stream(encoder, rate=FPS, options=dict(options))
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return objects
+
+
+def clip_path(index: int, codec: str) -> str:
+    return f"videos/{index:05d}{CODECS[codec][0]}"
+
+
+def make_shapes(
+    out: Path, *, count: int, seed: int, codec: Literal["h264", "vp9"], num_objects: int, num_workers: int
+) -> IndexResult:
+    """Write `count` clips with captions.csv, boxes.parquet and manifest.parquet below `out`.
+
+    Every fifth clip is of the split "val", the others are "train".
+    """
+    if count < 1 or num_objects not in (1, 2):
+        raise ValueError(f"expected at least one clip and 1 or 2 objects, got {count} and {num_objects}")
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects)
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        clips = list(tqdm(pool.map(work, range(count), chunksize=4), total=count, desc="drawing", unit="clip"))
+
+    with (out / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", *(f"caption{number}" for number in range(num_objects))])
+        for index, objects in enumerate(clips):
+            split = "val" if index % 5 == 4 else "train"
+            writer.writerow([clip_path(index, codec), objects[0].motion, split, *(thing.caption for thing in objects)])
+    rows = [
+        {
+            "path": clip_path(index, codec),
+            "caption": number,  # the box is of what the clip's caption of this number names
+            "color": thing.color,
+            "shape": thing.shape,
+            "motion": thing.motion,
+            "boxes": [list(thing.box(frame)) for frame in range(NUM_FRAMES)],
+        }
+        for index, objects in enumerate(clips)
+        for number, thing in enumerate(objects)
+    ]
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("path", "color", "shape", "motion")]
+        + [("caption", pa.int32()), ("boxes", pa.list_(pa.list_(pa.int16(), 4)))]
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / "boxes.parquet", compression="zstd")
+    return index_folder(out, out / "manifest.parquet", csv_path=out / "captions.csv", num_workers=num_workers)
+
+
+def _outline(shape: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Angles and radii of the corners of a shape of radius 1."""
+    match shape:
+        case "circle":
+            return np.linspace(0, 2 * np.pi, 48, endpoint=False), np.ones(48)
+        case "star":
+            return np.linspace(0, 2 * np.pi, 10, endpoint=False), np.tile([1.0, 0.42], 5)
+        case "cross":
+            arm = np.arctan2(0.33, 1.0)
+            offsets = np.array([-arm, arm, np.pi / 4])
+            angles = (np.arange(4)[:, None] * np.pi / 2 + offsets).ravel()
+            return angles, np.tile([1.0, 1.0, 0.33 * np.sqrt(2)], 4)
+        case _:
+            corners = {"triangle": 3, "square": 4}[shape]
+            return np.linspace(0, 2 * np.pi, corners, endpoint=False), np.ones(corners)
+
+
+def _coverage(corners: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Share of each pixel inside a polygon, float32 [H, W]; drawn at three times the size and averaged."""
+    large = Image.new("L", (3 * WIDTH, 3 * HEIGHT))
+    ImageDraw.Draw(large).polygon([(3 * float(x), 3 * float(y)) for x, y in corners], fill=255)
+    return np.asarray(large.reduce(3), np.float32) / 255
+
+
+def _noise(generator: Generator, width: int, height: int) -> Image.Image:
+    """A muted texture: noise of four sizes of grain around a grey tinted at random."""
+    total = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((4, 40), (12, 28), (36, 20), (90, 12)):
+        grain = generator.uniform(-1, 1, (cells * height // width + 1, cells, 3)).astype(np.float32)
+        grain = 0.35 * grain + 0.65 * grain.mean(axis=2, keepdims=True)
+        planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in np.moveaxis(grain, 2, 0)]
+        total += strength * np.stack([np.asarray(plane) for plane in planes], axis=2)
+    tint = generator.uniform(85, 135) + generator.uniform(-12, 12, 3)
+    return Image.fromarray(np.clip(total + tint, 0, 255).astype(np.uint8))

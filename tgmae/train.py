@@ -1,0 +1,284 @@
+"""The training loop, from top to bottom: set up → (load → forward → backward → step → log → save)* → report."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from tgmae import distributed
+from tgmae.attention import choose_attention
+from tgmae.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    restore,
+    save_checkpoint,
+)
+from tgmae.config import TrainConfig, to_dict
+from tgmae.hf_format import export_hf, import_hf
+from tgmae.loader import Loader, TrainingBatch, make_loader
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.metrics import MetricsWriter
+from tgmae.model import VideoMAE
+from tgmae.optim import Schedule, make_optimizer
+from tgmae.visualize import draw_loss, draw_reconstructions
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    step: int  # optimiser steps done
+    total_steps: int
+    loss: float  # of the last step; NaN where no step was taken
+    run_dir: Path
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Pretrain as `config` says, from the newest checkpoint where there is one, and leave everything in its run folder.
+
+    Raises ValueError, FileNotFoundError or OSError with what to do about it; checkpoints stay whole whatever happens.
+    """
+    # ---- set up -------------------------------------------------------------------------------------------------
+    world = distributed.start(config.device)
+    say = print if world.is_main else _say_nothing
+    manifest = read_manifest(config.data.manifest).select_split(config.data.split)
+    accumulation = config.accumulation_steps(world.size)
+    steps_per_epoch = len(manifest) * config.data.repeat / config.batch_size
+    total_steps = math.ceil(config.epochs * steps_per_epoch)
+    last_step = min(total_steps, config.max_steps or total_steps)
+
+    torch.manual_seed(config.seed)
+    attention = choose_attention(config.model.attention, world.device)
+    model = VideoMAE(config.model, attention)
+    if config.init_from is not None:
+        import_hf(model, config.init_from)
+    model.to(world.device)
+    optimizer = make_optimizer(model, config.optim)
+    schedule = Schedule(
+        config=config.optim, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    checkpoints = config.run_dir / "checkpoints"
+    start = _resume(config, checkpoints, model, optimizer, len(manifest))
+    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
+    step_model = DistributedDataParallel(model) if world.size > 1 else model
+
+    say(_describe(config, world, manifest, model, attention, use_bf16, start, total_steps))
+    if start >= last_step:
+        say(f"nothing to do: {config.run_dir} is at step {start} of {last_step}. Train afresh with --resume never")
+        world.close()
+        return TrainResult(start, total_steps, math.nan, config.run_dir)
+    if world.is_main:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+    loader = make_loader(config, manifest, start * accumulation, world.device, world.rank, world.size)
+    metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
+    bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
+    window = _Window(loader)
+    loss_value, step, saved_step = math.nan, start, start
+
+    def save() -> None:
+        nonlocal saved_step
+        if world.is_main and step > saved_step:
+            save_checkpoint(checkpoints, step, model, optimizer, config, len(manifest))
+            prune_checkpoints(checkpoints, config.log.keep_checkpoints)
+        saved_step = step
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+    try:
+        with _stop_requests() as stop:
+            while step < last_step:
+                rate = schedule.rate(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss_value = 0.0
+                for micro in range(accumulation):
+                    batch = loader.next_batch()
+                    if isinstance(step_model, DistributedDataParallel):
+                        step_model.require_backward_grad_sync = micro == accumulation - 1
+                    with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
+                        loss, prediction = step_model(batch.clips.frames, batch.plan)
+                    (loss / accumulation).backward()
+                    loss_value += loss.item() / accumulation
+                    if not math.isfinite(loss_value):
+                        raise ValueError(_describe_bad_loss(loss_value, step, batch, manifest, checkpoints))
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                window.count(config.batch_size)
+                bar.update()
+
+                if step % config.log.metrics_every == 0 or step == last_step:
+                    report = {
+                        "epoch": step / steps_per_epoch,
+                        "loss": world.mean(loss_value),
+                        "learning_rate": rate,
+                        "grad_norm": float(norm),
+                        **window.report(),
+                        "skipped_videos": len(loader.skipped),
+                    }
+                    if metrics is not None:
+                        metrics.write(step, report)
+                    bar.set_postfix_str(
+                        f"loss {report['loss']:.3f}, {report['clips_per_s']:.1f} clips/s, "
+                        f"waiting {report['wait_share']:.0%}"
+                    )
+                for video in batch.clips.skipped:
+                    bar.write(f"skipped {video.path}: {video.reason}")
+                if world.is_main and (step % config.log.picture_every == 0 or step == last_step):
+                    _draw(config, manifest, batch, prediction, step)
+                if step % config.log.checkpoint_every == 0:
+                    save()
+                if world.any(stop.requested):
+                    say(f"\nstopped by {stop.name} after step {step}; go on with the same command")
+                    break
+            save()
+    finally:
+        # ---- report -------------------------------------------------------------------------------------------------
+        bar.close()
+        loader.close()
+        if metrics is not None:
+            metrics.__exit__(None, None, None)
+
+    if world.is_main:
+        draw_loss(config.run_dir)
+        export_hf(model, config.run_dir / "hf")
+    world.wait()
+    world.close()
+    say(f"step {step} of {total_steps}, loss {loss_value:.4f}; {window.summary()}; see {config.run_dir}")
+    return TrainResult(step, total_steps, loss_value, config.run_dir)
+
+
+class _Window:
+    """Speed and waiting since the last report, and over the whole run."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.begun_s = self.run_begun_s = time.perf_counter()
+        self.waited_s = 0.0
+        self.steps = self.clips = self.run_clips = 0
+
+    def count(self, clips: int) -> None:
+        self.steps += 1
+        self.clips += clips
+        self.run_clips += clips
+
+    def report(self) -> dict[str, float]:
+        """Figures since the last call."""
+        now = time.perf_counter()
+        elapsed_s, waited_s = now - self.begun_s, self.loader.waited_s - self.waited_s
+        steps, clips = self.steps, self.clips
+        self.begun_s, self.waited_s, self.steps, self.clips = now, self.loader.waited_s, 0, 0
+        return {
+            "clips_per_s": clips / elapsed_s,
+            "step_ms": 1000 * elapsed_s / steps,
+            "wait_ms": 1000 * waited_s / steps,
+            "wait_share": waited_s / elapsed_s,
+        }
+
+    def summary(self) -> str:
+        elapsed_s = time.perf_counter() - self.run_begun_s
+        return (
+            f"{elapsed_s:.0f} s, {self.run_clips / elapsed_s:.1f} clips/s, "
+            f"{self.loader.waited_s / elapsed_s:.0%} of it waiting for input, "
+            f"{len(self.loader.skipped)} videos skipped"
+        )
+
+
+class _Stop:
+    """Set by SIGTERM or SIGINT; the loop ends after the step under way."""
+
+    requested = False
+    name = ""
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    stop = _Stop()
+
+    def request(number: int, _frame: object) -> None:
+        if stop.requested:  # a second signal means now
+            raise KeyboardInterrupt
+        stop.requested, stop.name = True, signal.Signals(number).name
+
+    old = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _resume(
+    config: TrainConfig, checkpoints: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, num_videos: int
+) -> int:
+    """Load the checkpoint that `config.resume` names, if any; return the steps done."""
+    if config.resume == "never":
+        return 0
+    path = newest_checkpoint(checkpoints) if config.resume == "auto" else Path(config.resume)
+    if path is None:
+        return 0
+    return restore(load_checkpoint(path), path, model, optimizer, config, num_videos)
+
+
+def _describe(
+    config: TrainConfig,
+    world: distributed.World,
+    manifest: Manifest,
+    model: VideoMAE,
+    attention: str,
+    use_bf16: bool,
+    start: int,
+    total_steps: int,
+) -> str:
+    """The choices that were made, as they are made."""
+    on_gpu = world.device.type == "cuda" and config.data.decode != "cpu" and config.pipeline == "dali"
+    visible = config.model.patches_per_slot - config.mask.masked_per_slot(config.model.patches_per_slot)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"data      {len(manifest)} videos from {config.data.manifest}; "
+        f"clips {config.model.num_frames}×{config.model.image_size}², {config.data.sampling}, stride {config.data.stride}\n"
+        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}, {config.data.num_workers} workers\n"
+        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}, "
+        f"{config.mask.kind} mask, {visible * config.model.num_slots} of {config.model.num_tokens} tokens visible\n"
+        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {start} to {total_steps}, "
+        f"batch {config.batch_size} = {config.accumulation_steps(world.size)} × {config.device_batch_size} × {world.size}"
+    )
+
+
+def _describe_bad_loss(
+    loss: float, step: int, batch: TrainingBatch, manifest: Manifest, checkpoints: Path
+) -> str:
+    clips = "\n".join(f"  {request}  {manifest[request.row].path}" for request in batch.clips.requests)
+    newest = newest_checkpoint(checkpoints)
+    return (
+        f"loss is {loss} at step {step + 1}; the weights were not updated with it. "
+        f"{f'Newest checkpoint: {newest}. ' if newest else ''}The clips of the batch:\n{clips}"
+    )
+
+
+def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, prediction: torch.Tensor, step: int) -> None:
+    videos = [manifest[request.row] for request in batch.clips.requests[:3]]
+    draw_reconstructions(
+        config.run_dir / "pictures" / f"step_{step:08d}.png",
+        config.model,
+        batch.clips.frames,
+        batch.plan,
+        prediction,
+        [(video.captions or (video.label or video.path,))[0] for video in videos],
+        f"step {step}, {config.mask.kind} mask, ratio {config.mask.ratio}",
+    )
+
+
+def _say_nothing(*_: object) -> None:
+    """What the other processes print."""
