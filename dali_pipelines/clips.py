@@ -16,14 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
 from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.decode import DecodeError, decode_clips
 from dali_pipelines.geometry import coded_crop, orientation
 from dali_pipelines.reference import replace_skipped
 from tgmae.config import DataConfig
-from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
+from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
 
 # What fn.decoders.video of DALI 2.4 decodes; the GPU list is from its documentation and has not been run here.
 NATIVE_CODECS = {
@@ -84,7 +85,7 @@ class ClipSource:
         )
 
 
-@pipeline_def(enable_conditionals=True)
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
 def _graph(source: ClipSource, num_frames: int, decode: str, prefetch: int) -> tuple[Any, ...]:
     """R = source.repeat outputs of [U, T, size, size, 3], U decodes a batch, then the error texts."""
     encoded, frames, native, decoded, crops, turns, error = fn.external_source(
@@ -159,7 +160,7 @@ class DaliPipeline:
         requests = self.plan(self.batch)
         self.batch += 1
         # DALI reuses its buffers in the next run while the loader still holds this batch: hence the copy.
-        clips = torch.stack([torch.from_dlpack(output.as_tensor()) for output in outputs], dim=1).flatten(0, 1)
+        clips = torch.stack([from_dlpack(output.as_tensor()) for output in outputs], dim=1).flatten(0, 1)
         skipped = []
         for unit in range(len(errors)):
             if text := errors.at(unit).tobytes().strip(b"\0").decode():

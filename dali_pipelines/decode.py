@@ -52,9 +52,7 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
     raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
 
 
-def _seek(
-    container: InputContainer, stream: VideoStream, video: Video, first: int
-) -> tuple[int, Iterator[VideoFrame]]:
+def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:
     """Start decoding at the last keyframe at or before `first`; return its number and the frames from it on."""
     index = int(np.searchsorted(video.keyframes, first, side="right")) - 1
     if index <= 0:
@@ -92,7 +90,7 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
             places = [place for place, wanted in enumerate(frames) if wanted == number]
             for clip, resizer in zip(clips, resizers, strict=True):
                 resizer.push(frame)
-                clip[places] = resizer.pull().to_ndarray()  # type: ignore[union-attr]
+                clip[places] = resizer.pull().to_ndarray()
     except av.FFmpegError as error:  # the picture changed its size or format under way
         raise DecodeError(f"cannot crop {video.width}×{video.height} pictures: {error}") from error
     return clips
@@ -101,9 +99,7 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
 def _crop_and_resize(frame: VideoFrame, crop: CropBox, size: int) -> Graph:
     """FFmpeg filters: crop, bilinear resize (with area support when it shrinks) and conversion to RGB in one pass."""
     graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
-    )
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     chain = [
         source,
         graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),

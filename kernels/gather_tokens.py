@@ -37,5 +37,5 @@ def gather_tokens(frames: Tensor, index: Tensor, patch: int, tubelet: int, dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     mean = torch.tensor(MEAN, dtype=compute, device=frames.device)
     std = torch.tensor(STD, dtype=compute, device=frames.device)
-    pixels = cubes.unflatten(-1, (-1, 3)).to(compute)
+    pixels = cubes.view(*cubes.shape[:-1], -1, 3).to(compute)
     return ((pixels / 255 - mean) / std).flatten(-2).to(dtype)

@@ -17,7 +17,7 @@ def cube_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
     cubes floating [..., P] in 0 … 1 → two of [..., 1, 3]. The deviation is the square root of the unbiased variance
     plus 1e-6, as in VideoMAE's engine_for_pretraining.py.
     """
-    pixels = cubes.unflatten(-1, (-1, 3))
+    pixels = cubes.view(*cubes.shape[:-1], -1, 3)
     return pixels.mean(-2, keepdim=True), pixels.var(-2, unbiased=True, keepdim=True).sqrt() + 1e-6
 
 
@@ -25,7 +25,7 @@ def normalised_targets(frames: Tensor, masked: Tensor, patch: int, tubelet: int,
     """What the decoder must predict: uint8 [B, T, H, W, 3], int32 [B, M] → `dtype` [B, M, P]."""
     cubes = gather_cubes(frames, masked, patch, tubelet).to(dtype) / 255
     mean, deviation = cube_statistics(cubes)
-    return ((cubes.unflatten(-1, (-1, 3)) - mean) / deviation).flatten(-2)
+    return ((cubes.view(*cubes.shape[:-1], -1, 3) - mean) / deviation).flatten(-2)
 
 
 def masked_mse(prediction: Tensor, frames: Tensor, masked: Tensor, patch: int, tubelet: int) -> Tensor:

@@ -147,7 +147,9 @@ def _check_config(folder: Path, config: ModelConfig) -> None:
     theirs = json.loads(path.read_text())
     for name, ours in hf_config(config).items():
         if isinstance(ours, int) and name in theirs and theirs[name] != ours:
-            raise ValueError(f"{folder} is of another shape: {name} is {theirs[name]} there, {ours} in this configuration")
+            raise ValueError(
+                f"{folder} is of another shape: {name} is {theirs[name]} there, {ours} in this configuration"
+            )
 
 
 def _take(weights: dict[str, Tensor], *names: str) -> Tensor:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tgmae.manifest import check_relative, read_manifest, write_manifest
 from tgmae.types import Video
 
-SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split())
+SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,9 @@ def list_csv(csv_path: Path, split: str) -> list[Entry]:
                 check_relative(path)
             except ValueError as error:
                 raise ValueError(f"{csv_path} line {reader.line_num}: {error}") from error
-            captions = tuple(text for name in columns if name.startswith("caption") and (text := (row[name] or "").strip()))
+            captions = tuple(
+                text for name in columns if name.startswith("caption") and (text := (row[name] or "").strip())
+            )
             if (known := entries.get(path)) is not None:
                 entries[path] = replace(known, captions=known.captions + captions)
             else:

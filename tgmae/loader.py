@@ -48,7 +48,9 @@ class Loader:
         self.num_videos, self.max_skipped = num_videos, max_skipped
         self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 

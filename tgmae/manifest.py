@@ -109,4 +109,3 @@ def read_manifest(path: Path) -> Manifest:
         check_relative(video_path)
     root = (table.schema.metadata or {}).get(ROOT_KEY, b".").decode()
     return Manifest(table.select(SCHEMA.names), (path.resolve().parent / root).resolve())
-

@@ -28,7 +28,9 @@ def noise_scores(kind: str, requests: Sequence[ClipRequest], num_slots: int, pat
     return torch.from_numpy(np.stack(noise)).expand(-1, num_slots, -1)
 
 
-def plan_masks(config: MaskConfig, model: ModelConfig, requests: Sequence[ClipRequest], device: torch.device) -> MaskPlan:
+def plan_masks(
+    config: MaskConfig, model: ModelConfig, requests: Sequence[ClipRequest], device: torch.device
+) -> MaskPlan:
     """The masks of a batch, on `device`."""
     scores = noise_scores(config.kind, requests, model.num_slots, model.patches_per_slot).to(device)
     visible, masked = topk_mask(scores, config.masked_per_slot(model.patches_per_slot))

@@ -29,7 +29,7 @@ class MetricsWriter:
                 raise ValueError(
                     "TensorBoard is not installed: pip install tensorboard, or choose --log.no-tensorboard"
                 ) from error
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One report after optimiser step `step`."""
@@ -37,7 +37,7 @@ class MetricsWriter:
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -47,7 +47,7 @@ class MetricsWriter:
     ) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, D] → [B, L, D]
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k, v = F.linear(x, self.qkv.weight, bias).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
         out: Tensor = self.out(attend(q, k, v, self.backend).flatten(-2))
         return out
 

@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.video.stream import VideoStream
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -68,8 +69,9 @@ class MovingShape:
         """[corners, 2], x and y."""
         angles, radii = _outline(self.shape)
         angles = angles + self.angle[frame]
-        points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None] * self.radius[frame]
-        return points + (self.x[frame], self.y[frame])
+        points = self.radius[frame] * np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+        moved: NDArray[np.float64] = points + np.array([self.x[frame], self.y[frame]])
+        return moved
 
     def box(self, frame: int) -> tuple[int, int, int, int]:
         """Left, top, right, bottom (exclusive) of the part inside the picture."""
@@ -132,12 +134,15 @@ def draw_clip(generator: Generator, num_objects: int) -> tuple[NDArray[np.uint8]
     return frames, objects
 
 
-def write_clip(index: int, *, out: Path, seed: int, codec: Literal["h264", "vp9"], num_objects: int) -> list[MovingShape]:
+def write_clip(
+    index: int, *, out: Path, seed: int, codec: Literal["h264", "vp9"], num_objects: int
+) -> list[MovingShape]:
     """Draw and encode clip `index` as out/videos/<index><suffix>; returns its objects."""
     frames, objects = draw_clip(np.random.default_rng((seed, index)), num_objects)
     suffix, encoder, options = CODECS[codec]
     with av.open(str(out / clip_path(index, codec)), "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=dict(options))
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:
@@ -207,11 +212,11 @@ def _outline(shape: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             return np.linspace(0, 2 * np.pi, corners, endpoint=False), np.ones(corners)
 
 
-def _coverage(corners: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Share of each pixel inside a polygon, float32 [H, W]; drawn at three times the size and averaged."""
+def _coverage(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of each pixel inside a polygon, [H, W]; drawn at three times the size and averaged."""
     large = Image.new("L", (3 * WIDTH, 3 * HEIGHT))
     ImageDraw.Draw(large).polygon([(3 * float(x), 3 * float(y)) for x, y in corners], fill=255)
-    return np.asarray(large.reduce(3), np.float32) / 255
+    return np.asarray(large.reduce(3), np.float64) / 255
 
 
 def _noise(generator: Generator, width: int, height: int) -> Image.Image:
@@ -220,7 +225,8 @@ def _noise(generator: Generator, width: int, height: int) -> Image.Image:
     for cells, strength in ((4, 40), (12, 28), (36, 20), (90, 12)):
         grain = generator.uniform(-1, 1, (cells * height // width + 1, cells, 3)).astype(np.float32)
         grain = 0.35 * grain + 0.65 * grain.mean(axis=2, keepdims=True)
-        planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in np.moveaxis(grain, 2, 0)]
-        total += strength * np.stack([np.asarray(plane) for plane in planes], axis=2)
+        planes = [Image.fromarray(plane) for plane in np.moveaxis(grain, 2, 0)]
+        smooth = [np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC)) for plane in planes]
+        total += strength * np.stack(smooth, axis=2)
     tint = generator.uniform(85, 135) + generator.uniform(-12, 12, 3)
     return Image.fromarray(np.clip(total + tint, 0, 255).astype(np.uint8))

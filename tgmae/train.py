@@ -256,9 +256,7 @@ def _describe(
     )
 
 
-def _describe_bad_loss(
-    loss: float, step: int, batch: TrainingBatch, manifest: Manifest, checkpoints: Path
-) -> str:
+def _describe_bad_loss(loss: float, step: int, batch: TrainingBatch, manifest: Manifest, checkpoints: Path) -> str:
     clips = "\n".join(f"  {request}  {manifest[request.row].path}" for request in batch.clips.requests)
     newest = newest_checkpoint(checkpoints)
     return (

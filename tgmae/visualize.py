@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def reconstruct(config: ModelConfig, frames: Tensor, plan: MaskPlan, prediction:
     mean, deviation = cube_statistics(cubes)
     index = plan.masked.long()[..., None]
     mean, deviation = (x.squeeze(-2).gather(1, index.expand(-1, -1, 3))[..., None, :] for x in (mean, deviation))
-    pixels = (prediction.float().unflatten(-1, (-1, 3)) * deviation + mean).flatten(-2)
+    pixels = (prediction.float().view(*prediction.shape[:2], -1, 3) * deviation + mean).flatten(-2)
     place = index.expand(-1, -1, cubes.shape[-1])
     masked = cubes.scatter(1, place, torch.full_like(pixels, _GREY))
     filled = cubes.scatter(1, place, pixels.clamp(0, 1))
@@ -107,12 +108,14 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
         except DecodeError as error:
             pictures.append((np.zeros((9, 16, 3), np.uint8), f"{video.path}\n{error}"))
             continue
-        picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90)
+        picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
         words = video.captions[0] if video.captions else video.label
         pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"))
     columns = min(6, len(pictures))
     lines = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.7 * lines), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.6 * columns, 2.4 * lines), layout="constrained", squeeze=False
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, (picture, title) in zip(axes.flat, pictures, strict=False):
@@ -122,7 +125,7 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
     return len(pictures)
 
 
-def _save(figure: plt.Figure, path: Path, dpi: int) -> None:
+def _save(figure: Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     plt.close(figure)

@@ -48,7 +48,9 @@ def backends() -> dict[str, str]:
     try:
         from dali_pipelines.clips import NATIVE_CODECS
 
-        found["pipeline dali, cpu"] = f"yes; decodes {', '.join(sorted(NATIVE_CODECS['cpu']))} itself, the rest with PyAV"
+        found["pipeline dali, cpu"] = (
+            f"yes; decodes {', '.join(sorted(NATIVE_CODECS['cpu']))} itself, the rest with PyAV"
+        )
         found["pipeline dali, gpu"] = (
             f"yes; decodes {', '.join(sorted(NATIVE_CODECS['gpu']))}"
             if torch.cuda.is_available()
