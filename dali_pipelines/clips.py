@@ -4,9 +4,9 @@
     read bytes ─── codec DALI decodes on this device ───►  decode → crop + resize ─┐
     └─ other codecs: PyAV decodes, crops and resizes ──────────────────────────────┴─► turn, flip → [B, T, H, W, 3]
 
-`fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it knows VP8, VP9 and
-MJPEG. It does not survive a broken file, so a worker passes on only what still has the size and date of its index entry,
-and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV.
+`fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it knows VP8, VP9
+and MJPEG. It does not survive a broken file, so a worker passes on only what still has the size and date of its index
+entry, and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV.
 """
 
 from __future__ import annotations

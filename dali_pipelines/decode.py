@@ -1,12 +1,13 @@
 """Frames of a video by number, decoded with PyAV (FFmpeg) on the CPU.
 
-`decode_frames` is what both pipelines rest on; `decode_clips` adds crop and resize inside FFmpeg's YUV → RGB conversion,
-so that no pixel is converted that the crop throws away and none is moved that the resize throws away.
+`decode_frames` is what both pipelines rest on; `decode_clips` adds crop and resize inside FFmpeg's YUV → RGB
+conversion, so that no pixel is converted that the crop throws away and none is moved that the resize throws away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -107,7 +108,7 @@ def _crop_and_resize(frame: VideoFrame, crop: CropBox, size: int) -> Graph:
         graph.add("format", "pix_fmts=rgb24"),
         graph.add("buffersink"),
     ]
-    for left, right in zip(chain, chain[1:], strict=False):
+    for left, right in pairwise(chain):
         left.link_to(right)
     graph.configure()
     return graph

@@ -1,4 +1,4 @@
-"""The readable pipeline: PyAV decodes from frame 0, torch crops, resizes and flips. What `clips.py` is compared with."""
+"""The readable pipeline: PyAV decodes from frame 0, torch crops, resizes and flips. `clips.py` is compared with it."""
 
 from __future__ import annotations
 

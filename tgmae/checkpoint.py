@@ -61,6 +61,12 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         path.unlink()
 
 
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename checkpoints of more than `step` steps, left by a run that this one does not go on from, to *.pt.old."""
+    newer = [path for path in _checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
+    return [path.rename(path.with_name(path.name + ".old")) for path in newer]
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps, or None."""
     found = _checkpoints(folder)

@@ -45,7 +45,7 @@ class World:
 
 
 def start(device: Literal["auto", "cuda", "cpu"]) -> World:
-    """Join the process group that torchrun announces; alone without it. Raises ValueError for CUDA that is not there."""
+    """Join the process group that torchrun announces; alone without it. Raises ValueError where CUDA is missing."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda was asked for, but torch sees no CUDA device; tgmae-info says more")
     on_cuda = device != "cpu" and torch.cuda.is_available()

@@ -1,7 +1,7 @@
 """Weights to and from Hugging Face's VideoMAE format: a folder with config.json and model.safetensors.
 
-Read with `transformers.VideoMAEForPreTraining.from_pretrained(folder)`. Published checkpoints differ by release in how they
-name the query and value biases and in the file they come in; all are read.
+Read with `transformers.VideoMAEForPreTraining.from_pretrained(folder)`. Published checkpoints differ by release in how
+they name the query and value biases and in the file they come in; all are read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From requests to what the training step takes: clips and masks, one batch ahead of it.
 
-The next batch is fetched and masked by a thread (on its own CUDA stream where there is a GPU) while the step runs. Decoding
-itself happens in the pipeline's worker processes and DALI's threads, so the thread mostly waits.
+The next batch is fetched and masked by a thread (on its own CUDA stream where there is a GPU) while the step runs.
+Decoding itself happens in the pipeline's worker processes and DALI's threads, so the thread mostly waits.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Loader:
             return TrainingBatch(clips, plan, self._stream.record_event() if self._stream else None)
 
     def _hand_over(self, batch: TrainingBatch) -> None:
-        """Order the training stream after the loader's, and keep the memory until the training stream is done with it."""
+        """Order the training stream after the loader's, and keep the memory until the former is done with it."""
         if batch.ready is None:
             return
         training_stream = torch.cuda.current_stream(self.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
@@ -39,12 +39,7 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -60,3 +55,39 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+class Throughput:
+    """Speed and waiting: since the last report, and over the whole run. Make it just before the first step."""
+
+    def __init__(self) -> None:
+        self._run_begun_s = self._begun_s = time.perf_counter()
+        self._waited_s = 0.0
+        self._steps = self._clips = self._run_clips = 0
+
+    def count(self, clips: int) -> None:
+        """One optimiser step is done."""
+        self._steps += 1
+        self._clips += clips
+        self._run_clips += clips
+
+    def report(self, waited_s: float) -> dict[str, float]:
+        """Figures since the last call; `waited_s` is the loader's total so far."""
+        now = time.perf_counter()
+        elapsed_s, window_waited_s = now - self._begun_s, waited_s - self._waited_s
+        steps, clips = self._steps, self._clips
+        self._begun_s, self._waited_s, self._steps, self._clips = now, waited_s, 0, 0
+        return {
+            "clips_per_s": clips / elapsed_s,
+            "step_ms": 1000 * elapsed_s / steps,
+            "wait_ms": 1000 * window_waited_s / steps,
+            "wait_share": window_waited_s / elapsed_s,
+        }
+
+    def summary(self, waited_s: float) -> str:
+        """The whole run in words."""
+        elapsed_s = time.perf_counter() - self._run_begun_s
+        return (
+            f"{elapsed_s:.0f} s, {self._run_clips / elapsed_s:.1f} clips/s, "
+            f"{waited_s / elapsed_s:.0%} of it waiting for input"
+        )

@@ -1,8 +1,8 @@
 """(seed, epoch, position) → `ClipRequest`: the only randomness there is.
 
-Videos are drawn as one endless stream: a permutation of all rows, then the next epoch's permutation, and so on. Batch b of
-rank r out of W takes its share of the stream's next W · (B / repeat) videos, so every video comes exactly once an epoch over
-all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
+Videos are drawn as one endless stream: a permutation of all rows, then the next epoch's permutation, and so on. Batch b
+of rank r out of W takes its share of the stream's next W · (B / repeat) videos, so every video comes exactly once an
+epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The demo data set: textured shapes that move over textured, drifting backgrounds, with captions and true boxes.
 
-The label is the motion, the caption names colour, shape and motion ("a red circle moving left"), and the box of every object
-in every frame is kept, so that a mask can be judged against the truth. Everything about clip i follows from (seed, i).
+The label is the motion, the caption names colour, shape and motion ("a red circle moving left"), and the box of every
+object in every frame is kept, so that a mask can be judged against the truth. Everything about clip i follows from
+(seed, i).
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def write_clip(
 ) -> list[MovingShape]:
     """Draw and encode clip `index` as out/videos/<index><suffix>; returns its objects."""
     frames, objects = draw_clip(np.random.default_rng((seed, index)), num_objects)
-    suffix, encoder, options = CODECS[codec]
+    _, encoder, options = CODECS[codec]
     with av.open(str(out / clip_path(index, codec)), "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=dict(options))
         assert isinstance(stream, VideoStream)

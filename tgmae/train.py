@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +19,16 @@ from tgmae.checkpoint import (
     prune_checkpoints,
     restore,
     save_checkpoint,
+    set_aside_newer,
 )
 from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import export_hf, import_hf
-from tgmae.loader import Loader, TrainingBatch, make_loader
+from tgmae.loader import TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.metrics import MetricsWriter
+from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
+from tgmae.stopping import stop_requests
 from tgmae.visualize import draw_loss, draw_reconstructions
 
 
@@ -76,14 +74,17 @@ def train(config: TrainConfig) -> TrainResult:
         say(f"nothing to do: {config.run_dir} is at step {start} of {last_step}. Train afresh with --resume never")
         world.close()
         return TrainResult(start, total_steps, math.nan, config.run_dir)
+    world.wait()  # every process has read its checkpoint
     if world.is_main:
+        for path in set_aside_newer(checkpoints, start):
+            say(f"set aside {path}: this run starts from step {start}")
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
     loader = make_loader(config, manifest, start * accumulation, world.device, world.rank, world.size)
     metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
-    window = _Window(loader)
+    window = Throughput()
     loss_value, step, saved_step = math.nan, start, start
 
     def save() -> None:
@@ -95,7 +96,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     # ---- the loop -----------------------------------------------------------------------------------------------
     try:
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while step < last_step:
                 rate = schedule.rate(step)
                 for group in optimizer.param_groups:
@@ -124,7 +125,7 @@ def train(config: TrainConfig) -> TrainResult:
                         "loss": world.mean(loss_value),
                         "learning_rate": rate,
                         "grad_norm": float(norm),
-                        **window.report(),
+                        **window.report(loader.waited_s),
                         "skipped_videos": len(loader.skipped),
                     }
                     if metrics is not None:
@@ -144,79 +145,22 @@ def train(config: TrainConfig) -> TrainResult:
                     break
             save()
     finally:
-        # ---- report -------------------------------------------------------------------------------------------------
         bar.close()
         loader.close()
         if metrics is not None:
-            metrics.__exit__(None, None, None)
+            metrics.close()
 
+    # ---- report -------------------------------------------------------------------------------------------------
     if world.is_main:
         draw_loss(config.run_dir)
         export_hf(model, config.run_dir / "hf")
     world.wait()
     world.close()
-    say(f"step {step} of {total_steps}, loss {loss_value:.4f}; {window.summary()}; see {config.run_dir}")
+    say(
+        f"step {step} of {total_steps}, loss {loss_value:.4f}; {window.summary(loader.waited_s)}, "
+        f"{len(loader.skipped)} videos skipped; see {config.run_dir}"
+    )
     return TrainResult(step, total_steps, loss_value, config.run_dir)
-
-
-class _Window:
-    """Speed and waiting since the last report, and over the whole run."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-        self.begun_s = self.run_begun_s = time.perf_counter()
-        self.waited_s = 0.0
-        self.steps = self.clips = self.run_clips = 0
-
-    def count(self, clips: int) -> None:
-        self.steps += 1
-        self.clips += clips
-        self.run_clips += clips
-
-    def report(self) -> dict[str, float]:
-        """Figures since the last call."""
-        now = time.perf_counter()
-        elapsed_s, waited_s = now - self.begun_s, self.loader.waited_s - self.waited_s
-        steps, clips = self.steps, self.clips
-        self.begun_s, self.waited_s, self.steps, self.clips = now, self.loader.waited_s, 0, 0
-        return {
-            "clips_per_s": clips / elapsed_s,
-            "step_ms": 1000 * elapsed_s / steps,
-            "wait_ms": 1000 * waited_s / steps,
-            "wait_share": waited_s / elapsed_s,
-        }
-
-    def summary(self) -> str:
-        elapsed_s = time.perf_counter() - self.run_begun_s
-        return (
-            f"{elapsed_s:.0f} s, {self.run_clips / elapsed_s:.1f} clips/s, "
-            f"{self.loader.waited_s / elapsed_s:.0%} of it waiting for input, "
-            f"{len(self.loader.skipped)} videos skipped"
-        )
-
-
-class _Stop:
-    """Set by SIGTERM or SIGINT; the loop ends after the step under way."""
-
-    requested = False
-    name = ""
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    stop = _Stop()
-
-    def request(number: int, _frame: object) -> None:
-        if stop.requested:  # a second signal means now
-            raise KeyboardInterrupt
-        stop.requested, stop.name = True, signal.Signals(number).name
-
-    old = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _resume(
@@ -226,9 +170,7 @@ def _resume(
     if config.resume == "never":
         return 0
     path = newest_checkpoint(checkpoints) if config.resume == "auto" else Path(config.resume)
-    if path is None:
-        return 0
-    return restore(load_checkpoint(path), path, model, optimizer, config, num_videos)
+    return restore(load_checkpoint(path), path, model, optimizer, config, num_videos) if path else 0
 
 
 def _describe(
@@ -241,18 +183,20 @@ def _describe(
     start: int,
     total_steps: int,
 ) -> str:
-    """The choices that were made, as they are made."""
-    on_gpu = world.device.type == "cuda" and config.data.decode != "cpu" and config.pipeline == "dali"
-    visible = config.model.patches_per_slot - config.mask.masked_per_slot(config.model.patches_per_slot)
+    """The choices this run was made with, those behind `auto` too."""
+    data, shape = config.data, config.model
+    on_gpu = world.device.type == "cuda" and data.decode != "cpu" and config.pipeline == "dali"
+    visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    accumulation = config.accumulation_steps(world.size)
     return (
-        f"data      {len(manifest)} videos from {config.data.manifest}; "
-        f"clips {config.model.num_frames}×{config.model.image_size}², {config.data.sampling}, stride {config.data.stride}\n"
-        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}, {config.data.num_workers} workers\n"
-        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}, "
-        f"{config.mask.kind} mask, {visible * config.model.num_slots} of {config.model.num_tokens} tokens visible\n"
-        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {start} to {total_steps}, "
-        f"batch {config.batch_size} = {config.accumulation_steps(world.size)} × {config.device_batch_size} × {world.size}"
+        f"data      {len(manifest)} videos from {data.manifest}; "
+        f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
+        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}, {data.num_workers} workers\n"
+        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
+        f"mask      {config.mask.kind}, {visible * shape.num_slots} of {shape.num_tokens} tokens visible\n"
+        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {start} to {total_steps}, batch "
+        f"{config.batch_size} = {accumulation} accumulated × {config.device_batch_size} clips × {world.size} processes"
     )
 
 

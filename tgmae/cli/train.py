@@ -12,7 +12,7 @@ from tgmae.train import TrainResult, train
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """The preset named first (demo where none is), changed by the flags. Exits with a message for what it cannot read."""
+    """The preset named first (demo where none is), changed by the flags. Exits with a message where it cannot."""
     preset = "demo"
     if arguments and not arguments[0].startswith("-"):
         preset, *arguments = arguments
@@ -27,7 +27,7 @@ def parse(arguments: list[str]) -> TrainConfig:
         prog=f"tgmae-train {preset}",
         default=PRESETS[preset],
         args=arguments,
-        description=f"Pretrain with the preset {preset}; the others are {', '.join(p for p in PRESETS if p != preset)}.",
+        description=f"Pretrain with the preset {preset}. Presets: {', '.join(PRESETS)}.",
     )
 
 

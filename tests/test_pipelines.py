@@ -1,0 +1,238 @@
+"""DALI and the PyAV reference give the same frames exactly and the same pixels within a tolerance."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dali_pipelines.clips import DaliPipeline
+from dali_pipelines.reference import ReferencePipeline
+from tests.videos import read_number, write_numbered
+from tgmae.config import DataConfig
+from tgmae.indexing import index_folder
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.types import ClipPipeline, ClipRequest, CropBox
+
+SIZE, NUM_FRAMES = 64, 8
+
+# Mean absolute difference of 8-bit values that the pipelines may show on smooth pictures, and its 99th percentile. They
+# differ in the order of resizing and colour conversion (FFmpeg resizes YUV, the reference resizes RGB).
+MEAN_TOLERANCE, P99_TOLERANCE = 2.0, 12.0
+
+
+def full_crop(manifest: Manifest, row: int) -> CropBox:
+    return CropBox(x=0, y=0, width=manifest[row].width, height=manifest[row].height)
+
+
+def request(manifest: Manifest, row: int, frames: tuple[int, ...], **changes: object) -> ClipRequest:
+    plain = ClipRequest(
+        row=row, epoch=0, position=row, frames=frames, crop=full_crop(manifest, row), flip=False, caption=0, mask_seed=0
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+class Plan:
+    """The same requests in every batch; picklable for the worker processes."""
+
+    def __init__(self, requests: tuple[ClipRequest, ...]) -> None:
+        self.requests = requests
+
+    def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
+        return self.requests
+
+
+def run(pipeline: ClipPipeline) -> torch.Tensor:
+    try:
+        return pipeline.next_batch().frames
+    finally:
+        pipeline.close()
+
+
+def both(manifest: Manifest, requests: tuple[ClipRequest, ...], **data: int) -> tuple[torch.Tensor, torch.Tensor]:
+    plan = Plan(requests)
+    fast = run(DaliPipeline(manifest, plan, DataConfig(**data), SIZE))
+    return fast, run(ReferencePipeline(manifest, plan, SIZE))
+
+
+VIDEOS = {
+    "h264.mp4": dict(codec="libx264", g="12", bf="2"),
+    "h264.mkv": dict(codec="libx264", g="250", bf="3"),
+    "vp9.webm": dict(codec="libvpx-vp9", g="12"),
+    "mjpeg.avi": dict(codec="mjpeg", pix_fmt="yuvj420p"),
+    "mpeg4.avi": dict(codec="mpeg4"),
+    "hevc.mp4": dict(codec="libx265", g="12"),
+    "odd_h264.mkv": dict(codec="libx264", width=161, height=121, pix_fmt="yuv444p"),
+    "odd_vp9.webm": dict(codec="libvpx-vp9", width=161, height=121),
+    "portrait.mp4": dict(codec="libx264", width=120, height=160),
+    "rotated_90.mp4": dict(codec="libx264", rotation=90),
+    "rotated_180.mp4": dict(codec="libx264", rotation=180),
+    "rotated_270.mp4": dict(codec="libx264", rotation=270),
+    "rotated_vp9.mp4": dict(codec="libvpx-vp9", rotation=90),
+    "short.mp4": dict(codec="libx264", num_frames=5),
+    "short.webm": dict(codec="libvpx-vp9", num_frames=5),
+}
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """One numbered video a kind."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for name, options in VIDEOS.items():
+        write_numbered(folder / name, **options)  # type: ignore[arg-type]
+    index_folder(folder, folder / "manifest.parquet", min_frames=2)
+    manifest = read_manifest(folder / "manifest.parquet")
+    assert len(manifest) == len(VIDEOS)
+    return manifest
+
+
+def test_frames_are_the_ones_asked_for(numbered: Manifest) -> None:
+    """Every kind of video in one batch, windows that start in the middle and end at the last frame."""
+    requests = []
+    for row in range(len(numbered)):
+        last = numbered[row].num_frames - 1
+        wanted = (1, 2, 4, 4, 4, 4, 4, 4) if last < 8 else (14, 17, 20, 23, 26, 29, 32, 39)
+        requests.append(request(numbered, row, wanted))
+    fast, slow = both(numbered, tuple(requests))
+    for row, wanted in enumerate(requests):
+        for pipeline, clips in (("dali", fast), ("reference", slow)):
+            numbers = tuple(read_number(picture) for picture in clips[row].numpy())
+            assert numbers == wanted.frames, f"{pipeline}, {numbered[row].path}"
+
+
+def test_pixels_agree(numbered: Manifest) -> None:
+    """Crops at odd places, flips and rotations: within the stated tolerance for every kind of video."""
+    requests = tuple(
+        request(
+            numbered,
+            row,
+            tuple(min(frame, numbered[row].num_frames - 1) for frame in range(0, 16, 2)),
+            crop=CropBox(x=13, y=7, width=97, height=103),
+            flip=row % 2 == 1,
+        )
+        for row in range(len(numbered))
+    )
+    fast, slow = both(numbered, requests)
+    for row in range(len(numbered)):
+        difference = (fast[row].float() - slow[row].float()).abs()
+        # The number blocks are hard edges; the gradient below them shows geometry and colour.
+        mean, p99 = difference.mean().item(), difference.flatten().quantile(0.99).item()
+        assert mean < MEAN_TOLERANCE, f"{numbered[row].path}: mean {mean}"
+        assert p99 < 6 * P99_TOLERANCE, f"{numbered[row].path}: 99th percentile {p99}"
+        smooth = difference[:, SIZE * 3 // 4 :]
+        assert smooth.quantile(0.99).item() < P99_TOLERANCE, f"{numbered[row].path}: {smooth.quantile(0.99)}"
+
+
+def test_a_wrong_flip_or_crop_would_be_seen(numbered: Manifest) -> None:
+    """The tolerance is tight enough to tell a flip, and a crop moved by four pixels."""
+    row = 0
+    frames = tuple(range(8))
+    crop = CropBox(x=20, y=10, width=90, height=90)
+    truth = run(ReferencePipeline(numbered, Plan((request(numbered, row, frames, crop=crop),)), SIZE)).float()
+    for change in ({"flip": True}, {"crop": replace(crop, x=24)}):
+        plan = Plan((request(numbered, row, frames, **{"crop": crop, **change}),))
+        other = run(ReferencePipeline(numbered, plan, SIZE)).float()
+        assert (truth - other).abs().mean() > MEAN_TOLERANCE
+
+
+def test_repeat_cuts_several_clips_from_one_decode(numbered: Manifest) -> None:
+    """data.repeat=2: two clips with the same frames and their own crops, natively decoded and not."""
+    requests = []
+    for row in (0, 2, 9):
+        for crop in (CropBox(x=0, y=0, width=80, height=80), CropBox(x=20, y=30, width=90, height=80)):
+            requests.append(request(numbered, row, (0, 3, 6, 9, 12, 15, 18, 21), crop=crop, flip=crop.x > 0))
+    fast, slow = both(numbered, tuple(requests), repeat=2)
+    assert fast.shape == (6, NUM_FRAMES, SIZE, SIZE, 3)
+    for place in range(6):
+        assert (fast[place].float() - slow[place].float()).abs().mean() < MEAN_TOLERANCE
+    assert (fast[0].float() - fast[1].float()).abs().mean() > 5
+
+
+def test_first_batch_is_where_a_resumed_run_goes_on(shapes: Path) -> None:
+    """Batch 3 of a fresh pipeline equals the first batch of one that starts there; both are deterministic."""
+    from tgmae.sampling import ClipSampler
+
+    manifest = read_manifest(shapes)
+    data = DataConfig(manifest=shapes, stride=2, num_workers=2)
+    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=4, seed=3)
+    fresh, resumed = DaliPipeline(manifest, plan, data, SIZE), DaliPipeline(manifest, plan, data, SIZE, first_batch=3)
+    try:
+        batches = [fresh.next_batch() for _ in range(4)]
+        again = resumed.next_batch()
+    finally:
+        fresh.close()
+        resumed.close()
+    assert again.requests == batches[3].requests == plan(3)
+    assert torch.equal(again.frames, batches[3].frames)
+    assert not torch.equal(batches[0].frames, batches[1].frames)
+
+
+class TestBrokenFiles:
+    """A video deleted, truncated or corrupted after indexing costs its own clip, not the run."""
+
+    @pytest.fixture
+    def manifest(self, tmp_path: Path) -> Manifest:
+        for name in ("a.mp4", "b.webm", "c.mp4", "d.webm", "e.webm"):
+            write_numbered(tmp_path / name, codec="libx264" if name.endswith("mp4") else "libvpx-vp9", g="12")
+        index_folder(tmp_path, tmp_path / "manifest.parquet")
+        (tmp_path / "a.mp4").unlink()
+        with (tmp_path / "b.webm").open("r+b") as file:
+            file.truncate(1500)
+        # Bytes changed in place, size and date kept: only decoding can tell.
+        corrupted, stat = tmp_path / "d.webm", (tmp_path / "d.webm").stat()
+        content = bytearray(corrupted.read_bytes())
+        content[300:] = np.random.default_rng(0).bytes(len(content) - 300)
+        corrupted.write_bytes(content)
+        os.utime(corrupted, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return read_manifest(tmp_path / "manifest.parquet")
+
+    @pytest.mark.parametrize("kind", ["dali", "reference"])
+    def test_named_and_replaced(self, manifest: Manifest, kind: str) -> None:
+        frames = (0, 4, 8, 12, 16, 20, 24, 28)
+        plan = Plan(tuple(request(manifest, row, frames, mask_seed=row) for row in range(5)))
+        pipeline: ClipPipeline = (
+            DaliPipeline(manifest, plan, DataConfig(), SIZE)
+            if kind == "dali"
+            else ReferencePipeline(manifest, plan, SIZE)
+        )
+        try:
+            for _ in range(2):  # the pipeline lives on
+                batch = pipeline.next_batch()
+                skipped = {video.path: video.reason for video in batch.skipped}
+                assert set(skipped) == {"a.mp4", "b.webm", "d.webm"}
+                assert "No such file" in skipped["a.mp4"]
+                assert batch.frames.shape[0] == 5
+                assert [r.row for r in batch.requests] == [2, 2, 2, 4, 4]
+                assert [r.mask_seed for r in batch.requests] == [0, 1, 2, 3, 4]
+                assert torch.equal(batch.frames[0], batch.frames[2])
+                for clip in batch.frames:
+                    assert tuple(read_number(picture) for picture in clip.numpy()) == frames
+        finally:
+            pipeline.close()
+
+    def test_nothing_left_is_an_error(self, manifest: Manifest) -> None:
+        plan = Plan((request(manifest, 0, tuple(range(8))),))
+        for pipeline in (DaliPipeline(manifest, plan, DataConfig(), SIZE), ReferencePipeline(manifest, plan, SIZE)):
+            with pytest.raises(ValueError, match=r"not one video of this batch(.|\n)*a\.mp4"):
+                run(pipeline)
+
+
+@pytest.mark.gpu
+def test_gpu_decoding_agrees(numbered: Manifest) -> None:
+    """NVDEC through DALI gives the same frames, and pixels within twice the tolerance."""
+    rows = [row for row in range(len(numbered)) if "yuv444p" not in str(VIDEOS[numbered[row].path].get("pix_fmt"))]
+    wanted = tuple(range(0, 16, 2))
+    requests = tuple(
+        request(numbered, row, tuple(min(frame, numbered[row].num_frames - 1) for frame in wanted)) for row in rows
+    )
+    fast = run(DaliPipeline(numbered, Plan(requests), DataConfig(decode="gpu"), SIZE, device_id=0))
+    assert fast.is_cuda
+    slow = run(ReferencePipeline(numbered, Plan(requests), SIZE))
+    for place, wanted_request in enumerate(requests):
+        path = numbered[wanted_request.row].path
+        assert tuple(read_number(picture) for picture in fast[place].cpu().numpy()) == wanted_request.frames, path
+        assert (fast[place].cpu().float() - slow[place].float()).abs().mean() < 2 * MEAN_TOLERANCE, path
