@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
         raise ValueError(f"{path} is no readable checkpoint: {error}") from error
     if not isinstance(state, dict) or not {"step", "num_videos", "config", "model", "optimizer"} <= state.keys():

@@ -35,6 +35,9 @@ class ModelConfig:
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {value}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"model.image_size must be a multiple of model.patch_size, got {self.image_size} and {self.patch_size}"
@@ -109,8 +112,8 @@ class MaskConfig:
 
     def masked_per_slot(self, patches_per_slot: int) -> int:
         """floor(ratio · N), the number of masked patches in each slot."""
-        # .9 · 10 is 8.999… in binary; a thousandth of a patch absorbs that and nothing a user would mean.
-        return math.floor(self.ratio * patches_per_slot + 1e-3)
+        # A product such as .7 · 10 may come out just below its whole number in binary.
+        return math.floor(self.ratio * patches_per_slot + 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,10 @@ class OptimConfig:
     weight_decay: float = 0.05  # on matrices only: not on biases, norms and the mask token
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = None  # largest gradient norm; None leaves gradients alone
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optim.clip_norm must be above 0, or None for no clipping, got {self.clip_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +172,9 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "device_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.device_batch_size % self.data.repeat:
             raise ValueError(
                 f"device_batch_size must be a multiple of data.repeat, got {self.device_batch_size} "

@@ -62,8 +62,8 @@ def export_hf(model: VideoMAE, folder: Path) -> None:
 def import_hf(model: VideoMAE, folder: Path) -> None:
     """Load a checkpoint of that format into `model`.
 
-    Raises FileNotFoundError where files are missing, ValueError where a shape differs (naming both) or a weight is
-    missing.
+    Raises FileNotFoundError where files are missing, ValueError where a file cannot be read, a shape differs (naming
+    both) or a weight is missing.
     """
     theirs = _read_weights(folder)
     config = model.config
@@ -131,10 +131,18 @@ def _blocks(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        weights: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            weights: dict[str, Tensor] = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+        except Exception as error:  # each format has exceptions of its own for a file that is cut off
+            raise ValueError(f"{path} is no readable weights file: {error}") from error
         return weights
     raise FileNotFoundError(f"expected model.safetensors or pytorch_model.bin in {folder}")
 
@@ -146,7 +154,8 @@ def _check_config(folder: Path, config: ModelConfig) -> None:
         raise FileNotFoundError(f"expected config.json in {folder}")
     theirs = json.loads(path.read_text())
     for name, ours in hf_config(config).items():
-        if isinstance(ours, int) and name in theirs and theirs[name] != ours:
+        # A list means height and width; both must agree. bool is an int: flags are compared too.
+        if isinstance(ours, int) and theirs.get(name, ours) not in (ours, [ours, ours]):
             raise ValueError(
                 f"{folder} is of another shape: {name} is {theirs[name]} there, {ours} in this configuration"
             )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from tgmae.manifest import check_relative, read_manifest, write_manifest
 from tgmae.types import Video
+from tgmae.workers import make_pool
 
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
@@ -58,7 +57,13 @@ class IndexResult:
 def list_folder(root: Path, split: str) -> list[Entry]:
     """Every video below `root`, sorted; the label is the folder it lies in ("" for root itself)."""
     entries = []
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders.sort()
         label = "" if Path(folder) == root else Path(folder).name
         for name in sorted(names):
@@ -106,10 +111,16 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
             if not container.streams.video:
                 return Excluded(entry.path, "no video stream")
             stream = container.streams.video[0]
-            fps, codec = float(stream.average_rate or 0), stream.codec.canonical_name
+            # PyAV's types promise a codec context, but a codec FFmpeg does not know has none.
+            if getattr(stream, "codec_context", None) is None:
+                return Excluded(entry.path, "a codec that FFmpeg cannot decode")
+            fps, codec = float(stream.average_rate or stream.guessed_rate or 0), stream.codec.canonical_name
             first = next(container.decode(stream))
-            scanned = None if decode_all else _scan_packets(container, stream)
-            num_frames, keyframes = scanned or _count_decoded(container, stream)
+            scanned = _scan_packets(container, stream)
+            decoded = _count_decoded(container, stream) if decode_all or scanned is None else None
+            if scanned and decoded and scanned[0] == decoded[0]:
+                decoded = None  # the scan was right, and it knows the keyframes
+            num_frames, keyframes = decoded or scanned or (0, {})
     except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
         reason = "no decodable frame" if isinstance(error, StopIteration) else f"{type(error).__name__}: {error}"
         return Excluded(entry.path, reason.replace(str(file), entry.path))
@@ -172,8 +183,10 @@ def index_folder(
         where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"
         raise ValueError(f"found no {where}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    journal = out.with_name(out.name + ".journal")
-    known = {video.path: video for video in [*_read_known(out, root), *_read_journal(journal)]}
+    # What a quick run accepted says nothing to a run that decodes everything.
+    journal = out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
+    before = [] if decode_all else _read_known(out, root)
+    known = {video.path: video for video in [*before, *_read_journal(journal)]}
 
     videos: dict[str, Video] = {}
     excluded: list[Excluded] = []
@@ -187,6 +200,8 @@ def index_folder(
     num_reused = len(videos)
 
     with journal.open("a", encoding="utf-8") as journal_file:
+        if journal_file.tell():  # end a line that an interruption cut off
+            journal_file.write("\n")
         for result in _probe_all(root, todo, min_frames, decode_all, num_workers):
             if isinstance(result, Excluded):
                 excluded.append(result)
@@ -199,6 +214,7 @@ def index_folder(
     with report.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
     if not videos:
+        journal.unlink()
         listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
         raise ValueError(f"none of {len(entries)} files is usable; {report} lists why:\n{listed}")
     write_manifest(out, [videos[entry.path] for entry in entries if entry.path in videos], root)
@@ -211,18 +227,18 @@ def _probe_all(
 ) -> Iterator[Video | Excluded]:
     if not todo:
         return
-    # Spawned, so that no lock of this process is copied into a worker that needs it.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(num_workers, len(todo)), mp_context=context) as pool:
+    with make_pool(min(num_workers, len(todo))) as pool:
         files = [root / entry.path for entry in todo]
         results = pool.map(partial(probe, min_frames=min_frames, decode_all=decode_all), files, todo, chunksize=8)
         yield from tqdm(results, total=len(todo), desc="indexing", unit="video")
 
 
 def _read_known(out: Path, root: Path) -> list[Video]:
-    if not out.exists():
+    """Rows of the manifest that is about to be replaced; none where it is of another root, or unreadable."""
+    try:
+        manifest = read_manifest(out)
+    except (FileNotFoundError, ValueError):
         return []
-    manifest = read_manifest(out)
     return [manifest[row] for row in range(len(manifest))] if manifest.root == root.resolve() else []
 
 

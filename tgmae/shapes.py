@@ -8,8 +8,6 @@ object in every frame is kept, so that a mask can be judged against the truth. E
 from __future__ import annotations
 
 import csv
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from tgmae.indexing import IndexResult, index_folder
+from tgmae.workers import make_pool
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 160, 120, 25, 40
 COLORS = {
@@ -42,7 +41,8 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 MOTIONS = ("left", "right", "up", "down", "growing", "shrinking", "spinning", "circling")
 CODECS = {
-    "h264": (".mp4", "libx264", {"preset": "veryfast", "crf": "20", "g": "12"}),
+    # x264's macroblock tree gives other bits from run to run, even on one thread.
+    "h264": (".mp4", "libx264", {"preset": "veryfast", "crf": "20", "g": "12", "mbtree": "0"}),
     "vp9": (".webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "g": "12"}),
 }
 
@@ -167,7 +167,7 @@ def make_shapes(
         raise ValueError(f"expected at least one clip and 1 or 2 objects, got {count} and {num_objects}")
     (out / "videos").mkdir(parents=True, exist_ok=True)
     work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects)
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with make_pool(num_workers) as pool:
         clips = list(tqdm(pool.map(work, range(count), chunksize=4), total=count, desc="drawing", unit="clip"))
 
     with (out / "captions.csv").open("w", newline="") as file:

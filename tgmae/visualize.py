@@ -72,7 +72,7 @@ def draw_reconstructions(
                 if line == 0:
                     axis.set_title(f"frame {moment}", fontsize=9)
                 if column == 0:
-                    axis.set_ylabel(f"{names[clip]}\n{label}" if line == 0 else label, fontsize=9)
+                    axis.set_ylabel(f"{names[clip]}\n{label}" if line == 0 else label, fontsize=9, parse_math=False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path, dpi=80)
 
@@ -120,7 +120,7 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
         axis.axis("off")
     for axis, (picture, title) in zip(axes.flat, pictures, strict=False):
         axis.imshow(picture)
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=7, parse_math=False)
     _save(figure, path, dpi=90)
     return len(pictures)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tgmae.indexing import IndexResult, index_folder
@@ -96,10 +97,10 @@ def _summary(manifest: Manifest) -> Table:
     labels = Counter(columns["label"])
 
     def most(counts: Counter[str], shown: int = 8) -> str:
-        listed = ", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown))
+        listed = escape(", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown)))
         return listed + (f", and {len(counts) - shown} more" if len(counts) > shown else "")
 
-    table = Table(show_header=False, title=f"{len(manifest)} videos below {manifest.root}")
+    table = Table(show_header=False, title=escape(f"{len(manifest)} videos below {manifest.root}"))
     table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
     table.add_row("size on disk", f"{sum(columns['num_bytes']) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))

@@ -22,6 +22,8 @@ def parse(arguments: list[str]) -> TrainConfig:
                 f"tgmae-train: no preset {preset!r}{f'; did you mean {near[0]}?' if near else ''} "
                 f"(there are: {', '.join(PRESETS)})"
             )
+    for late in set(arguments) & PRESETS.keys():
+        sys.exit(f"tgmae-train: the preset comes first: tgmae-train {late} --flag value …")
     return tyro.cli(
         TrainConfig,
         prog=f"tgmae-train {preset}",

@@ -1,0 +1,296 @@
+"""The training loop on real (small) video: golden curve, resume, signals, broken data, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.videos import write_numbered
+from tgmae.checkpoint import load_checkpoint, newest_checkpoint
+from tgmae.config import DataConfig, LogConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
+from tgmae.indexing import index_folder
+from tgmae.metrics import read_metrics
+from tgmae.train import train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).with_name("golden_loss.json")
+
+
+def tiny(manifest: Path, run_dir: Path, **changes: object) -> TrainConfig:
+    """Ten steps of a network of 0.1 M parameters."""
+    config = TrainConfig(
+        pipeline="pyav",
+        run_dir=run_dir,
+        device="cpu",
+        epochs=8,
+        max_steps=10,
+        batch_size=4,
+        device_batch_size=4,
+        data=DataConfig(manifest=manifest, stride=2, flip=True, num_workers=1),
+        model=ModelConfig(
+            image_size=32, num_frames=8, patch_size=8, width=48, depth=2, num_heads=3,
+            decoder_width=24, decoder_depth=1, decoder_num_heads=3,
+        ),
+        mask=MaskConfig(kind="random", ratio=0.75),
+        optim=OptimConfig(base_lr=6.4e-2, warmup_epochs=1),
+        log=LogConfig(metrics_every=1, picture_every=5, checkpoint_every=4, tensorboard=False, progress=False),
+    )  # fmt: skip
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run_dir)]
+
+
+def test_golden_losses(shapes: Path, tmp_path: Path) -> None:
+    """Ten steps reproduce the stored curve: relative 1e-4 covers other CPUs' rounding, no change of meaning."""
+    train(tiny(shapes, tmp_path))
+    got = losses(tmp_path)
+    if os.environ.get("TGMAE_WRITE_GOLDEN") == "1":
+        GOLDEN.write_text(json.dumps(got) + "\n")
+    assert got == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+def test_the_run_folder_holds_everything(shapes: Path, tmp_path: Path) -> None:
+    """Config, metrics, TensorBoard, curve, pictures, checkpoints (the last N only), and a Hugging Face export."""
+    config = tiny(shapes, tmp_path)
+    result = train(replace(config, log=replace(config.log, checkpoint_every=2, keep_checkpoints=2, tensorboard=True)))
+    assert (result.step, result.total_steps) == (10, 40)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["width"] == 48
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 11))
+    keys = {"loss", "learning_rate", "grad_norm", "clips_per_s", "wait_share", "step_ms", "skipped_videos", "epoch"}
+    assert keys <= read_metrics(tmp_path)[-1].keys()
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step_00000008.pt",
+        "step_00000010.pt",
+    ]
+    assert [path.name for path in sorted((tmp_path / "pictures").iterdir())] == [
+        "step_00000005.png",
+        "step_00000010.png",
+    ]
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    from transformers import VideoMAEForPreTraining
+
+    theirs = VideoMAEForPreTraining.from_pretrained(tmp_path / "hf").state_dict()
+    ours = load_checkpoint(tmp_path / "checkpoints" / "step_00000010.pt")["model"]
+    assert torch.equal(theirs["mask_token"], ours["mask_token"])
+
+
+def state(run_dir: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(run_dir / "checkpoints")
+    assert path is not None
+    loaded = load_checkpoint(path)
+    moments = {
+        f"{key}.{name}": tensor for key, entry in loaded["optimizer"]["state"].items() for name, tensor in entry.items()
+    }
+    return {**loaded["model"], **moments, "step": torch.tensor(loaded["step"])}
+
+
+@pytest.mark.parametrize("pipeline", ["pyav", "dali"])
+def test_resume_equals_uninterrupted(shapes: Path, tmp_path: Path, pipeline: str) -> None:
+    """Stopped after 7 of 10 steps, inside the second epoch, and resumed: bit for bit the same weights and losses."""
+    whole = tiny(shapes, tmp_path / "whole", pipeline=pipeline)
+    train(whole)
+    parts = replace(whole, run_dir=tmp_path / "parts")
+    train(replace(parts, max_steps=7))
+    train(parts)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    one, two = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_accumulation_and_pipelines_train_alike(shapes: Path, tmp_path: Path) -> None:
+    """Two half batches give the gradient of the whole one; DALI's clips give nearly the reference's losses."""
+    train(tiny(shapes, tmp_path / "whole"))
+    train(tiny(shapes, tmp_path / "halves", device_batch_size=2))
+    train(tiny(shapes, tmp_path / "dali", pipeline="dali"))
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert losses(tmp_path / "dali") == pytest.approx(losses(tmp_path / "whole"), rel=1e-2)
+
+
+def test_bf16_trains(shapes: Path, tmp_path: Path) -> None:
+    """bf16 autocast follows float32 within its precision."""
+    train(tiny(shapes, tmp_path / "fp32"))
+    train(tiny(shapes, tmp_path / "bf16", precision="bf16"))
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), rel=2e-2)
+    assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
+
+
+def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    """A run started from another's export begins where that one ended."""
+    train(tiny(shapes, tmp_path / "first", max_steps=6))
+    fresh = tiny(shapes, tmp_path / "second", max_steps=1, init_from=tmp_path / "first" / "hf")
+    train(replace(fresh, optim=replace(fresh.optim, base_lr=0.0, warmup_lr=0.0)))
+    ours = state(tmp_path / "second")["encoder.0.norm1.weight"]
+    assert torch.equal(ours, state(tmp_path / "first")["encoder.0.norm1.weight"])
+
+
+def test_finished_and_afresh(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finished run says so and stays as it is; --resume never starts over and sets old checkpoints aside."""
+    config = tiny(shapes, tmp_path, max_steps=4)
+    train(config)
+    before = (tmp_path / "checkpoints" / "step_00000004.pt").read_bytes()
+    train(config)
+    assert "nothing to do" in capsys.readouterr().out
+    train(replace(config, resume="never", max_steps=2))
+    assert (tmp_path / "checkpoints" / "step_00000004.pt.old").read_bytes() == before
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_stops_on_a_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> None:
+    """The message names step, clips and videos; the checkpoint before it is whole."""
+    config = tiny(shapes, tmp_path, max_steps=3)
+    train(config)
+    checkpoint = tmp_path / "checkpoints" / "step_00000003.pt"
+    broken = load_checkpoint(checkpoint)
+    broken["model"]["head.weight"][0, 0] = float("nan")
+    torch.save(broken, checkpoint)
+    with pytest.raises(ValueError, match=r"loss is nan at step 4(.|\n)*epoch 0 position \d+ row \d+  videos/\d+\.mp4"):
+        train(replace(config, max_steps=6))
+    assert newest_checkpoint(tmp_path / "checkpoints") == checkpoint
+
+
+class TestBadInput:
+    """A clear error, and nothing lost."""
+
+    def test_no_manifest(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no manifest at .*nowhere.*tgmae-data index"):
+            train(tiny(tmp_path / "nowhere.parquet", tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+    def test_clip_longer_than_any_video(self, shapes: Path, tmp_path: Path) -> None:
+        config = tiny(shapes, tmp_path)
+        with pytest.raises(ValueError, match=r"a clip spans 71 frames.*the longest video has 40.*stride"):
+            train(replace(config, data=replace(config.data, stride=10)))
+
+    def test_another_network(self, shapes: Path, tmp_path: Path) -> None:
+        config = tiny(shapes, tmp_path, max_steps=1)
+        train(config)
+        with pytest.raises(ValueError, match=r"another shape: .* is \[48.* there, \[96"):
+            train(replace(config, max_steps=2, model=replace(config.model, width=96)))
+
+    def test_another_order_of_clips(self, shapes: Path, tmp_path: Path) -> None:
+        config = tiny(shapes, tmp_path, max_steps=1)
+        train(config)
+        with pytest.raises(ValueError, match="seed was 0, is 1"):
+            train(replace(config, max_steps=2, seed=1))
+
+    @pytest.mark.parametrize("pipeline", ["pyav", "dali"])
+    def test_videos_that_broke_since_indexing(
+        self, tmp_path: Path, pipeline: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Two of twelve are gone: named, counted, and fatal only above the share that is allowed."""
+        for number in range(12):
+            write_numbered(tmp_path / f"{number}.mp4", num_frames=24)
+        index_folder(tmp_path, tmp_path / "manifest.parquet")
+        (tmp_path / "3.mp4").unlink()
+        with (tmp_path / "8.mp4").open("r+b") as file:
+            file.truncate(1000)
+        config = tiny(tmp_path / "manifest.parquet", tmp_path / "run", pipeline=pipeline, max_steps=6)
+        train(replace(config, data=replace(config.data, max_skipped=0.2)))
+        assert read_metrics(tmp_path / "run")[-1]["skipped_videos"] == 2
+        log = capsys.readouterr()
+        assert "3.mp4" in log.out + log.err
+        assert "8.mp4" in log.out + log.err
+        with pytest.raises(ValueError, match=r"of 12 videos could not be read .*more than --data.max-skipped 5.0%"):
+            train(replace(config, run_dir=tmp_path / "strict"))
+
+    def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a CUDA device")
+        with pytest.raises(ValueError, match=r"--device cuda was asked for"):
+            train(tiny(shapes, tmp_path, device="cuda"))
+        config = tiny(shapes, tmp_path, pipeline="dali")
+        with pytest.raises(ValueError, match=r"--data.decode gpu needs a CUDA device"):
+            train(replace(config, data=replace(config.data, decode="gpu")))
+
+
+def command(manifest: Path, run_dir: Path, *flags: str) -> list[str]:
+    """The tiny configuration on tgmae-train's command line, with DALI."""
+    return [
+        sys.executable, "-m", "tgmae.cli.train", "--pipeline", "dali", "--device", "cpu",
+        "--run-dir", str(run_dir), "--data.manifest", str(manifest), "--batch-size", "4", "--device-batch-size", "4",
+        "--model.image-size", "32", "--model.patch-size", "8", "--model.num-frames", "8", "--model.width", "48",
+        "--model.depth", "2", "--model.decoder-width", "24", "--model.decoder-depth", "1",
+        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard", "--data.num-workers", "1",
+        *flags,
+    ]  # fmt: skip
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= step for line in read_metrics(run_dir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no step {step} within two minutes"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """SIGTERM to the process, SIGINT to its whole group as a terminal's Ctrl-C sends it (the workers get it too)."""
+    process = subprocess.Popen(
+        command(shapes, tmp_path, "--epochs", "1000"), cwd=REPOSITORY, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for_step(tmp_path, 3, process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert f"stopped by {number.name}" in output
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert load_checkpoint(newest)["step"] == read_metrics(tmp_path)[-1]["step"]
+
+
+def test_kill_9_loses_nothing_saved(shapes: Path, tmp_path: Path) -> None:
+    """Killed without warning, the run goes on from its newest checkpoint and ends as if never interrupted."""
+    flags = ("--epochs", "10", "--max-steps", "12", "--log.checkpoint-every", "3")
+    process = subprocess.Popen(
+        command(shapes, tmp_path / "killed", *flags), cwd=REPOSITORY, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "killed", 5, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for name in ("killed", "whole"):
+        subprocess.run(command(shapes, tmp_path / name, *flags), cwd=REPOSITORY, check=True, capture_output=True)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    one, two = state(tmp_path / "killed"), state(tmp_path / "whole")
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
+    """torchrun with two processes on gloo: the same clips a step, the same losses up to rounding."""
+    flags = ("--epochs", "10", "--max-steps", "5", "--device-batch-size", "2", "--pipeline", "pyav")
+    one = command(shapes, tmp_path / "one", *flags)
+    subprocess.run(one, cwd=REPOSITORY, check=True, capture_output=True)
+    two = command(shapes, tmp_path / "two", *flags)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, *two[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    a, b = state(tmp_path / "one"), state(tmp_path / "two")
+    torch.testing.assert_close(b["head.weight"], a["head.weight"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu(shapes: Path, tmp_path: Path) -> None:
+    """NVDEC, xformers and bf16 together, and losses near the CPU's."""
+    config = tiny(shapes, tmp_path / "gpu", pipeline="dali", device="cuda")
+    train(config)
+    train(replace(config, device="cpu", run_dir=tmp_path / "cpu"))
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=3e-2)
