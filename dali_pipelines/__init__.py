@@ -1,1 +1,1 @@
-"""Pipelines from compressed video to uint8 clips. Import nothing of tgmae but `types` and `config`."""
+"""Pipelines from compressed video to uint8 clips. Import nothing of tgmae but `types`, `config`, `workers`."""

@@ -25,6 +25,7 @@ from dali_pipelines.geometry import coded_crop, orientation
 from dali_pipelines.reference import replace_skipped
 from tgmae.config import DataConfig
 from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
+from tgmae.workers import end_with_parent
 
 # What fn.decoders.video of DALI 2.4 decodes; the GPU list is from its documentation and has not been run here.
 NATIVE_CODECS = {
@@ -47,6 +48,11 @@ class ClipSource:
     decode: Literal["cpu", "gpu"]
     distrusted: frozenset[int]  # rows that DALI must not decode
     _planned: tuple[int, tuple[ClipRequest, ...]] = field(default=(-1, ()), repr=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrival in a worker process, which must not outlive a killed training run."""
+        self.__dict__.update(state)
+        end_with_parent()
 
     def __call__(self, sample: types.SampleInfo) -> tuple[NDArray[Any], ...]:
         """Returns (encoded, frames, native, decoded, crops, turns, error); see `_graph`."""

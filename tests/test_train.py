@@ -236,6 +236,19 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
+def wait_for_group_to_end(group: int) -> None:
+    """The workers of a killed run notice and end."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("worker processes outlived the run")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
     """SIGTERM to the process, SIGINT to its whole group as a terminal's Ctrl-C sends it (the workers get it too)."""
@@ -264,8 +277,9 @@ def test_kill_9_loses_nothing_saved(shapes: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     wait_for_step(tmp_path / "killed", 5, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    wait_for_group_to_end(process.pid)
     for name in ("killed", "whole"):
         subprocess.run(command(shapes, tmp_path / name, *flags), cwd=REPOSITORY, check=True, capture_output=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from tqdm import tqdm
 
 from tgmae.config import TrainConfig
 from tgmae.manifest import Manifest
@@ -33,7 +34,8 @@ class TrainingBatch:
 class Loader:
     """Iterate over training batches; `waited_s` adds up the time `next_batch` kept its caller waiting.
 
-    Raises ValueError once more than `max_skipped` of all videos turned out unreadable.
+    Videos that could not be read are named once and kept in `skipped`, by row. Raises ValueError once they are more
+    than the share `max_skipped` of all.
     """
 
     def __init__(
@@ -86,7 +88,10 @@ class Loader:
             tensor.record_stream(training_stream)
 
     def _count_skipped(self, clips: ClipBatch) -> None:
-        self.skipped.update({video.row: video for video in clips.skipped})
+        for video in clips.skipped:
+            if video.row not in self.skipped:
+                tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
+                self.skipped[video.row] = video
         share = len(self.skipped) / self.num_videos
         if share > self.max_skipped:
             raise ValueError(

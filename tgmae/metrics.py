@@ -58,16 +58,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class Throughput:
-    """Speed and waiting: since the last report, and over the whole run. Make it just before the first step."""
+    """Loss, speed and waiting, since the last report and over the whole run. Make it just before the first step."""
 
     def __init__(self) -> None:
         self._run_begun_s = self._begun_s = time.perf_counter()
-        self._waited_s = 0.0
+        self._waited_s = self._loss = 0.0
         self._steps = self._clips = self._run_clips = 0
 
-    def count(self, clips: int) -> None:
+    def count(self, clips: int, loss: float) -> None:
         """One optimiser step is done."""
         self._steps += 1
+        self._loss += loss
         self._clips += clips
         self._run_clips += clips
 
@@ -75,9 +76,10 @@ class Throughput:
         """Figures since the last call; `waited_s` is the loader's total so far."""
         now = time.perf_counter()
         elapsed_s, window_waited_s = now - self._begun_s, waited_s - self._waited_s
-        steps, clips = self._steps, self._clips
-        self._begun_s, self._waited_s, self._steps, self._clips = now, waited_s, 0, 0
+        steps, clips, loss = self._steps, self._clips, self._loss
+        self._begun_s, self._waited_s, self._steps, self._clips, self._loss = now, waited_s, 0, 0, 0.0
         return {
+            "loss": loss / steps,
             "clips_per_s": clips / elapsed_s,
             "step_ms": 1000 * elapsed_s / steps,
             "wait_ms": 1000 * window_waited_s / steps,

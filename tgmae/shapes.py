@@ -221,9 +221,9 @@ def _coverage(corners: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _noise(generator: Generator, width: int, height: int) -> Image.Image:
-    """A muted texture: noise of four sizes of grain around a grey tinted at random."""
+    """A muted texture: noise of three sizes of grain around a grey tinted at random."""
     total = np.zeros((height, width, 3), np.float32)
-    for cells, strength in ((4, 40), (12, 28), (36, 20), (90, 12)):
+    for cells, strength in ((3, 90), (12, 14), (40, 6)):
         grain = generator.uniform(-1, 1, (cells * height // width + 1, cells, 3)).astype(np.float32)
         grain = 0.35 * grain + 0.65 * grain.mean(axis=2, keepdims=True)
         planes = [Image.fromarray(plane) for plane in np.moveaxis(grain, 2, 0)]

@@ -103,7 +103,11 @@ def train(config: TrainConfig) -> TrainResult:
                     group["lr"] = rate
                 loss_value = 0.0
                 for micro in range(accumulation):
-                    batch = loader.next_batch()
+                    try:
+                        batch = loader.next_batch()
+                    except ValueError:  # too many broken videos: keep what was learned
+                        save()
+                        raise
                     if isinstance(step_model, DistributedDataParallel):
                         step_model.require_backward_grad_sync = micro == accumulation - 1
                     with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
@@ -116,26 +120,24 @@ def train(config: TrainConfig) -> TrainResult:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
-                window.count(config.batch_size)
+                window.count(config.batch_size, loss_value)
                 bar.update()
 
                 if step % config.log.metrics_every == 0 or step == last_step:
                     report = {
                         "epoch": step / steps_per_epoch,
-                        "loss": world.mean(loss_value),
+                        **window.report(loader.waited_s),
                         "learning_rate": rate,
                         "grad_norm": float(norm),
-                        **window.report(loader.waited_s),
                         "skipped_videos": len(loader.skipped),
                     }
+                    report["loss"] = world.mean(report["loss"])
                     if metrics is not None:
                         metrics.write(step, report)
                     bar.set_postfix_str(
                         f"loss {report['loss']:.3f}, {report['clips_per_s']:.1f} clips/s, "
                         f"waiting {report['wait_share']:.0%}"
                     )
-                for video in batch.clips.skipped:
-                    bar.write(f"skipped {video.path}: {video.reason}")
                 if world.is_main and (step % config.log.picture_every == 0 or step == last_step):
                     _draw(config, manifest, batch, prediction, step)
                 if step % config.log.checkpoint_every == 0:

@@ -54,27 +54,29 @@ def _to_frames(config: ModelConfig, cubes: Tensor) -> Tensor:
 def draw_reconstructions(
     path: Path, config: ModelConfig, frames: Tensor, plan: MaskPlan, prediction: Tensor, names: list[str], title: str
 ) -> None:
-    """PNG of up to three clips, four frames each: original, what the encoder saw, reconstruction."""
-    clips = min(3, len(frames))
+    """PNG of up to three clips side by side, four frames each: original, what the encoder saw, reconstruction."""
+    clips, moments = min(3, len(frames)), 4
     plan = MaskPlan(visible=plan.visible[:clips], masked=plan.masked[:clips])
     frames, prediction = frames[:clips], prediction.detach()[:clips]
     masked, filled = reconstruct(config, frames, plan, prediction)
-    moments = torch.linspace(0, config.num_frames - 1, 4).long()
-    figure, axes = plt.subplots(3 * clips, 4, figsize=(8.4, 6.4 * clips), layout="constrained", squeeze=False)
-    for clip in range(clips):
-        rows = (("original", frames.float() / 255), ("visible", masked), ("reconstruction", filled))
-        for line, (label, pictures) in enumerate(rows):
-            for column, moment in enumerate(moments.tolist()):
-                axis = axes[3 * clip + line, column]
-                axis.imshow(pictures[clip, moment].cpu().numpy(), interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                if line == 0:
-                    axis.set_title(f"frame {moment}", fontsize=9)
-                if column == 0:
-                    axis.set_ylabel(f"{names[clip]}\n{label}" if line == 0 else label, fontsize=9, parse_math=False)
+    shown = torch.linspace(0, config.num_frames - 1, moments).long().tolist()
+    figure, axes = plt.subplots(
+        3, moments * clips, figsize=(1.5 * moments * clips, 5), layout="constrained", squeeze=False
+    )
+    rows = (("original", frames.float() / 255), ("visible", masked), ("reconstruction", filled))
+    for line, (label, pictures) in enumerate(rows):
+        axes[line, 0].set_ylabel(label, fontsize=9)
+        for column in range(moments * clips):
+            clip, moment = divmod(column, moments)
+            axis = axes[line, column]
+            axis.imshow(pictures[clip, shown[moment]].cpu().numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if line == 0:
+                name = f"{names[clip]}\n" if moment == 0 else "\n"
+                axis.set_title(f"{name}frame {shown[moment]}", fontsize=9, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path, dpi=80)
+    _save(figure, path, dpi=90)
 
 
 def draw_loss(run_dir: Path) -> Path | None:

@@ -64,7 +64,7 @@ def backends() -> dict[str, str]:
         found["attention xformers"] = "yes"
     except ValueError as error:
         found["attention xformers"] = f"no: {error}"
-    found["precision bf16"] = "yes" if torch.cuda.is_available() else "yes, but slow: there is no CUDA device"
+    found["precision bf16"] = "yes"
     return found
 
 
