@@ -11,6 +11,7 @@ entry, and if the pipeline dies all the same it is rebuilt with the culprits lef
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,20 +129,22 @@ class DaliPipeline:
     videos       the manifest        plan   the requests of batch 0, 1, …
     size         height and width of the clips, pixels
     first_batch  where to start, for resuming
-    device_id    GPU on which frames are augmented and come out; None keeps all on the CPU
+    device_id    GPU on which frames are decoded and come out; None, or data.decode "cpu", keeps all on the CPU
     """
 
     def __init__(
         self, videos: VideoTable, plan: BatchPlan, data: DataConfig, size: int, first_batch: int = 0,
         device_id: int | None = None,
     ) -> None:  # fmt: skip
-        self.videos, self.plan, self.data, self.size, self.device_id = videos, plan, data, size, device_id
+        self.videos, self.plan, self.data, self.size = videos, plan, data, size
+        self.device_id = device_id if data.decode != "cpu" else None
         self.batch = first_batch
         self.distrusted: frozenset[int] = frozenset()
+        self.unexplained = 0
         self._build()
 
     def _build(self) -> None:
-        decode: Literal["cpu", "gpu"] = "cpu" if self.device_id is None or self.data.decode == "cpu" else "gpu"
+        decode: Literal["cpu", "gpu"] = "cpu" if self.device_id is None else "gpu"
         requests = self.plan(self.batch)
         source = ClipSource(
             videos=self.videos, plan=self.plan, size=self.size, repeat=self.data.repeat, first_batch=self.batch,
@@ -150,7 +153,7 @@ class DaliPipeline:
         self.pipe = _graph(
             source, len(requests[0].frames), decode, self.data.prefetch,
             batch_size=len(requests) // self.data.repeat, num_threads=self.data.num_workers,
-            device_id=self.device_id if decode == "gpu" else None,
+            device_id=self.device_id,
             py_num_workers=self.data.num_workers, py_start_method="spawn",
         )  # fmt: skip
         self.pipe.build()
@@ -160,8 +163,8 @@ class DaliPipeline:
         stream = torch.cuda.current_stream(self.device_id) if self.device_id is not None else None
         try:
             *outputs, errors = self.pipe.run(stream)
-        except RuntimeError:
-            self._recover()
+        except RuntimeError as error:
+            self._recover(error)
             *outputs, errors = self.pipe.run(stream)
         requests = self.plan(self.batch)
         self.batch += 1
@@ -178,11 +181,21 @@ class DaliPipeline:
         readable = [None if request.row in rows else clip for clip, request in zip(clips, requests, strict=True)]
         return replace_skipped(readable, requests, tuple(skipped))
 
-    def _recover(self) -> None:
-        """Rebuild after a file broke DALI's decoder; what PyAV cannot decode either is left to PyAV, which says why."""
+    def _recover(self, error: RuntimeError) -> None:
+        """Rebuild after a file broke DALI's decoder. What PyAV cannot decode either is left to PyAV, which says why.
+
+        Where PyAV decodes the whole batch, that batch is left to it, with a warning; the third time the error is
+        raised, for then it is not about single files.
+        """
         self.close()
         rows = {request.row: request for request in self.plan(self.batch)}
         culprits = {row for row, request in rows.items() if not _decodes(self.videos, request, self.size)}
+        if not culprits:
+            self.unexplained += 1
+            if self.unexplained > 2:
+                raise error
+            paths = ", ".join(self.videos[row].path for row in rows)
+            warnings.warn(f"DALI failed where PyAV does not: {error}; from now on PyAV decodes {paths}", stacklevel=2)
         self.distrusted |= culprits or rows.keys()
         self._build()
 

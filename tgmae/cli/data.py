@@ -132,6 +132,8 @@ def main() -> None:
         command.run()
     except (ValueError, OSError) as error:
         sys.exit(f"tgmae-data: {error}")
+    except KeyboardInterrupt:
+        sys.exit("tgmae-data: interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

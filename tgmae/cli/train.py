@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 
 import tyro
@@ -36,6 +37,8 @@ def parse(arguments: list[str]) -> TrainConfig:
 def run(config: TrainConfig) -> TrainResult:
     """Train; the demo makes its data first where they are missing."""
     if config.data.manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
+        if "WORLD_SIZE" in os.environ:  # every process would write the same files
+            raise ValueError("the demo data are missing; make them first: tgmae-data shapes data/shapes")
         from tgmae.cli.data import Shapes
 
         Shapes(out=DEMO_MANIFEST.parent).run()
