@@ -104,7 +104,7 @@ def _crop_and_resize(frame: VideoFrame, crop: CropBox, size: int) -> Graph:
     chain = [
         source,
         graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-        graph.add("scale", f"{size}:{size}:flags=bilinear+accurate_rnd+full_chroma_int"),
+        graph.add("scale", f"{size}:{size}:flags=bilinear"),
         graph.add("format", "pix_fmts=rgb24"),
         graph.add("buffersink"),
     ]

@@ -36,7 +36,7 @@ from tgmae.visualize import draw_loss, draw_reconstructions
 class TrainResult:
     step: int  # optimiser steps done
     total_steps: int
-    loss: float  # of the last step; NaN where no step was taken
+    loss: float  # mean since the report before last; NaN where no step was taken
     run_dir: Path
 
 
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints = config.run_dir / "checkpoints"
     start = _resume(config, checkpoints, model, optimizer, len(manifest))
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    step_model = DistributedDataParallel(model) if world.size > 1 else model
+    step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
     say(_describe(config, world, manifest, model, attention, use_bf16, start, total_steps))
     if start >= last_step:
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
     metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
     window = Throughput()
-    loss_value, step, saved_step = math.nan, start, start
+    loss_mean, step, saved_step = math.nan, start, start
 
     def save() -> None:
         nonlocal saved_step
@@ -123,7 +123,8 @@ def train(config: TrainConfig) -> TrainResult:
                 window.count(config.batch_size, loss_value)
                 bar.update()
 
-                if step % config.log.metrics_every == 0 or step == last_step:
+                stopping = world.any(stop.requested)
+                if step % config.log.metrics_every == 0 or step == last_step or stopping:
                     report = {
                         "epoch": step / steps_per_epoch,
                         **window.report(loader.waited_s),
@@ -131,7 +132,7 @@ def train(config: TrainConfig) -> TrainResult:
                         "grad_norm": float(norm),
                         "skipped_videos": len(loader.skipped),
                     }
-                    report["loss"] = world.mean(report["loss"])
+                    report["loss"] = loss_mean = world.mean(report["loss"])
                     if metrics is not None:
                         metrics.write(step, report)
                     bar.set_postfix_str(
@@ -142,7 +143,7 @@ def train(config: TrainConfig) -> TrainResult:
                     _draw(config, manifest, batch, prediction, step)
                 if step % config.log.checkpoint_every == 0:
                     save()
-                if world.any(stop.requested):
+                if stopping:
                     say(f"\nstopped by {stop.name} after step {step}; go on with the same command")
                     break
             save()
@@ -159,10 +160,10 @@ def train(config: TrainConfig) -> TrainResult:
     world.wait()
     world.close()
     say(
-        f"step {step} of {total_steps}, loss {loss_value:.4f}; {window.summary(loader.waited_s)}, "
+        f"step {step} of {total_steps}, loss {loss_mean:.3f}; {window.summary(loader.waited_s)}, "
         f"{len(loader.skipped)} videos skipped; see {config.run_dir}"
     )
-    return TrainResult(step, total_steps, loss_value, config.run_dir)
+    return TrainResult(step, total_steps, loss_mean, config.run_dir)
 
 
 def _resume(
