@@ -5,14 +5,18 @@
     └─ other codecs: PyAV decodes, crops and resizes ──────────────────────────────┴─► turn, flip → [B, T, H, W, 3]
 
 `fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it knows VP8, VP9
-and MJPEG. It does not survive a broken file, so a worker passes on only what still has the size and date of its index
-entry, and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV.
+and MJPEG. It does not survive a broken file, so a worker passes on only what still has the size of its index entry,
+and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +27,9 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.decode import DecodeError, decode_clips
 from dali_pipelines.geometry import coded_crop, orientation
-from dali_pipelines.reference import replace_skipped
+from dali_pipelines.reference import find_stand_in, replace_skipped
 from tgmae.config import DataConfig
-from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
+from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
 from tgmae.workers import end_with_parent
 
 # What fn.decoders.video of DALI 2.4 decodes; the GPU list is from its documentation and has not been run here.
@@ -51,9 +55,14 @@ class ClipSource:
     _planned: tuple[int, tuple[ClipRequest, ...]] = field(default=(-1, ()), repr=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrival in a worker process, which must not outlive a killed training run."""
+        """Arrival in a worker process: Ctrl-C and SIGTERM leave it alone, so that the step can finish; it ends with its
+        parent.
+        """
         self.__dict__.update(state)
         end_with_parent()
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def __call__(self, sample: types.SampleInfo) -> tuple[NDArray[Any], ...]:
         """Returns (encoded, frames, native, decoded, crops, turns, error); see `_graph`."""
@@ -66,7 +75,9 @@ class ClipSource:
         video, file = self.videos[row], self.videos.file(row)
 
         encoded, decoded, error = _NO_BYTES, _NO_PICTURE, ""
-        native = video.codec in NATIVE_CODECS[self.decode] and row not in self.distrusted and video.is_file(file)
+        native = (
+            video.codec in NATIVE_CODECS[self.decode] and row not in self.distrusted and _has_indexed_size(file, video)
+        )
         try:
             if native:
                 encoded = np.fromfile(file, np.uint8)
@@ -140,7 +151,7 @@ class DaliPipeline:
         self.device_id = device_id if data.decode != "cpu" else None
         self.batch = first_batch
         self.distrusted: frozenset[int] = frozenset()
-        self.unexplained = 0
+        self.failures = 0  # in a row
         self._build()
 
     def _build(self) -> None:
@@ -159,10 +170,11 @@ class DaliPipeline:
         self.pipe.build()
 
     def next_batch(self) -> ClipBatch:
-        """Run one batch. Raises ValueError where not one of its videos can be read."""
+        """Run one batch: uint8 frames on the device. Raises ValueError where it cannot be decoded, by PyAV either."""
         stream = torch.cuda.current_stream(self.device_id) if self.device_id is not None else None
         try:
             *outputs, errors = self.pipe.run(stream)
+            self.failures = 0
         except RuntimeError as error:
             self._recover(error)
             *outputs, errors = self.pipe.run(stream)
@@ -179,21 +191,26 @@ class DaliPipeline:
             return ClipBatch(frames=clips, requests=requests)
         rows = {video.row for video in skipped}
         readable = [None if request.row in rows else clip for clip, request in zip(clips, requests, strict=True)]
-        return replace_skipped(readable, requests, tuple(skipped))
+        stand_in = partial(find_stand_in, self.videos, self.plan, self.batch, self.size)
+        return replace_skipped(readable, requests, tuple(skipped), lambda: _to(clips.device, *stand_in()))
 
     def _recover(self, error: RuntimeError) -> None:
         """Rebuild after a file broke DALI's decoder. What PyAV cannot decode either is left to PyAV, which says why.
 
-        Where PyAV decodes the whole batch, that batch is left to it, with a warning; the third time the error is
-        raised, for then it is not about single files.
+        Where PyAV decodes the whole batch, that batch is left to it, with a warning. The third failure in a row is an
+        error (ValueError), for then it is not about single files.
         """
         self.close()
         rows = {request.row: request for request in self.plan(self.batch)}
-        culprits = {row for row, request in rows.items() if not _decodes(self.videos, request, self.size)}
+        broken = {row for row, request in rows.items() if not _decodes(self.videos, request, self.size)}
+        culprits = broken - self.distrusted
         if not culprits:
-            self.unexplained += 1
-            if self.unexplained > 2:
-                raise error
+            self.failures += 1
+            if self.failures > 2:
+                raise ValueError(
+                    f"DALI fails batch after batch where PyAV does not: {error}. "
+                    "Choose --data.decode cpu or --pipeline pyav; tgmae-info says what this machine has"
+                ) from error
             paths = ", ".join(self.videos[row].path for row in rows)
             warnings.warn(f"DALI failed where PyAV does not: {error}; from now on PyAV decodes {paths}", stacklevel=2)
         self.distrusted |= culprits or rows.keys()
@@ -201,7 +218,19 @@ class DaliPipeline:
 
     def close(self) -> None:
         """Stop the worker processes; DALI does so when the pipeline is collected."""
-        del self.pipe
+        self.pipe = None
+
+
+def _has_indexed_size(file: str, video: Video) -> bool:
+    """Size but not date: a copy of a data set has new dates."""
+    try:
+        return os.stat(file).st_size == video.num_bytes
+    except OSError:
+        return False
+
+
+def _to(device: torch.device, clip: torch.Tensor, request: ClipRequest) -> tuple[torch.Tensor, ClipRequest]:
+    return clip.to(device), request
 
 
 def _decodes(videos: VideoTable, request: ClipRequest, size: int) -> bool:

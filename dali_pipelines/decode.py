@@ -31,7 +31,8 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
     seek   jump to the last keyframe before the first frame; without it decoding starts at frame 0. Both give the same
            frames.
 
-    Raises DecodeError where the file is missing, is not the one that was indexed, or breaks off before the last frame.
+    Raises DecodeError where the file is missing or broken, has pictures of another size than the manifest says, or
+    breaks off before the last frame.
     """
     wanted = sorted(set(frames))
     try:
@@ -44,6 +45,7 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
                 number, decoded = _seek(container, stream, video, wanted[0])
             for frame in decoded:
                 if number == wanted[0]:
+                    _check_size(frame, video)
                     yield wanted.pop(0), frame
                     if not wanted:
                         return
@@ -51,6 +53,12 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
     raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
+
+
+def _check_size(frame: VideoFrame, video: Video) -> None:
+    size = (frame.height, frame.width) if video.rotation % 180 else (frame.width, frame.height)
+    if size != (video.width, video.height):
+        raise DecodeError(f"shows {size[0]}×{size[1]} pictures, the manifest says {video.width}×{video.height}")
 
 
 def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from dali_pipelines.decode import DecodeError, decode_frames
 from dali_pipelines.geometry import coded_crop, orientation
-from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable, describe_skipped
+from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
 
 
 class ReferencePipeline:
@@ -27,7 +31,6 @@ class ReferencePipeline:
     def next_batch(self) -> ClipBatch:
         """Decode the next batch. Raises ValueError where not one of its videos can be read."""
         requests = self.plan(self.batch)
-        self.batch += 1
         clips: list[torch.Tensor | None] = []
         skipped: dict[int, SkippedVideo] = {}
         for request in requests:
@@ -37,7 +40,11 @@ class ReferencePipeline:
             except DecodeError as error:
                 skipped[request.row] = SkippedVideo(row=request.row, path=video.path, reason=str(error))
                 clips.append(None)
-        return replace_skipped(clips, requests, tuple(skipped.values()))
+        self.batch += 1
+        if not skipped:
+            return ClipBatch(frames=torch.stack(clips), requests=requests)  # type: ignore[arg-type]
+        stand_in = partial(find_stand_in, self.videos, self.plan, self.batch, self.size)
+        return replace_skipped(clips, requests, tuple(skipped.values()), stand_in)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -60,18 +67,35 @@ def read_clip(file: str, video: Video, request: ClipRequest, size: int) -> torch
 
 
 def replace_skipped(
-    clips: list[torch.Tensor | None], requests: tuple[ClipRequest, ...], skipped: tuple[SkippedVideo, ...]
+    clips: list[torch.Tensor | None],
+    requests: tuple[ClipRequest, ...],
+    skipped: tuple[SkippedVideo, ...],
+    find_stand_in: Callable[[], tuple[torch.Tensor, ClipRequest]],
 ) -> ClipBatch:
     """A batch in which every missing clip is a copy of the next one that could be read, under a mask of its own.
 
-    So the batch size never changes. Raises ValueError where nothing could be read.
+    So the batch size never changes. Where nothing could be read, `find_stand_in` gives the clip.
     """
     good = [place for place, clip in enumerate(clips) if clip is not None]
-    if not good:
-        raise ValueError(f"not one video of this batch could be read:\n{describe_skipped(skipped)}")
-    places = [min(good, key=lambda other: (other - place) % len(clips)) for place in range(len(clips))]
-    frames = torch.stack([clips[place] for place in places])  # type: ignore[misc]
+    pool = [(clips[place], requests[place]) for place in good] or [find_stand_in()]
+    chosen = [pool[bisect_left(good, place) % len(pool)] for place in range(len(clips))]
+    frames = torch.stack([clip for clip, _ in chosen])  # type: ignore[misc]
     copied = tuple(
-        replace(requests[place], mask_seed=request.mask_seed) for place, request in zip(places, requests, strict=True)
+        replace(copy, mask_seed=request.mask_seed) for (_, copy), request in zip(chosen, requests, strict=True)
     )
     return ClipBatch(frames=frames, requests=copied, skipped=skipped)
+
+
+def find_stand_in(videos: VideoTable, plan: BatchPlan, next_batch: int, size: int) -> tuple[torch.Tensor, ClipRequest]:
+    """The first clip of the next batches that can be read: a function of the plan, so that resuming changes nothing.
+
+    Raises ValueError where there is none.
+    """
+    reasons = []
+    for request in itertools.chain.from_iterable(map(plan, range(next_batch, next_batch + 16))):
+        video = videos[request.row]
+        try:
+            return read_clip(videos.file(request.row), video, request, size), request
+        except DecodeError as error:
+            reasons.append(f"  {video.path}: {error}")
+    raise ValueError("not one video of 16 batches could be read; the first:\n" + "\n".join(reasons[:5]))

@@ -109,7 +109,7 @@ def test_restored_state_does_not_hang_on_the_file(tmp_path: Path) -> None:
 def test_the_configuration_is_inside(tmp_path: Path) -> None:
     state = load_checkpoint(save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS))
     assert state["config"] == to_dict(CONFIG)
-    assert (state["step"], state["num_videos"]) == (1, NUM_VIDEOS)
+    assert (state["step"], state["videos"]) == (1, NUM_VIDEOS)
 
 
 def test_saving_twice_replaces(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ class Hostile:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
     path, proof = tmp_path / "step_00000001.pt", tmp_path / "proof"
-    state = {"step": 1, "num_videos": 1, "config": {}, "model": {}, "optimizer": Hostile(proof)}
+    state = {"step": 1, "videos": "1", "config": {}, "model": {}, "optimizer": Hostile(proof)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match="no readable checkpoint") as caught:
         load_checkpoint(path)
@@ -236,11 +236,11 @@ def test_another_shape_is_refused(tmp_path: Path, change: dict[str, Any], words:
         ({"seed": 4}, NUM_VIDEOS, "seed was 3, is 4"),
         ({"batch_size": 16}, NUM_VIDEOS, "batch_size was 8, is 16"),
         ({"data": DataConfig(repeat=2)}, NUM_VIDEOS, r"data\.repeat was 1, is 2"),
-        ({}, 21, "number of videos was 20, is 21"),
+        ({}, 21, "videos was 20, is 21"),
         (
             {"seed": 4, "batch_size": 16},
             21,
-            "seed was 3, is 4; batch_size was 8, is 16; number of videos was 20, is 21",
+            "seed was 3, is 4; batch_size was 8, is 16; videos was 20, is 21",
         ),
     ],
 )

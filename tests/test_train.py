@@ -18,6 +18,7 @@ from tests.videos import write_numbered
 from tgmae.checkpoint import load_checkpoint, newest_checkpoint
 from tgmae.config import DataConfig, LogConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
 from tgmae.indexing import index_folder
+from tgmae.manifest import read_manifest, write_manifest
 from tgmae.metrics import read_metrics
 from tgmae.train import train
 
@@ -137,15 +138,34 @@ def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> No
 
 
 def test_finished_and_afresh(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A finished run says so and stays as it is; --resume never starts over and sets old checkpoints aside."""
-    config = tiny(shapes, tmp_path, max_steps=4)
+    """A finished run says so and stays as it is; --resume never starts over and sets the old run aside, whole."""
+    config = tiny(shapes, tmp_path / "run", max_steps=4)
     train(config)
-    before = (tmp_path / "checkpoints" / "step_00000004.pt").read_bytes()
+    before = losses(tmp_path / "run")
     train(config)
     assert "nothing to do" in capsys.readouterr().out
     train(replace(config, resume="never", max_steps=2))
-    assert (tmp_path / "checkpoints" / "step_00000004.pt.old").read_bytes() == before
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert losses(tmp_path / "run.old-1") == before
+    assert newest_checkpoint(tmp_path / "run.old-1" / "checkpoints") is not None
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, tmp_path: Path) -> None:
+    config = tiny(shapes, tmp_path, max_steps=8)
+    train(config)
+    whole = losses(tmp_path)
+    train(replace(config, resume=str(tmp_path / "checkpoints" / "step_00000004.pt")))
+    assert losses(tmp_path) == whole
+    assert (tmp_path / "checkpoints" / "step_00000008.pt.old").exists()
+
+
+def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: Path) -> None:
+    config = tiny(shapes, tmp_path, max_steps=1)
+    train(config)
+    train(replace(config, max_steps=2, optim=replace(config.optim, weight_decay=0.5)))
+    path = newest_checkpoint(tmp_path / "checkpoints")
+    assert path is not None
+    assert [group["weight_decay"] for group in load_checkpoint(path)["optimizer"]["param_groups"]] == [0.5, 0.0]
 
 
 def test_stops_on_a_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> None:
@@ -156,7 +176,9 @@ def test_stops_on_a_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> Non
     broken = load_checkpoint(checkpoint)
     broken["model"]["head.weight"][0, 0] = float("nan")
     torch.save(broken, checkpoint)
-    with pytest.raises(ValueError, match=r"loss is nan at step 4(.|\n)*epoch 0 position \d+ row \d+  videos/\d+\.mp4"):
+    with pytest.raises(
+        ValueError, match=r"loss is nan .* at step 4;(.|\n)*epoch 0 position \d+ row \d+  videos/\d+\.mp4"
+    ):
         train(replace(config, max_steps=6))
     assert newest_checkpoint(tmp_path / "checkpoints") == checkpoint
 
@@ -205,6 +227,32 @@ class TestBadInput:
         assert "8.mp4" in log.out + log.err
         with pytest.raises(ValueError, match=r"of 12 videos could not be read .*more than --data.max-skipped 5.0%"):
             train(replace(config, run_dir=tmp_path / "strict"))
+
+    @pytest.mark.parametrize("pipeline", ["pyav", "dali"])
+    def test_one_broken_video_costs_one_clip_even_in_batches_of_one(self, tmp_path: Path, pipeline: str) -> None:
+        """With nothing good in the batch, a clip of the next one stands in; a resumed run does the same."""
+        for number in range(6):
+            write_numbered(tmp_path / f"{number}.mp4", num_frames=24)
+        index_folder(tmp_path, tmp_path / "manifest.parquet")
+        (tmp_path / "3.mp4").unlink()
+        config = tiny(tmp_path / "manifest.parquet", tmp_path / "run", pipeline=pipeline, max_steps=7)
+        config = replace(config, batch_size=1, device_batch_size=1, data=replace(config.data, max_skipped=0.2))
+        train(config)
+        assert read_metrics(tmp_path / "run")[-1]["skipped_videos"] == 1
+        parts = replace(config, run_dir=tmp_path / "parts")
+        train(replace(parts, max_steps=3))
+        train(parts)
+        assert losses(tmp_path / "parts") == losses(tmp_path / "run")
+
+    def test_other_videos_in_place_of_the_indexed_ones(self, shapes: Path, tmp_path: Path) -> None:
+        """The same number of videos under other names is another data set."""
+        config = tiny(shapes, tmp_path, max_steps=1)
+        train(config)
+        manifest = read_manifest(shapes)
+        videos = [replace(manifest[row], path=f"other/{row}.mp4") for row in range(len(manifest))]
+        write_manifest(tmp_path / "other.parquet", videos, tmp_path)
+        with pytest.raises(ValueError, match=r"videos was 20 \(paths \w+\), is 20 \(paths"):
+            train(replace(config, max_steps=2, data=replace(config.data, manifest=tmp_path / "other.parquet")))
 
     def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path) -> None:
         if torch.cuda.is_available():

@@ -5,7 +5,6 @@ Dimensions: B clips, L tokens, H heads, C channels a head.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
@@ -22,13 +21,18 @@ def choose_attention(asked: Literal["auto", "xformers", "sdpa"], device: torch.d
     """
     if asked == "sdpa":
         return "sdpa"
-    installed = importlib.util.find_spec("xformers") is not None
-    if device.type == "cuda" and installed:
-        return "xformers"
     if asked == "auto" and device.type != "cuda":
         return "sdpa"
-    reason = "it has no operator for a CPU" if installed else "it is not installed: pip install xformers==0.0.35"
-    raise ValueError(f"xformers attention cannot run: {reason}; or choose --model.attention sdpa")
+    try:
+        if device.type != "cuda":
+            raise ImportError("it has no operator for a CPU")
+        from xformers.ops import memory_efficient_attention  # noqa: F401 - whether it imports is the question
+    except ImportError as error:
+        raise ValueError(
+            f"xformers attention cannot run: {error}. Install it with pip install xformers==0.0.35, "
+            "or choose --model.attention sdpa"
+        ) from error
+    return "xformers"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:

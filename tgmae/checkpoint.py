@@ -12,16 +12,17 @@ from torch import nn
 
 from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import check_shapes
+from tgmae.metrics import METRICS_FILE
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, num_videos: int
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, videos: str
 ) -> Path:
     """Write folder/step_<step>.pt: a temporary file, synced to disk, then renamed.
 
-    step         optimiser steps done            num_videos   rows of the manifest, checked when resuming
+    step     optimiser steps done            videos   fingerprint of the manifest, checked when resuming
 
     Raises OSError, naming the newest checkpoint that is whole, where the file cannot be written; older checkpoints
     are untouched.
@@ -33,7 +34,7 @@ def save_checkpoint(
     temporary = path.with_suffix(".tmp")
     state = {
         "step": step,
-        "num_videos": num_videos,
+        "videos": videos,
         "config": to_dict(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -67,6 +68,16 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
     return [path.rename(path.with_name(path.name + ".old")) for path in newer]
 
 
+def set_aside_run(run_dir: Path) -> Path | None:
+    """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; None where there is nothing to keep."""
+    if not (run_dir / METRICS_FILE).exists() and newest_checkpoint(run_dir / "checkpoints") is None:
+        return None
+    number = 1
+    while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    return run_dir.rename(old)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps, or None."""
     found = _checkpoints(folder)
@@ -81,7 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
         raise ValueError(f"{path} is no readable checkpoint: {error}") from error
-    if not isinstance(state, dict) or not {"step", "num_videos", "config", "model", "optimizer"} <= state.keys():
+    if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
         raise ValueError(f"{path} is no tgmae checkpoint")
     return state
 
@@ -92,7 +103,7 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-    num_videos: int,
+    videos: str,
 ) -> int:
     """Put a checkpoint's weights and optimiser state in place; return the steps done.
 
@@ -100,7 +111,7 @@ def restore(
     than in the run that is resumed.
     """
     check_shapes(model.state_dict(), state["model"], str(path))
-    old, new = _what_orders_clips(state["config"], state["num_videos"]), _what_orders_clips(to_dict(config), num_videos)
+    old, new = _what_orders_clips(state["config"], state["videos"]), _what_orders_clips(to_dict(config), videos)
     changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
     if changed:
         raise ValueError(
@@ -108,16 +119,20 @@ def restore(
             "Start afresh with --resume never or another --run-dir"
         )
     model.load_state_dict(state["model"])
+    # Weight decay, betas and the like are this run's, not the old one's.
+    fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, settings in zip(optimizer.param_groups, fresh, strict=True):
+        group.update(settings)
     return int(state["step"])
 
 
-def _what_orders_clips(config: dict[str, Any], num_videos: int) -> dict[str, Any]:
+def _what_orders_clips(config: dict[str, Any], videos: str) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "batch_size": config["batch_size"],
         "data.repeat": config["data"]["repeat"],
-        "number of videos": num_videos,
+        "videos": videos,
     }
 
 

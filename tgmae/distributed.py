@@ -34,6 +34,14 @@ class World:
         """Whether the flag is up in any process; every process must call it."""
         return self.mean(float(flag)) > 0
 
+    def union(self, numbers: set[int]) -> set[int]:
+        """All processes' numbers together; every process must call it."""
+        if self.size == 1:
+            return numbers
+        gathered: list[set[int]] = [set()] * self.size
+        dist.all_gather_object(gathered, numbers)
+        return set().union(*gathered)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

@@ -155,7 +155,8 @@ def _check_config(folder: Path, config: ModelConfig) -> None:
     theirs = json.loads(path.read_text())
     for name, ours in hf_config(config).items():
         # A list means height and width; both must agree. bool is an int: flags are compared too.
-        if isinstance(ours, int) and theirs.get(name, ours) not in (ours, [ours, ours]):
+        compared = isinstance(ours, int) or name == "hidden_act"
+        if compared and theirs.get(name, ours) not in (ours, [ours, ours]):
             raise ValueError(
                 f"{folder} is of another shape: {name} is {theirs[name]} there, {ours} in this configuration"
             )

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import av
 from av.container import InputContainer
@@ -89,6 +89,7 @@ def list_csv(csv_path: Path, split: str) -> list[Entry]:
             path = (row["path"] or "").replace("\\", "/")
             try:
                 check_relative(path)
+                path = PurePosixPath(path).as_posix()  # ./a.mp4 and a.mp4 are one video
             except ValueError as error:
                 raise ValueError(f"{csv_path} line {reader.line_num}: {error}") from error
             captions = tuple(
@@ -192,6 +193,9 @@ def index_folder(
     excluded: list[Excluded] = []
     todo: list[Entry] = []
     for entry in entries:
+        if (printable := entry.path.encode(errors="backslashreplace").decode()) != entry.path:
+            excluded.append(Excluded(printable, "the file name is not UTF-8"))
+            continue
         video = known.get(entry.path)
         if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
             videos[entry.path] = replace(video, label=entry.label, captions=entry.captions, split=entry.split)

@@ -24,18 +24,16 @@ from tgmae.types import ClipBatch, ClipPipeline, MaskPlan, SkippedVideo, VideoTa
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Clips and their masks, on the training device; `ready` fires once a CUDA stream has filled them."""
+    """Clips and their masks, on the training device."""
 
     clips: ClipBatch
     plan: MaskPlan
-    ready: torch.cuda.Event | None
 
 
 class Loader:
     """Iterate over training batches; `waited_s` adds up the time `next_batch` kept its caller waiting.
 
-    Videos that could not be read are named once and kept in `skipped`, by row. Raises ValueError once they are more
-    than the share `max_skipped` of all.
+    Videos that could not be read are named once and kept in `skipped`, by row.
     """
 
     def __init__(
@@ -43,11 +41,8 @@ class Loader:
         pipeline: ClipPipeline,
         make_masks: Callable[[ClipBatch], MaskPlan],
         device: torch.device,
-        num_videos: int,
-        max_skipped: float,
     ) -> None:
         self.pipeline, self.make_masks, self.device = pipeline, make_masks, device
-        self.num_videos, self.max_skipped = num_videos, max_skipped
         self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
         self._stream: torch.cuda.Stream | None = None
@@ -61,9 +56,16 @@ class Loader:
         started = time.perf_counter()
         batch = self._next.result()
         self._next = self._thread.submit(self._make_batch)
-        self._hand_over(batch)
         self.waited_s += time.perf_counter() - started
-        self._count_skipped(batch.clips)
+        if (
+            self._stream is not None
+        ):  # the memory belongs to the loader's stream: keep it until training is done with it
+            for tensor in (batch.clips.frames, batch.plan.visible, batch.plan.masked):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        for video in batch.clips.skipped:
+            if video.row not in self.skipped:
+                tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
+                self.skipped[video.row] = video
         return batch
 
     def close(self) -> None:
@@ -75,30 +77,11 @@ class Loader:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             clips = self.pipeline.next_batch()
             clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
-            plan = self.make_masks(clips)
-            return TrainingBatch(clips, plan, self._stream.record_event() if self._stream else None)
-
-    def _hand_over(self, batch: TrainingBatch) -> None:
-        """Order the training stream after the loader's, and keep the memory until the former is done with it."""
-        if batch.ready is None:
-            return
-        training_stream = torch.cuda.current_stream(self.device)
-        training_stream.wait_event(batch.ready)
-        for tensor in (batch.clips.frames, batch.plan.visible, batch.plan.masked):
-            tensor.record_stream(training_stream)
-
-    def _count_skipped(self, clips: ClipBatch) -> None:
-        for video in clips.skipped:
-            if video.row not in self.skipped:
-                tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
-                self.skipped[video.row] = video
-        share = len(self.skipped) / self.num_videos
-        if share > self.max_skipped:
-            raise ValueError(
-                f"{len(self.skipped)} of {self.num_videos} videos could not be read ({share:.1%}, more than "
-                f"--data.max-skipped {self.max_skipped:.1%}); index the folder anew. The first:\n"
-                + "\n".join(f"  {video.path}: {video.reason}" for video in list(self.skipped.values())[:5])
-            )
+            batch = TrainingBatch(clips, self.make_masks(clips))
+        if self._stream is not None:
+            # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`.
+            self._stream.synchronize()
+        return batch
 
 
 def make_pipeline(
@@ -135,4 +118,4 @@ def make_loader(
     def make_masks(clips: ClipBatch) -> MaskPlan:
         return plan_masks(config.mask, config.model, clips.requests, device)
 
-    return Loader(pipeline, make_masks, device, len(manifest), config.data.max_skipped)
+    return Loader(pipeline, make_masks, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,12 @@ class Manifest:
         """Absolute path of a row's video."""
         return os.path.join(self.root, self.table.column("path")[row].as_py())
 
+    @property
+    def fingerprint(self) -> str:
+        """Number of videos and a digest of their paths in order: whether two runs draw from the same rows."""
+        digest = hashlib.sha256("\n".join(self.table.column("path").to_pylist()).encode()).hexdigest()
+        return f"{len(self)} (paths {digest[:12]})"
+
     def select_split(self, split: str) -> Manifest:
         """The rows of one split; "" keeps all. Raises ValueError where that leaves none."""
         if not split:
@@ -105,6 +112,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} is no tgmae manifest: columns {missing} are missing; make it anew with tgmae-data")
     if not table.num_rows:
         raise ValueError(f"{path} lists no usable video; the report beside it says why each file was left out")
+    with_nulls = [name for name in SCHEMA.names if table.column(name).null_count]
+    if with_nulls:
+        raise ValueError(f"{path} has empty cells in the columns {with_nulls}; make it anew with tgmae-data index")
     for video_path in table.column("path").to_pylist():
         check_relative(video_path)
     root = (table.schema.metadata or {}).get(ROOT_KEY, b".").decode()

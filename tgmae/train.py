@@ -20,15 +20,17 @@ from tgmae.checkpoint import (
     restore,
     save_checkpoint,
     set_aside_newer,
+    set_aside_run,
 )
 from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import export_hf, import_hf
-from tgmae.loader import TrainingBatch, make_loader
+from tgmae.loader import Loader, TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
 from tgmae.stopping import stop_requests
+from tgmae.types import ClipRequest
 from tgmae.visualize import draw_loss, draw_reconstructions
 
 
@@ -36,7 +38,7 @@ from tgmae.visualize import draw_loss, draw_reconstructions
 class TrainResult:
     step: int  # optimiser steps done
     total_steps: int
-    loss: float  # mean since the report before last; NaN where no step was taken
+    loss: float  # mean over the steps of the last report; NaN where no step was taken
     run_dir: Path
 
 
@@ -65,7 +67,7 @@ def train(config: TrainConfig) -> TrainResult:
         config=config.optim, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     checkpoints = config.run_dir / "checkpoints"
-    start = _resume(config, checkpoints, model, optimizer, len(manifest))
+    start = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
@@ -76,21 +78,24 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(start, total_steps, math.nan, config.run_dir)
     world.wait()  # every process has read its checkpoint
     if world.is_main:
+        if config.resume == "never" and (old := set_aside_run(config.run_dir)):
+            say(f"set aside the run that was in {config.run_dir}: {old}")
         for path in set_aside_newer(checkpoints, start):
             say(f"set aside {path}: this run starts from step {start}")
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
-    loader = make_loader(config, manifest, start * accumulation, world.device, world.rank, world.size)
     metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
+    loader = make_loader(config, manifest, start * accumulation, world.device, world.rank, world.size)
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
     window = Throughput()
     loss_mean, step, saved_step = math.nan, start, start
+    skipped: set[int] = set()  # manifest rows that could not be read, over all processes
 
     def save() -> None:
         nonlocal saved_step
         if world.is_main and step > saved_step:
-            save_checkpoint(checkpoints, step, model, optimizer, config, len(manifest))
+            save_checkpoint(checkpoints, step, model, optimizer, config, manifest.fingerprint)
             prune_checkpoints(checkpoints, config.log.keep_checkpoints)
         saved_step = step
 
@@ -101,11 +106,12 @@ def train(config: TrainConfig) -> TrainResult:
                 rate = schedule.rate(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss_value = 0.0
+                losses: list[float] = []
+                requests: list[ClipRequest] = []
                 for micro in range(accumulation):
                     try:
                         batch = loader.next_batch()
-                    except ValueError:  # too many broken videos: keep what was learned
+                    except ValueError:  # nothing left to decode: keep what was learned
                         save()
                         raise
                     if isinstance(step_model, DistributedDataParallel):
@@ -113,24 +119,28 @@ def train(config: TrainConfig) -> TrainResult:
                     with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
                         loss, prediction = step_model(batch.clips.frames, batch.plan)
                     (loss / accumulation).backward()
-                    loss_value += loss.item() / accumulation
-                    if not math.isfinite(loss_value):
-                        raise ValueError(_describe_bad_loss(loss_value, step, batch, manifest, checkpoints))
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+                    losses.append(loss.item())
+                    requests.extend(batch.clips.requests)
+                # The norm is of all processes' gradients, so that all of them stop here or none.
+                norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf))
+                if not math.isfinite(sum(losses) + norm):
+                    raise ValueError(_describe_bad_loss(losses, norm, step, requests, manifest, checkpoints))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
-                window.count(config.batch_size, loss_value)
+                window.count(config.batch_size, sum(losses) / accumulation)
                 bar.update()
 
+                if world.any(not skipped.issuperset(loader.skipped)):
+                    skipped = world.union(set(loader.skipped))
                 stopping = world.any(stop.requested)
                 if step % config.log.metrics_every == 0 or step == last_step or stopping:
                     report = {
                         "epoch": step / steps_per_epoch,
                         **window.report(loader.waited_s),
                         "learning_rate": rate,
-                        "grad_norm": float(norm),
-                        "skipped_videos": len(loader.skipped),
+                        "grad_norm": norm,
+                        "skipped_videos": len(skipped),
                     }
                     report["loss"] = loss_mean = world.mean(report["loss"])
                     if metrics is not None:
@@ -143,6 +153,9 @@ def train(config: TrainConfig) -> TrainResult:
                     _draw(config, manifest, batch, prediction, step)
                 if step % config.log.checkpoint_every == 0:
                     save()
+                if len(skipped) > config.data.max_skipped * len(manifest):
+                    save()
+                    raise ValueError(_describe_skipped(len(skipped), loader, config, manifest))
                 if stopping:
                     say(f"\nstopped by {stop.name} after step {step}; go on with the same command")
                     break
@@ -161,19 +174,19 @@ def train(config: TrainConfig) -> TrainResult:
     world.close()
     say(
         f"step {step} of {total_steps}, loss {loss_mean:.3f}; {window.summary(loader.waited_s)}, "
-        f"{len(loader.skipped)} videos skipped; see {config.run_dir}"
+        f"{len(skipped)} videos skipped; see {config.run_dir}"
     )
     return TrainResult(step, total_steps, loss_mean, config.run_dir)
 
 
 def _resume(
-    config: TrainConfig, checkpoints: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, num_videos: int
+    config: TrainConfig, checkpoints: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, videos: str
 ) -> int:
     """Load the checkpoint that `config.resume` names, if any; return the steps done."""
     if config.resume == "never":
         return 0
     path = newest_checkpoint(checkpoints) if config.resume == "auto" else Path(config.resume)
-    return restore(load_checkpoint(path), path, model, optimizer, config, num_videos) if path else 0
+    return restore(load_checkpoint(path), path, model, optimizer, config, videos) if path else 0
 
 
 def _describe(
@@ -203,12 +216,26 @@ def _describe(
     )
 
 
-def _describe_bad_loss(loss: float, step: int, batch: TrainingBatch, manifest: Manifest, checkpoints: Path) -> str:
-    clips = "\n".join(f"  {request}  {manifest[request.row].path}" for request in batch.clips.requests)
+def _describe_bad_loss(
+    losses: list[float], norm: float, step: int, requests: list[ClipRequest], manifest: Manifest, checkpoints: Path
+) -> str:
+    """Names the clips of the forward passes that went wrong; of the whole step where only the gradient did."""
+    size = len(requests) // len(losses)
+    bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+    clips = [request for number in bad for request in requests[number * size : (number + 1) * size]]
     newest = newest_checkpoint(checkpoints)
     return (
-        f"loss is {loss} at step {step + 1}; the weights were not updated with it. "
-        f"{f'Newest checkpoint: {newest}. ' if newest else ''}The clips of the batch:\n{clips}"
+        f"loss is {sum(losses) / len(losses)} and the gradient's norm {norm} at step {step + 1}; the weights were not "
+        f"updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
+        + "\n".join(f"  {request}  {manifest[request.row].path}" for request in clips)
+    )
+
+
+def _describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
+    return (
+        f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
+        f"--data.max-skipped {config.data.max_skipped:.1%}); index the folder anew. The first:\n"
+        + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
     )
 
 

@@ -7,7 +7,7 @@ Dimensions: B clips, T frames, H W pixels, S slots, N patches a slot, V visible 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -146,8 +146,3 @@ class ClipPipeline(Protocol):
 
     def next_batch(self) -> ClipBatch: ...
     def close(self) -> None: ...
-
-
-def describe_skipped(skipped: Sequence[SkippedVideo]) -> str:
-    """One line a skipped video, for logs and errors."""
-    return "\n".join(f"  {video.path}: {video.reason}" for video in skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -53,8 +54,8 @@ def backends() -> dict[str, str]:
         )
         found["pipeline dali, gpu"] = (
             f"yes; decodes {', '.join(sorted(NATIVE_CODECS['gpu']))}"
-            if torch.cuda.is_available()
-            else f"no: {_no_cuda()}"
+            if (reason := _no_nvdec()) is None
+            else f"no: {reason}"
         )
     except ImportError as error:
         found["pipeline dali"] = f"no: {error}; pip install nvidia-dali-cuda130"
@@ -64,7 +65,8 @@ def backends() -> dict[str, str]:
         found["attention xformers"] = "yes"
     except ValueError as error:
         found["attention xformers"] = f"no: {error}"
-    found["precision bf16"] = "yes"
+    bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    found["precision bf16"] = "yes" if bf16 else "no: this GPU is older than Ampere"
     return found
 
 
@@ -78,6 +80,17 @@ def conflicts() -> list[str]:
         f"the package kernels {version} (Hugging Face) has the import name of tgmae's own `kernels`; "
         "pip uninstall kernels, or keep tgmae in an environment of its own"
     ]
+
+
+def _no_nvdec() -> str | None:
+    """Why videos cannot be decoded on a GPU here; None where they can."""
+    if not torch.cuda.is_available():
+        return _no_cuda()
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError as error:
+        return f"the driver's video library is missing ({error}); containers need the capability 'video'"
+    return None
 
 
 def _no_cuda() -> str:
