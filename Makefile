@@ -1,4 +1,4 @@
-# make train   set up .venv, make the demo data set, train on it
+# make train   set up .venv, make the demo data set, train on it; ARGS="ssv2 --epochs 200" trains something else
 # make test    set up .venv, then lint, types and tests
 # make gpu     GPU tests only; a missing GPU fails instead of skipping
 #
@@ -16,7 +16,7 @@ ARGS ?=
 .PHONY: train test lint types gpu clean
 
 train: $(SETUP)
-	$(PYTHON) -m tgmae.cli.train --pipeline dali $(ARGS)
+	$(PYTHON) -m tgmae.cli.train $(ARGS) --pipeline dali
 
 test: $(SETUP) lint types
 	$(PYTHON) -m pytest $(ARGS)

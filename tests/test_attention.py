@@ -68,10 +68,10 @@ def test_choice_on_a_cpu() -> None:
 
 
 def test_xformers_is_not_replaced_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match=r"xformers attention cannot run: .*--model\.attention sdpa") as caught:
+    with pytest.raises(
+        ValueError, match=r"xformers attention has no operator for a CPU; choose --model\.attention sdpa"
+    ):
         choose_attention("xformers", CPU)
-    installed = importlib.util.find_spec("xformers") is not None
-    assert ("no operator for a CPU" if installed else "pip install xformers") in str(caught.value)
 
 
 def test_choice_on_cuda() -> None:

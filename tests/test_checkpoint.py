@@ -155,7 +155,7 @@ def test_newer_checkpoints_are_set_aside_whole(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         save_checkpoint(tmp_path, step, model, optimizer, CONFIG, NUM_VIDEOS)
     moved = set_aside_newer(tmp_path, 10)
-    assert sorted(path.name for path in moved) == ["step_00000015.pt.old", "step_00000020.pt.old"]
+    assert sorted(path.name for path in moved) == ["step_00000015.pt.old-1", "step_00000020.pt.old-1"]
     assert newest_checkpoint(tmp_path) == tmp_path / "step_00000010.pt"
     assert sorted(load_checkpoint(path)["step"] for path in moved) == [15, 20]
     assert set_aside_newer(tmp_path, 10) == []

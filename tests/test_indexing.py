@@ -188,9 +188,28 @@ def test_csv_path_that_leaves_the_root(tmp_path: Path, path: str) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["list.csv"]
 
 
+def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
+    """Spaces after commas are harmless; a comma too many, two labels for one path, another encoding are not."""
+    listed = tmp_path / "list.csv"
+    listed.write_text("Path, label, caption\n./a.mp4, walk, a man walks\n")
+    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", ("a man walks",), "train")]
+    for text, words in (
+        ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
+        ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),
+        ("path,label\n,walk\n", r"line 2: no path"),
+        ("path;label\na.mp4;walk\n", r"separated by commas; got \['path;label'\]"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            list_csv(listed, "train")
+    listed.write_bytes("path,caption\na.mp4,grün\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        list_csv(listed, "train")
+
+
 def test_csv_without_a_path_column(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\na.mp4,walk\n")
-    with pytest.raises(ValueError, match=r"column 'path', got \['file', 'label'\]"):
+    with pytest.raises(ValueError, match=r"column 'path', separated by commas; got \['file', 'label'\]"):
         list_csv(tmp_path / "list.csv", "train")
 
 
@@ -277,7 +296,7 @@ def test_no_video_at_all(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"found no videos below .*\.mp4"):
         index_folder(tmp_path, tmp_path / "manifest.parquet")
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not there; give a folder"):
         index_folder(tmp_path / "nowhere", tmp_path / "manifest.parquet")
 
 

@@ -156,7 +156,7 @@ def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, t
     whole = losses(tmp_path)
     train(replace(config, resume=str(tmp_path / "checkpoints" / "step_00000004.pt")))
     assert losses(tmp_path) == whole
-    assert (tmp_path / "checkpoints" / "step_00000008.pt.old").exists()
+    assert (tmp_path / "checkpoints" / "step_00000008.pt.old-1").exists()
 
 
 def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: Path) -> None:
@@ -201,6 +201,18 @@ class TestBadInput:
         train(config)
         with pytest.raises(ValueError, match=r"another shape: .* is \[48.* there, \[96"):
             train(replace(config, max_steps=2, model=replace(config.model, width=96)))
+
+    def test_another_function_of_the_same_shape(self, shapes: Path, tmp_path: Path) -> None:
+        config = tiny(shapes, tmp_path, max_steps=1)
+        train(config)
+        with pytest.raises(ValueError, match=r"model.num_heads was 3, is 6"):
+            train(replace(config, max_steps=2, model=replace(config.model, num_heads=6)))
+
+    def test_other_changes_are_said(self, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = tiny(shapes, tmp_path, max_steps=1)
+        train(config)
+        train(replace(config, max_steps=2, mask=replace(config.mask, ratio=0.5)))
+        assert "mask.ratio 0.75 → 0.5" in capsys.readouterr().out
 
     def test_another_order_of_clips(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
@@ -312,6 +324,8 @@ def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, numb
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
     assert f"stopped by {number.name}" in output
+    assert "Traceback" not in output
+    assert "DALI failed" not in output
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     assert load_checkpoint(newest)["step"] == read_metrics(tmp_path)[-1]["step"]

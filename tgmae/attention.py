@@ -23,9 +23,9 @@ def choose_attention(asked: Literal["auto", "xformers", "sdpa"], device: torch.d
         return "sdpa"
     if asked == "auto" and device.type != "cuda":
         return "sdpa"
+    if device.type != "cuda":
+        raise ValueError("xformers attention has no operator for a CPU; choose --model.attention sdpa")
     try:
-        if device.type != "cuda":
-            raise ImportError("it has no operator for a CPU")
         from xformers.ops import memory_efficient_attention  # noqa: F401 - whether it imports is the question
     except ImportError as error:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -63,19 +64,21 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Rename checkpoints of more than `step` steps, left by a run that this one does not go on from, to *.pt.old."""
+    """Rename checkpoints of more than `step` steps, left by a run that this one does not go on from, to .old-<n>."""
     newer = [path for path in _checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
-    return [path.rename(path.with_name(path.name + ".old")) for path in newer]
+    return [path.rename(_free_name(path)) for path in newer]
 
 
 def set_aside_run(run_dir: Path) -> Path | None:
     """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; None where there is nothing to keep."""
     if not (run_dir / METRICS_FILE).exists() and newest_checkpoint(run_dir / "checkpoints") is None:
         return None
-    number = 1
-    while (old := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-        number += 1
-    return run_dir.rename(old)
+    return run_dir.rename(_free_name(run_dir))
+
+
+def _free_name(path: Path) -> Path:
+    numbers = itertools.count(1)
+    return next(old for number in numbers if not (old := path.with_name(f"{path.name}.old-{number}")).exists())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -87,11 +90,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where it is none."""
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}; expected a file such as RUN/checkpoints/step_00000100.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
-        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on with advice that is not for us
+        raise ValueError(f"{path} is no readable checkpoint: {reason}") from error
     if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
         raise ValueError(f"{path} is no tgmae checkpoint")
     return state
@@ -107,16 +111,16 @@ def restore(
 ) -> int:
     """Put a checkpoint's weights and optimiser state in place; return the steps done.
 
-    Raises ValueError where the network has another shape (naming both), or where the clips would come in another order
-    than in the run that is resumed.
+    Raises ValueError where the network has another shape (naming both) or function, or where the clips would come in
+    another order than in the run that is resumed.
     """
     check_shapes(model.state_dict(), state["model"], str(path))
-    old, new = _what_orders_clips(state["config"], state["videos"]), _what_orders_clips(to_dict(config), videos)
+    old, new = _what_must_stay(state["config"], state["videos"]), _what_must_stay(to_dict(config), videos)
     changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
     if changed:
         raise ValueError(
-            f"cannot resume {path}, the clips would come in another order: {'; '.join(changed)}. "
-            "Start afresh with --resume never or another --run-dir"
+            f"cannot resume {path}, it is of another run: {'; '.join(changed)}. "
+            f"Start afresh with --resume never or another --run-dir, from its weights with --init-from RUN/hf"
         )
     model.load_state_dict(state["model"])
     # Weight decay, betas and the like are this run's, not the old one's.
@@ -127,13 +131,25 @@ def restore(
     return int(state["step"])
 
 
-def _what_orders_clips(config: dict[str, Any], videos: str) -> dict[str, Any]:
-    return {
-        "seed": config["seed"],
-        "batch_size": config["batch_size"],
-        "data.repeat": config["data"]["repeat"],
-        "videos": videos,
-    }
+def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
+    """What this run does otherwise than the one that wrote the checkpoint: "data.stride 2 → 4"."""
+    old, new = _flatten(state["config"]), _flatten(to_dict(config))
+    return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+
+
+def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:
+    """What makes the network's function and the order of the clips."""
+    model = {name: value for name, value in _flatten(config).items() if name.startswith("model.")}
+    model.pop("model.attention")
+    clips = {"seed": config["seed"], "batch_size": config["batch_size"], "data.repeat": config["data"]["repeat"]}
+    return {**model, **clips, "videos": videos}
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _checkpoints(folder: Path) -> list[Path]:

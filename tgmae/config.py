@@ -81,13 +81,18 @@ class DataConfig:
     # num_frames equal segments (TSN).
     sampling: Literal["dense", "uniform"] = "dense"
     stride: int = 4  # frames
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)  # of the short side; (1.0,) with flip off is a plain crop
+    crop_scales: tuple[float, ...] = (
+        1.0,
+        0.875,
+        0.75,
+        0.66,
+    )  # of the short side; 1.0 alone keeps only the crop's place random
     flip: bool = False
     repeat: int = 1  # clips from one decode, each with its own crop, flip, caption and mask
     decode: Literal["auto", "gpu", "cpu"] = "auto"  # for --pipeline dali; auto takes the GPU where there is one
     num_workers: int = 2  # processes that read files, and decode what DALI cannot on a CPU
     prefetch: int = 2  # batches each worker runs ahead
-    max_skipped: float = 0.05  # share of the videos that may turn out unreadable before the run stops
+    max_skipped: float = 0.05  # share of the videos that may turn out unreadable before the run stops; one always may
 
     def __post_init__(self) -> None:
         for name in ("stride", "repeat", "num_workers", "prefetch"):
@@ -129,6 +134,11 @@ class OptimConfig:
     clip_norm: float | None = None  # largest gradient norm; None leaves gradients alone
 
     def __post_init__(self) -> None:
+        for name in ("base_lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm must be above 0, or None for no clipping, got {self.clip_norm}")
 
@@ -155,12 +165,12 @@ class TrainConfig:
     """One pretraining run."""
 
     pipeline: Literal["dali", "pyav"] = "dali"  # pyav is the readable reference
-    run_dir: Path = Path("runs/demo")
+    run_dir: Path = Path("runs/demo")  # everything the run writes
     resume: str = "auto"  # auto: from run_dir's newest checkpoint if any; never; or a checkpoint file
     init_from: Path | None = None  # start from these weights: a folder in Hugging Face's VideoMAE format
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast on CUDA, float32 on a CPU
-    seed: int = 0
+    seed: int = 0  # of weights, order, crops and masks
     epochs: int = 800  # passes over the videos; each gives data.repeat clips a pass
     max_steps: int | None = None  # stop after so many optimiser steps; the schedule still spans `epochs`
     batch_size: int = 2048  # clips an optimiser step, over all processes
@@ -175,6 +185,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.device_batch_size % self.data.repeat:
             raise ValueError(
                 f"device_batch_size must be a multiple of data.repeat, got {self.device_batch_size} "
@@ -195,7 +207,7 @@ class TrainConfig:
         if self.batch_size % per_pass:
             raise ValueError(
                 f"batch_size must be a multiple of device_batch_size × processes, "
-                f"got {self.batch_size} and {self.device_batch_size} × {world_size}"
+                f"got {self.batch_size} and {self.device_batch_size} × {world_size}; set both"
             )
         return self.batch_size // per_pass
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 import av
@@ -76,30 +77,48 @@ def list_folder(root: Path, split: str) -> list[Entry]:
 def list_csv(csv_path: Path, split: str) -> list[Entry]:
     """Rows of a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
 
-    Rows that name one path more than once are one video with several captions. Raises ValueError, with the line, for a
-    missing column and for a path that leaves the root.
+    Paths are relative to the indexed folder. Rows that name one path more than once are one video with several
+    captions. Raises ValueError, with the line, for a missing column, too many fields, lines that contradict each other,
+    and a path that leaves the root.
     """
     entries: dict[str, Entry] = {}
-    with csv_path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "path" not in columns:
-            raise ValueError(f"{csv_path} needs a header line with a column 'path', got {columns}")
-        for row in reader:
-            path = (row["path"] or "").replace("\\", "/")
-            try:
-                check_relative(path)
-                path = PurePosixPath(path).as_posix()  # ./a.mp4 and a.mp4 are one video
-            except ValueError as error:
-                raise ValueError(f"{csv_path} line {reader.line_num}: {error}") from error
-            captions = tuple(
-                text for name in columns if name.startswith("caption") and (text := (row[name] or "").strip())
+    try:
+        lines = csv_path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{csv_path} is not UTF-8 ({error}); save it as UTF-8") from error
+    reader = csv.reader(lines, skipinitialspace=True)
+    columns = [name.strip().lower() for name in next(reader, [])]
+    if "path" not in columns:
+        raise ValueError(
+            f"{csv_path} needs a first line that names a column 'path', separated by commas; got {columns}"
+        )
+    for values in reader:
+        where = f"{csv_path} line {reader.line_num}"
+        if not any(values):
+            continue
+        if len(values) > len(columns):
+            raise ValueError(
+                f"{where}: {len(values)} fields for {len(columns)} columns; put text with commas in quotes"
             )
-            if (known := entries.get(path)) is not None:
-                entries[path] = replace(known, captions=known.captions + captions)
-            else:
-                entries[path] = Entry(path, row.get("label") or "", captions, row.get("split") or split)
+        row = dict(zip_longest(columns, (value.strip() for value in values), fillvalue=""))
+        path = _clean_path(row["path"], where)
+        captions = tuple(text for name, text in row.items() if name.startswith("caption") and text)
+        entry = Entry(path, row.get("label", ""), captions, row.get("split") or split)
+        if (known := entries.setdefault(path, entry)) is not entry:
+            if (known.label, known.split) != (entry.label, entry.split):
+                raise ValueError(f"{where}: {path} has another label or split here than in a line above")
+            entries[path] = replace(known, captions=known.captions + captions)
     return list(entries.values())
+
+
+def _clean_path(path: str, where: str) -> str:
+    if not path:
+        raise ValueError(f"{where}: no path")
+    try:
+        check_relative(path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return PurePosixPath(path.replace("\\", "/")).as_posix()  # ./a.mp4 and a.mp4 are one video
 
 
 def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video | Excluded:
@@ -123,8 +142,10 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
                 decoded = None  # the scan was right, and it knows the keyframes
             num_frames, keyframes = decoded or scanned or (0, {})
     except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
-        reason = "no decodable frame" if isinstance(error, StopIteration) else f"{type(error).__name__}: {error}"
-        return Excluded(entry.path, reason.replace(str(file), entry.path))
+        reason = getattr(error, "strerror", None) or (
+            "no decodable frame" if isinstance(error, StopIteration) else error
+        )
+        return Excluded(entry.path, f"{type(error).__name__}: {reason}")
     if num_frames < min_frames:
         return Excluded(entry.path, f"{num_frames} frames, fewer than {min_frames}")
     rotation = -first.rotation % 360  # FFmpeg counts anticlockwise
@@ -178,7 +199,11 @@ def index_folder(
     run is picked up from its journal. Raises ValueError where nothing usable is found.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}")
+        raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
+    if csv_path is not None and not csv_path.is_file():
+        raise FileNotFoundError(f"no CSV file {csv_path}")
+    if num_workers < 1:
+        raise ValueError(f"expected at least one worker, got {num_workers}")
     entries = list_csv(csv_path, split) if csv_path else list_folder(root, split)
     if not entries:
         where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"

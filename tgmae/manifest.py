@@ -101,6 +101,8 @@ def read_manifest(path: Path) -> Manifest:
     Raises FileNotFoundError where there is none, ValueError where it is no manifest, holds no video, or a path leaves
     the root.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give its manifest, such as {path / 'manifest.parquet'}")
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {path}")
     try:

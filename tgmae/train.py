@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tgmae import distributed
 from tgmae.attention import choose_attention
 from tgmae.checkpoint import (
+    changed_settings,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -67,13 +68,14 @@ def train(config: TrainConfig) -> TrainResult:
         config=config.optim, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     checkpoints = config.run_dir / "checkpoints"
-    start = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
+    start, notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
-    say(_describe(config, world, manifest, model, attention, use_bf16, start, total_steps))
+    say(_describe(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
+    say("\n".join(notes), end="\n" if notes else "")
     if start >= last_step:
-        say(f"nothing to do: {config.run_dir} is at step {start} of {last_step}. Train afresh with --resume never")
+        say(f"nothing to do: step {start} of {last_step} is done. Train afresh with --resume never")
         world.close()
         return TrainResult(start, total_steps, math.nan, config.run_dir)
     world.wait()  # every process has read its checkpoint
@@ -153,7 +155,7 @@ def train(config: TrainConfig) -> TrainResult:
                     _draw(config, manifest, batch, prediction, step)
                 if step % config.log.checkpoint_every == 0:
                     save()
-                if len(skipped) > config.data.max_skipped * len(manifest):
+                if len(skipped) > max(1, config.data.max_skipped * len(manifest)):
                     save()
                     raise ValueError(_describe_skipped(len(skipped), loader, config, manifest))
                 if stopping:
@@ -181,12 +183,17 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _resume(
     config: TrainConfig, checkpoints: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, videos: str
-) -> int:
-    """Load the checkpoint that `config.resume` names, if any; return the steps done."""
-    if config.resume == "never":
-        return 0
+) -> tuple[int, list[str]]:
+    """Load the checkpoint that `config.resume` names, if any; return the steps done and what the user should know."""
     path = newest_checkpoint(checkpoints) if config.resume == "auto" else Path(config.resume)
-    return restore(load_checkpoint(path), path, model, optimizer, config, videos) if path else 0
+    if config.resume == "never" or path is None:
+        return 0, []
+    state = load_checkpoint(path)
+    start = restore(state, path, model, optimizer, config, videos)
+    notes = [f"going on from {path}" + (f"; --init-from {config.init_from} is not used" if config.init_from else "")]
+    if changed := changed_settings(state, config):
+        notes.append(f"changed since that checkpoint: {', '.join(changed)}")
+    return start, notes
 
 
 def _describe(
@@ -196,8 +203,7 @@ def _describe(
     model: VideoMAE,
     attention: str,
     use_bf16: bool,
-    start: int,
-    total_steps: int,
+    steps: str,
 ) -> str:
     """The choices this run was made with, those behind `auto` too."""
     data, shape = config.data, config.model
@@ -208,11 +214,12 @@ def _describe(
     return (
         f"data      {len(manifest)} videos from {data.manifest}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
-        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}, {data.num_workers} workers\n"
+        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
+        f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
         f"mask      {config.mask.kind}, {visible * shape.num_slots} of {shape.num_tokens} tokens visible\n"
-        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {start} to {total_steps}, batch "
-        f"{config.batch_size} = {accumulation} accumulated × {config.device_batch_size} clips × {world.size} processes"
+        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
+        f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
     )
 
 
@@ -234,7 +241,8 @@ def _describe_bad_loss(
 def _describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
     return (
         f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
-        f"--data.max-skipped {config.data.max_skipped:.1%}); index the folder anew. The first:\n"
+        f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder anew with "
+        "--decode-all. The first:\n"
         + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
     )
 
@@ -252,5 +260,5 @@ def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, predict
     )
 
 
-def _say_nothing(*_: object) -> None:
+def _say_nothing(*_: object, **__: object) -> None:
     """What the other processes print."""

@@ -73,7 +73,7 @@ def draw_reconstructions(
             axis.set_xticks([])
             axis.set_yticks([])
             if line == 0:
-                name = f"{names[clip]}\n" if moment == 0 else "\n"
+                name = f"{_short(names[clip])}\n" if moment == 0 else "\n"
                 axis.set_title(f"{name}frame {shown[moment]}", fontsize=9, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path, dpi=90)
@@ -92,7 +92,7 @@ def draw_loss(run_dir: Path) -> Path | None:
     top.legend(frameon=False)
     bottom.plot(steps, [100 * line["wait_share"] for line in lines], color="tab:orange")
     bottom.set_ylabel("waiting\nfor input, %")
-    bottom.set_ylim(bottom=0)
+    bottom.set_ylim(0, max(10, 110 * max(line["wait_share"] for line in lines)))
     bottom.set_xlabel("optimiser step")
     path = run_dir / "loss.png"
     _save(figure, path, dpi=110)
@@ -101,6 +101,8 @@ def draw_loss(run_dir: Path) -> Path | None:
 
 def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) -> int:
     """PNG of the middle frames of up to `count` videos drawn at random; returns how many could be read."""
+    if count < 1:
+        raise ValueError(f"expected at least one video on the sheet, got {count}")
     rows = sorted(np.random.default_rng(seed).permutation(len(manifest))[:count].tolist())
     pictures: list[tuple[NDArray[np.uint8], str]] = []
     for row in rows:
@@ -108,10 +110,10 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
         try:
             [(_, frame)] = decode_frames(manifest.file(row), video, [video.num_frames // 2], seek=True)
         except DecodeError as error:
-            pictures.append((np.zeros((9, 16, 3), np.uint8), f"{video.path}\n{error}"))
+            pictures.append((np.zeros((9, 16, 3), np.uint8), f"{_short(video.path)}\n{_short(str(error))}"))
             continue
         picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
-        words = video.captions[0] if video.captions else video.label
+        words = _short(video.captions[0] if video.captions else f"{video.label}: {video.path}")
         pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"))
     columns = min(6, len(pictures))
     lines = -(-len(pictures) // columns)
@@ -125,6 +127,11 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
         axis.set_title(title, fontsize=7, parse_math=False)
     _save(figure, path, dpi=90)
     return len(pictures)
+
+
+def _short(text: str) -> str:
+    """A title that stays within its picture."""
+    return text if len(text) <= 42 else f"{text[:20]} … {text[-19:]}"
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:

@@ -18,7 +18,7 @@ def parse(arguments: list[str]) -> TrainConfig:
     if arguments and not arguments[0].startswith("-"):
         preset, *arguments = arguments
         if preset not in PRESETS:
-            near = difflib.get_close_matches(preset, PRESETS, n=1)
+            near = difflib.get_close_matches(preset.lower(), PRESETS, n=1)
             sys.exit(
                 f"tgmae-train: no preset {preset!r}{f'; did you mean {near[0]}?' if near else ''} "
                 f"(there are: {', '.join(PRESETS)})"
@@ -51,7 +51,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"tgmae-train: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit("tgmae-train: interrupted at once; steps after the last checkpoint are lost")
 
 
 if __name__ == "__main__":
