@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -57,7 +58,7 @@ class Manifest:
         """Absolute path of a row's video."""
         return os.path.join(self.root, self.table.column("path")[row].as_py())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Number of videos and a digest of their paths in order: whether two runs draw from the same rows."""
         digest = hashlib.sha256("\n".join(self.table.column("path").to_pylist()).encode()).hexdigest()

@@ -113,7 +113,8 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
             pictures.append((np.zeros((9, 16, 3), np.uint8), f"{_short(video.path)}\n{_short(str(error))}"))
             continue
         picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
-        words = _short(video.captions[0] if video.captions else f"{video.label}: {video.path}")
+        name = f"{video.label}: {Path(video.path).name}" if video.label else video.path
+        words = _short(video.captions[0] if video.captions else name)
         pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"))
     columns = min(6, len(pictures))
     lines = -(-len(pictures) // columns)
