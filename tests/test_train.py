@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,7 @@ def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, numb
     process = subprocess.Popen(
         command(shapes, tmp_path, "--epochs", "1000"), cwd=REPOSITORY, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's `&` would leave it ignored
     )  # fmt: skip
     wait_for_step(tmp_path, 3, process)
     if number == signal.SIGINT:
