@@ -16,7 +16,6 @@ import os
 import signal
 import warnings
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -191,8 +190,12 @@ class DaliPipeline:
             return ClipBatch(frames=clips, requests=requests)
         rows = {video.row for video in skipped}
         readable = [None if request.row in rows else clip for clip, request in zip(clips, requests, strict=True)]
-        stand_in = partial(find_stand_in, self.videos, self.plan, self.batch, self.size)
-        return replace_skipped(readable, requests, tuple(skipped), lambda: _to(clips.device, *stand_in()))
+
+        def stand_in() -> tuple[torch.Tensor, ClipRequest]:
+            clip, request = find_stand_in(self.videos, self.plan, self.batch, self.size)
+            return clip.to(clips.device), request
+
+        return replace_skipped(readable, requests, tuple(skipped), stand_in)
 
     def _recover(self, error: RuntimeError) -> None:
         """Rebuild after a file broke DALI's decoder. What PyAV cannot decode either is left to PyAV, which says why.
@@ -227,10 +230,6 @@ def _has_indexed_size(file: str, video: Video) -> bool:
         return os.stat(file).st_size == video.num_bytes
     except OSError:
         return False
-
-
-def _to(device: torch.device, clip: torch.Tensor, request: ClipRequest) -> tuple[torch.Tensor, ClipRequest]:
-    return clip.to(device), request
 
 
 def _decodes(videos: VideoTable, request: ClipRequest, size: int) -> bool:

@@ -41,8 +41,6 @@ class ReferencePipeline:
                 skipped[request.row] = SkippedVideo(row=request.row, path=video.path, reason=str(error))
                 clips.append(None)
         self.batch += 1
-        if not skipped:
-            return ClipBatch(frames=torch.stack(clips), requests=requests)  # type: ignore[arg-type]
         stand_in = partial(find_stand_in, self.videos, self.plan, self.batch, self.size)
         return replace_skipped(clips, requests, tuple(skipped.values()), stand_in)
 
@@ -77,9 +75,10 @@ def replace_skipped(
     So the batch size never changes. Where nothing could be read, `find_stand_in` gives the clip.
     """
     good = [place for place, clip in enumerate(clips) if clip is not None]
-    pool = [(clips[place], requests[place]) for place in good] or [find_stand_in()]
+    readable = [(clip, request) for clip, request in zip(clips, requests, strict=True) if clip is not None]
+    pool = readable or [find_stand_in()]
     chosen = [pool[bisect_left(good, place) % len(pool)] for place in range(len(clips))]
-    frames = torch.stack([clip for clip, _ in chosen])  # type: ignore[misc]
+    frames = torch.stack([clip for clip, _ in chosen])
     copied = tuple(
         replace(copy, mask_seed=request.mask_seed) for (_, copy), request in zip(chosen, requests, strict=True)
     )

@@ -120,7 +120,7 @@ def restore(
     if changed:
         raise ValueError(
             f"cannot resume {path}, it is of another run: {'; '.join(changed)}. "
-            f"Start afresh with --resume never or another --run-dir, from its weights with --init-from RUN/hf"
+            "Start afresh with --resume never or another --run-dir, from its weights with --init-from RUN/hf"
         )
     model.load_state_dict(state["model"])
     # Weight decay, betas and the like are this run's, not the old one's.

@@ -57,9 +57,8 @@ class Loader:
         batch = self._next.result()
         self._next = self._thread.submit(self._make_batch)
         self.waited_s += time.perf_counter() - started
-        if (
-            self._stream is not None
-        ):  # the memory belongs to the loader's stream: keep it until training is done with it
+        if self._stream is not None:
+            # The memory belongs to the loader's stream: keep it until training is done with it.
             for tensor in (batch.clips.frames, batch.plan.visible, batch.plan.masked):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         for video in batch.clips.skipped:

@@ -185,8 +185,10 @@ def _resume(
     config: TrainConfig, checkpoints: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, videos: str
 ) -> tuple[int, list[str]]:
     """Load the checkpoint that `config.resume` names, if any; return the steps done and what the user should know."""
+    if config.resume == "never":
+        return 0, []
     path = newest_checkpoint(checkpoints) if config.resume == "auto" else Path(config.resume)
-    if config.resume == "never" or path is None:
+    if path is None:
         return 0, []
     state = load_checkpoint(path)
     start = restore(state, path, model, optimizer, config, videos)
