@@ -11,6 +11,9 @@ import torch
 
 matplotlib.use("Agg")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if not torch.cuda.is_available():
+    # Triton reads this when it meets @triton.jit, so it must stand before any test imports a kernel.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,8 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 24 shapes clips (20 train, 4 val)."""
-    from tgmae.shapes import make_shapes
+    from tgmae.shapes.scenes import make_shapes
 
     folder = tmp_path_factory.mktemp("shapes")
     make_shapes(folder, count=24, seed=7, codec="h264", num_objects=1, num_workers=2)
     return folder / "manifest.parquet"
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For clip.cache_dir, so that no test reads or writes the user's own cache."""
+    return tmp_path_factory.mktemp("cache")
