@@ -95,7 +95,7 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
     resizers: list[Graph] = []
     try:
         for number, frame in decode_frames(file, video, frames, seek=True):
-            resizers = resizers or [_crop_and_resize(frame, crop, size) for crop in crops]
+            resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
             places = [place for place, wanted in enumerate(frames) if wanted == number]
             for clip, resizer in zip(clips, resizers, strict=True):
                 resizer.push(frame)
@@ -105,14 +105,31 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
     return clips
 
 
-def _crop_and_resize(frame: VideoFrame, crop: CropBox, size: int) -> Graph:
+def decode_pictures(file: str, video: Video, frames: Sequence[int], height: int, width: int) -> NDArray[np.uint8]:
+    """Whole frames, upright, resized to `height` × `width`: uint8 [F, height, width, 3]. Raises DecodeError."""
+    turned = video.rotation % 180 != 0
+    whole = coded_crop(video, CropBox(x=0, y=0, width=video.width, height=video.height))
+    coded_height, coded_width = (width, height) if turned else (height, width)
+    pictures = []
+    resizer: Graph | None = None
+    try:
+        for _, frame in decode_frames(file, video, frames, seek=False):
+            resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
+            resizer.push(frame)
+            pictures.append(np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90))
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot resize {video.width}×{video.height} pictures: {error}") from error
+    return np.stack(pictures)
+
+
+def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:
     """FFmpeg filters: crop, bilinear resize (with area support when it shrinks) and conversion to RGB in one pass."""
     graph = Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     chain = [
         source,
         graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
-        graph.add("scale", f"{size}:{size}:flags=bilinear"),
+        graph.add("scale", f"{width}:{height}:flags=bilinear"),
         graph.add("format", "pix_fmts=rgb24"),
         graph.add("buffersink"),
     ]

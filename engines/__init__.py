@@ -1,1 +1,1 @@
-"""CLIP engines for text-guided masks. None exists yet: masks are random or tube so far (see docs/decisions.md)."""
+"""CLIP in the forms the scorers need. Imports nothing of tgmae but its types and configuration."""

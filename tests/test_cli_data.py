@@ -256,5 +256,5 @@ def test_impossible_values_are_errors_of_one_line(tgmae_data: Console, tmp_path:
 def test_help_names_the_subcommands(tgmae_data: Console) -> None:
     code, out, _ = tgmae_data("--help")
     assert code == 0
-    for name in ("shapes", "index", "show"):
+    for name in ("shapes", "index", "show", "scores"):
         assert name in out

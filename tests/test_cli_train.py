@@ -14,7 +14,7 @@ import torch
 
 from tgmae.cli.info import PACKAGES, backends
 from tgmae.cli.train import parse
-from tgmae.config import PRESETS
+from tgmae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ def test_flags_change_the_preset_and_nothing_else() -> None:
     assert (got.data.stride, got.optim.base_lr, got.mask.kind, got.run_dir) == (3, 1e-3, "random", Path("x/y"))
     rest = parse([
         *("ssv2", "--data.stride", "2", "--optim.base-lr", "1.5e-4"),
-        *("--mask.kind", "tube", "--run-dir", "runs/ssv2"),
+        *("--mask.kind", "tgm", "--mask.scorer", "patch", "--run-dir", "runs/ssv2"),
     ])  # fmt: skip
     assert rest == PRESETS["ssv2"]
 
@@ -105,6 +105,9 @@ def test_a_misspelt_flag_names_the_nearest(typed: list[str], meant: str, capsys:
         (["--data.repeat", "3"], ("device_batch_size", "data.repeat", "16", "3")),
         (["--mask.kind", "tubes"], ("--mask.kind", "tubes", "tube")),
         (["--epochs", "many"], ("--epochs", "many")),
+        (["--mask.scorer", "cached"], ("mask.scorer cached", "--mask.scores", "tgmae-data scores")),
+        (["--mask.scorer", "studnet"], ("--mask.scorer", "studnet", "student")),
+        (["--clip.engine", "onnx"], ("--clip.engine", "onnxruntime")),
     ],
 )
 def test_an_impossible_value_is_named(
@@ -121,7 +124,10 @@ def test_help_names_every_group_and_preset(capsys: pytest.CaptureFixture[str]) -
         parse(["k400", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--data.stride", "--model.attention", "--mask.ratio", "--optim.base-lr", "--log.picture-every"):
+    for flag in (
+        "--data.stride", "--model.attention", "--mask.ratio", "--mask.scorer", "--clip.model", "--optim.base-lr",
+        "--log.picture-every",
+    ):  # fmt: skip
         assert flag in text
     assert all(name in text for name in PRESETS)
 
@@ -156,7 +162,7 @@ def test_info_names_every_backend_with_its_reason() -> None:
 def test_what_cannot_run_says_why() -> None:
     found = backends()
     for name, value in found.items():
-        assert re.match(r"(yes|no: .{10,})", value), name
+        assert re.match(r"(yes|no: .{10,}|builds plans; does not run them: .{10,})", value), name
     if not torch.cuda.is_available():
         assert "--model.attention sdpa" in found["attention xformers"]
         assert found["attention xformers"].startswith("no: ")

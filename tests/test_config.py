@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tgmae.config import PRESETS, DataConfig, LogConfig, MaskConfig, ModelConfig, TrainConfig, to_dict
+from tgmae.config import (
+    ClipConfig,
+    DataConfig,
+    InputConfig,
+    LogConfig,
+    MaskConfig,
+    ModelConfig,
+    TrainConfig,
+    to_dict,
+)
+from tgmae.presets import PRESETS
 
-# docs/recipes.md, "Pretraining, ViT-B": (stride, base rate, batch, epochs, mask ratio, flip).
+# docs/recipes.md, "Pretraining, ViT-B": (stride, base rate, batch, epochs, flip).
 PUBLISHED = {
-    "ssv2": (2, 1.5e-4, 2048, 800, 0.9, False),
-    "k400": (4, 1.5e-4, 2048, 800, 0.9, True),
-    "ucf101": (4, 3e-4, 192, 3200, 0.75, True),
+    "ssv2": (2, 1.5e-4, 2048, 800, False),
+    "k400": (4, 1.5e-4, 2048, 800, True),
+    "ucf101": (4, 3e-4, 192, 3200, True),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_preset_has_the_published_recipe(name: str) -> None:
     preset = PRESETS[name]
-    stride, base_lr, batch_size, epochs, ratio, flip = PUBLISHED[name]
+    stride, base_lr, batch_size, epochs, flip = PUBLISHED[name]
     assert (preset.data.sampling, preset.data.stride, preset.data.flip) == ("dense", stride, flip)
     assert preset.data.crop_scales == (1.0, 0.875, 0.75, 0.66)
     assert (preset.batch_size, preset.epochs) == (batch_size, epochs)
-    assert preset.mask == MaskConfig(kind="tube", ratio=ratio)
+    # Fan et al. 2024, section 4: text-guided, γ = .6, the patches most like the caption, by OpenAI's ViT-B/32.
+    mask = preset.mask
+    assert (mask.kind, mask.ratio, mask.order, mask.scorer) == ("tgm", 0.6, "top", "patch")
+    assert (preset.clip.model, preset.clip.weights) == ("ViT-B-32-quickgelu", "openai")
     optim = preset.optim
     assert (optim.base_lr, optim.warmup_lr, optim.min_lr, optim.warmup_epochs) == (base_lr, 1e-6, 1e-5, 40)
     assert (optim.betas, optim.weight_decay, optim.clip_norm) == ((0.9, 0.95), 0.05, None)
@@ -38,6 +52,11 @@ def test_preset_has_the_published_network(name: str) -> None:
     assert (model.width, model.depth, model.num_heads, model.mlp_ratio) == (768, 12, 12, 4.0)
     assert (model.decoder_width, model.decoder_depth, model.decoder_num_heads) == (384, 4, 6)
     assert (model.num_slots, model.patches_per_slot, model.num_tokens, model.values_per_token) == (8, 196, 1568, 1536)
+
+
+def test_the_demo_masks_by_text_with_the_clip_that_comes_along() -> None:
+    demo = PRESETS["demo"]
+    assert (demo.mask.kind, demo.mask.ratio, demo.clip.model) == ("tgm", 0.6, "shapes")
 
 
 def test_presets_write_to_folders_of_their_own() -> None:
@@ -75,11 +94,12 @@ def test_ratio_outside_zero_to_one_is_refused(ratio: float) -> None:
         MaskConfig(ratio=ratio)
 
 
+@pytest.mark.parametrize("kind", ["tgm", "random", "tube"])
 @pytest.mark.parametrize(("image_size", "ratio"), [(32, 0.2), (16, 0.9)])
-def test_ratio_that_masks_no_patch_is_refused(image_size: int, ratio: float) -> None:
+def test_ratio_that_masks_no_patch_is_refused(image_size: int, ratio: float, kind: str) -> None:
     patches = (image_size // 16) ** 2
     with pytest.raises(ValueError, match=rf"mask\.ratio {ratio} masks 0 of the {patches} patches .*image {image_size}"):
-        TrainConfig(model=ModelConfig(image_size=image_size), mask=MaskConfig(ratio=ratio))
+        TrainConfig(model=ModelConfig(image_size=image_size), mask=MaskConfig(kind=kind, ratio=ratio))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +119,43 @@ def test_impossible_data_is_refused(values: dict[str, Any], words: tuple[str, ..
     with pytest.raises(ValueError, match=r"^data\.") as caught:
         DataConfig(**values)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("kind", ["tgm", "random"])
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        ("cached", r"--mask\.scores FOLDER; make it with: tgmae-data scores"),
+        ("student", r"--mask\.student FILE; make it with: tgmae-engine distill"),
+    ],
+)
+def test_scorers_that_need_a_file_ask_for_it(kind: str, scorer: str, words: str) -> None:
+    """Only where text decides the mask."""
+    values: dict[str, Any] = {"kind": kind, "scorer": scorer}
+    if kind == "tgm":
+        with pytest.raises(ValueError, match=rf"^mask\.scorer {scorer} needs {words}"):
+            MaskConfig(**values)
+    else:
+        MaskConfig(**values)
+    MaskConfig(**values, scores=Path("scores"), student=Path("student"))
+
+
+def test_clip_batch_starts_at_one() -> None:
+    assert ClipConfig(batch=1).batch == 1
+    with pytest.raises(ValueError, match=r"^clip\.batch must be at least 1, got 0"):
+        ClipConfig(batch=0)
+
+
+def test_two_frames_of_a_tubelet_of_one_are_refused() -> None:
+    model = ModelConfig(tubelet_size=1)
+    with pytest.raises(ValueError, match=r"mask\.frames_per_tubelet .* model\.tubelet_size, got 2 and 1"):
+        InputConfig(model=model)
+    assert InputConfig(model=model, mask=MaskConfig(frames_per_tubelet=1)).model.num_slots == 16
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^seed must not be negative, got -1"):
+        InputConfig(seed=-1)
 
 
 @pytest.mark.parametrize("name", ["metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"])
@@ -160,3 +217,5 @@ def test_to_dict_is_plain_json_with_every_value(name: str) -> None:
     assert plain["data"]["manifest"] == str(PRESETS[name].data.manifest)
     assert plain["optim"]["betas"] == [0.9, 0.95]
     assert plain["model"]["width"] == PRESETS[name].model.width
+    assert (plain["mask"]["kind"], plain["mask"]["scores"]) == ("tgm", None)
+    assert plain["clip"]["cache_dir"] == "~/.cache/tgmae"

@@ -22,9 +22,9 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 from kernels.gather_tokens import MEAN, STD
 from tgmae.config import MaskConfig, ModelConfig
 from tgmae.hf_format import export_hf, hf_config, import_hf
-from tgmae.masking import plan_masks
+from tgmae.masking import NoiseScorer, plan_masks
 from tgmae.model import VideoMAE
-from tgmae.types import ClipRequest, CropBox, MaskPlan
+from tgmae.types import ClipBatch, ClipRequest, CropBox, MaskPlan
 
 SMALL = ModelConfig(
     image_size=48, num_frames=4, width=32, depth=3, num_heads=4, decoder_width=24, decoder_depth=2, decoder_num_heads=2
@@ -124,12 +124,13 @@ def inputs(config: ModelConfig, kind: str, seed: int, batch: int = 3) -> tuple[T
     shape = (batch, config.num_frames, config.image_size, config.image_size, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     crop = CropBox(x=0, y=0, width=1, height=1)
-    requests = [
+    requests = tuple(
         ClipRequest(row=0, epoch=0, position=i, frames=(0,), crop=crop, flip=False, caption=0, mask_seed=100 * seed + i)
         for i in range(batch)
-    ]
+    )
     mask = MaskConfig(kind=kind, ratio=0.7)  # type: ignore[arg-type]
-    return frames, plan_masks(mask, config, requests, torch.device("cpu"))
+    scorer = NoiseScorer(kind, config.num_slots, config.patches_per_slot, torch.device("cpu"))  # type: ignore[arg-type]
+    return frames, plan_masks(mask, config, scorer(ClipBatch(frames=frames, requests=requests)))
 
 
 def pixel_values(frames: Tensor, dtype: torch.dtype) -> Tensor:

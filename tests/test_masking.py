@@ -5,12 +5,17 @@ Dimensions: B clips, S slots, N patches a slot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from tgmae.config import MaskConfig, ModelConfig
-from tgmae.masking import noise_scores, plan_masks
-from tgmae.types import ClipRequest, CropBox, MaskPlan
+from tgmae.config import ClipConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.masking import NoiseScorer, make_scorer, plan_masks
+from tgmae.types import ClipBatch, ClipRequest, CropBox, MaskPlan
 
 CPU = torch.device("cpu")
 KINDS = ("random", "tube")
@@ -35,9 +40,20 @@ def geometry(image: int, patch: int, frames: int, tubelet: int) -> ModelConfig:
     return ModelConfig(image_size=image, patch_size=patch, num_frames=frames, tubelet_size=tubelet)
 
 
-def plan(kind: str, model: ModelConfig, ratio: float, seeds: tuple[int, ...] = SEEDS) -> MaskPlan:
-    config = MaskConfig(kind=kind, ratio=ratio)  # type: ignore[arg-type]
-    return plan_masks(config, model, [request(seed, i) for i, seed in enumerate(seeds)], CPU)
+def batch(seeds: Sequence[int]) -> ClipBatch:
+    """Clips of one grey pixel: noise looks at nothing but the requests."""
+    frames = torch.zeros(len(seeds), 1, 1, 1, 3, dtype=torch.uint8)
+    return ClipBatch(frames=frames, requests=tuple(request(seed, i) for i, seed in enumerate(seeds)))
+
+
+def noise(kind: str, model: ModelConfig, seeds: Sequence[int]) -> torch.Tensor:
+    scorer = NoiseScorer(kind, model.num_slots, model.patches_per_slot, CPU)  # type: ignore[arg-type]
+    return scorer(batch(seeds))
+
+
+def plan(kind: str, model: ModelConfig, ratio: float, seeds: Sequence[int] = SEEDS, order: str = "top") -> MaskPlan:
+    config = MaskConfig(kind=kind, ratio=ratio, order=order)  # type: ignore[arg-type]
+    return plan_masks(config, model, noise(kind, model, seeds))
 
 
 def slots(model: ModelConfig, masked: torch.Tensor) -> torch.Tensor:
@@ -120,8 +136,41 @@ def test_every_patch_is_masked_equally_often(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_uniform_noise_of_the_asked_shape(kind: str) -> None:
-    scores = noise_scores(kind, [request(seed) for seed in range(50)], 4, 100)
+    scores = noise(kind, geometry(80, 8, 8, 2), range(50))
     assert (scores.dtype, tuple(scores.shape)) == (torch.float32, (50, 4, 100))
     assert scores.min() >= 0
     assert scores.max() < 1
     assert abs(scores.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_top_masks_the_highest_and_bottom_the_lowest(kind: str, case: tuple[int, int, int, int, float]) -> None:
+    """Against numpy's stable sort, slot by slot; the same number is masked either way."""
+    model, ratio = geometry(*case[:4]), case[4]
+    scores = noise(kind, model, SEEDS).double().numpy()
+    k = int(ratio * model.patches_per_slot + 1e-9)
+    for order, sign in (("top", -1), ("bottom", 1)):
+        hidden = slots(model, plan(kind, model, ratio, order=order).masked).numpy()
+        expected = np.zeros_like(hidden)
+        np.put_along_axis(expected, np.argsort(sign * scores, axis=-1, kind="stable")[..., :k], True, axis=-1)
+        np.testing.assert_array_equal(hidden, expected)
+
+
+def test_equal_scores_are_masked_from_the_first_patch_on_in_both_orders() -> None:
+    model = geometry(32, 8, 4, 2)
+    for order in ("top", "bottom"):
+        got = plan_masks(MaskConfig(ratio=0.5, order=order), model, torch.zeros(1, 2, 16))  # type: ignore[arg-type]
+        assert got.masked.tolist() == [[*range(8), *range(16, 24)]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_without_text_need_neither_captions_nor_clip(kind: str, shapes: Path) -> None:
+    """make_scorer for them reads no CLIP: a model that does not exist is never looked for."""
+    table = read_manifest(shapes).table.drop_columns(["captions"])
+    mask = MaskConfig(kind=kind, ratio=0.5)  # type: ignore[arg-type]
+    model = geometry(32, 8, 4, 2)
+    config = InputConfig(model=model, mask=mask, clip=ClipConfig(model="nowhere"))
+    scorer = make_scorer(config, Manifest(table, shapes.parent), CPU)
+    assert scorer.note == ""
+    assert torch.equal(scorer(batch(SEEDS)), noise(kind, model, SEEDS))

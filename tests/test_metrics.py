@@ -93,19 +93,24 @@ def test_throughput_counts_since_the_last_report() -> None:
     time.sleep(0.05)
     throughput.count(8, loss=1.0)
     throughput.count(8, loss=0.5)
-    before_first_s, first, after_first_s = clock(), throughput.report(waited_s=0.02), clock()
+    before_first_s, first, after_first_s = clock(), throughput.report(0.02, {"score": 0.01}), clock()
     shortest_s, longest_s = before_first_s - after_s, after_first_s - before_s
     assert 16 / longest_s <= first["clips_per_s"] <= 16 / shortest_s
     assert 1000 * shortest_s / 2 <= first["step_ms"] <= 1000 * longest_s / 2
     assert first["wait_ms"] == pytest.approx(10)
     assert first["loss"] == pytest.approx(0.75)
     assert 0.02 / longest_s <= first["wait_share"] <= 0.02 / shortest_s
+    assert first["score_share"] == pytest.approx(first["wait_share"] / 2)
+    assert "mask_share" not in first
     time.sleep(0.02)
     throughput.count(4, loss=0.25)
-    before_second_s, second, after_second_s = clock(), throughput.report(waited_s=0.03), clock()
+    before_second_s, second, after_second_s = clock(), throughput.report(0.03, {"score": 0.04, "mask": 0.002}), clock()
     assert 4 / (after_second_s - before_first_s) <= second["clips_per_s"] <= 4 / (before_second_s - after_first_s)
     assert second["wait_ms"] == pytest.approx(10)
     assert second["loss"] == pytest.approx(0.25)
+    # Totals went from 0.01 to 0.04 and, for a stage that came later, from nothing to 0.002; waiting from 0.02 to 0.03.
+    assert second["score_share"] == pytest.approx(3 * second["wait_share"])
+    assert second["mask_share"] == pytest.approx(0.2 * second["wait_share"])
     words, end_s = throughput.summary(waited_s=0.03), clock()
     rate, share = float(words.split(", ")[1].split()[0]), float(words.split(", ")[2].split("%")[0])
     assert 20 / (end_s - before_s) - 0.1 <= rate <= 20 / (after_second_s - after_s) + 0.1

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tgmae.config import PRESETS, ModelConfig, OptimConfig
+from tgmae.config import ModelConfig, OptimConfig
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
+from tgmae.presets import PRESETS
 
 SMALL = ModelConfig(
     image_size=32, num_frames=4, width=24, depth=2, num_heads=2, decoder_width=12, decoder_depth=1, decoder_num_heads=2

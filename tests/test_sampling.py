@@ -253,6 +253,14 @@ def test_every_caption_is_drawn_and_none_that_is_not_there() -> None:
     assert min(counts[0, caption] for caption in range(3)) > 40  # 67 expected
 
 
+def test_first_caption_changes_nothing_but_the_caption() -> None:
+    """So that runs with either choice see the same crops, flips and noise."""
+    drawn, first = (requests_of(DataConfig(flip=True, captions=choice)) for choice in ("random", "first"))  # type: ignore[arg-type]
+    assert {request.caption for request in first} == {0}
+    assert {request.caption for request in drawn} == {0, 1}
+    assert tuple(dataclasses.replace(request, caption=0) for request in drawn) == first
+
+
 def test_requests_are_plain_python() -> None:
     """They are sent between processes and written to logs: no numpy scalar may hide in them."""
 

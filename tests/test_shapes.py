@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tgmae.manifest import read_manifest
-from tgmae.shapes import (
+from tgmae.shapes.scenes import (
     COLORS,
     HEIGHT,
     MOTIONS,

@@ -17,14 +17,25 @@ import torch
 
 from tests.videos import write_numbered
 from tgmae.checkpoint import load_checkpoint, newest_checkpoint
-from tgmae.config import DataConfig, LogConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
+from tgmae.config import ClipConfig, DataConfig, LogConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
 from tgmae.indexing import index_folder
+from tgmae.loader import make_loader
 from tgmae.manifest import read_manifest, write_manifest
+from tgmae.masking import make_scorer
 from tgmae.metrics import read_metrics
+from tgmae.scoring.build_maps import build_scores
+from tgmae.scoring.captions import require_captions
 from tgmae.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden_loss.json")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a tiny run's time, and one test looks at what is drawn."""
+    if request.node.name != "test_the_run_folder_holds_everything":
+        monkeypatch.setattr("tgmae.train._draw", lambda *_: None)
 
 
 def tiny(manifest: Path, run_dir: Path, **changes: object) -> TrainConfig:
@@ -127,6 +138,130 @@ def test_bf16_trains(shapes: Path, tmp_path: Path) -> None:
     train(tiny(shapes, tmp_path / "bf16", precision="bf16"))
     assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), rel=2e-2)
     assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
+
+
+# Masks by text
+
+
+@pytest.fixture(scope="module")
+def score_maps(shapes: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Score maps of the shapes clips for `by_text`, made by the tiny CLIP."""
+    folder = tmp_path_factory.mktemp("scores")
+    build_scores(
+        read_manifest(shapes), folder, ClipConfig(model="shapes", cache_dir=cache_dir), MaskConfig(), cells=4,
+        patch_size=16, every=2, device=torch.device("cpu"), num_workers=0,
+    )  # fmt: skip
+    return folder
+
+
+def by_text(config: TrainConfig, cache_dir: Path, **mask: object) -> TrainConfig:
+    """The same run with text-guided masks by the tiny CLIP, 16 patches of 16² a slot."""
+    return replace(
+        config,
+        model=replace(config.model, image_size=64, patch_size=16),
+        mask=MaskConfig(**mask),  # type: ignore[arg-type]
+        clip=ClipConfig(model="shapes", cache_dir=cache_dir),
+    )
+
+
+@pytest.mark.parametrize(("pipeline", "scorer"), [("dali", "patch"), ("pyav", "cached")])
+def test_masks_by_text_resume_equals_uninterrupted(
+    shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, pipeline: str, scorer: str
+) -> None:
+    """Text-guided from end to end; interrupted and resumed, bit for bit the same; every stage's share is reported."""
+    config = tiny(shapes, tmp_path / "whole", pipeline=pipeline, max_steps=6)
+    whole = by_text(config, cache_dir, scorer=scorer, scores=score_maps)
+    train(whole)
+    parts = replace(whole, run_dir=tmp_path / "parts")
+    train(replace(parts, max_steps=4))
+    train(parts)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    one, two = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    stages = [f"{stage}_share" for stage in ("load", "score", "mask", "forward", "backward", "optimizer")]
+    for line in read_metrics(tmp_path / "whole"):
+        assert all(line[stage] >= 0 for stage in stages)
+    # The step's own stages follow one another, so together they take no longer than the step.
+    last = read_metrics(tmp_path / "whole")[-1]
+    assert 0 < sum(last[stage] for stage in stages[3:]) <= 1
+    # The masks do decide: noise of the same ratio trains differently.
+    noise = replace(whole, run_dir=tmp_path / "noise", mask=MaskConfig(kind="random"), max_steps=1)
+    train(noise)
+    assert losses(tmp_path / "noise")[0] != losses(tmp_path / "whole")[0]
+
+
+@pytest.mark.parametrize("order", ["top", "bottom"])
+def test_the_loader_masks_what_the_scores_say(
+    shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, order: str
+) -> None:
+    """Batch by batch against a sort of the scores of the very clips it hands out."""
+    config = by_text(tiny(shapes, tmp_path), cache_dir, scorer="patch", order=order)
+    manifest, device = read_manifest(shapes).select_split("train"), torch.device("cpu")
+    scorer = make_scorer(config, manifest, device)
+    loader = make_loader(config, manifest, scorer, 0, device)
+    try:
+        batches = [loader.next_batch() for _ in range(3)]
+    finally:
+        loader.close()
+    assert {"load", "score", "mask"} <= loader.clock.totals().keys()
+    for batch in batches:
+        scores = scorer(batch.clips).double()
+        masked = torch.zeros(4, 64, dtype=torch.bool).scatter(1, batch.plan.masked.long(), True).view(4, 4, 16)
+        assert (masked.sum(-1) == 9).all()  # floor(.6 · 16)
+        masked_scores, visible_scores = scores[masked].view(4, 4, 9), scores[~masked].view(4, 4, 7)
+        if order == "top":
+            assert (masked_scores.amin(-1) >= visible_scores.amax(-1)).all()
+        else:
+            assert (masked_scores.amax(-1) <= visible_scores.amin(-1)).all()
+
+
+class TestCaptions:
+    """Text-guided masks need a caption for every video, or a choice."""
+
+    @pytest.fixture(scope="class")
+    def holes(self, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The shapes clips, three of the training ones without a caption."""
+        manifest = read_manifest(shapes)
+        bare = [row for row in range(len(manifest)) if manifest[row].split == "train"][:3]
+        videos = [
+            replace(manifest[row], captions=((), ("",), (" ",))[bare.index(row)]) if row in bare else manifest[row]
+            for row in range(len(manifest))
+        ]
+        path = tmp_path_factory.mktemp("holes") / "manifest.parquet"
+        write_manifest(path, videos, shapes.parent)
+        return path
+
+    def test_missing_captions_stop_before_anything_is_written(
+        self, holes: Path, tmp_path: Path, cache_dir: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=r"^3 of 20 videos have no caption, such as videos/.*--mask.no-caption"):
+            train(by_text(tiny(holes, tmp_path / "run"), cache_dir))
+        assert not (tmp_path / "run").exists()
+
+    def test_masks_without_text_do_not_mind(self, holes: Path, tmp_path: Path) -> None:
+        assert train(tiny(holes, tmp_path / "run", max_steps=1)).step == 1
+
+    @pytest.mark.parametrize(
+        ("choice", "left", "said"), [("exclude", 17, "are left out"), ("label", 20, "take their label for one")]
+    )
+    def test_the_choices(
+        self, holes: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], choice: str, left: int,
+        said: str,
+    ) -> None:  # fmt: skip
+        """Said in the log; an epoch is as long as there are videos left."""
+        config = by_text(tiny(holes, tmp_path / "run", epochs=1, max_steps=None), cache_dir, no_caption=choice)
+        assert train(replace(config, batch_size=1, device_batch_size=1)).step == left
+        log = capsys.readouterr().out
+        assert f"3 videos without a caption {said}" in log
+        assert f"{left} videos from" in log
+
+    def test_cached_scores_of_other_captions(
+        self, holes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path
+    ) -> None:
+        config = by_text(tiny(holes, tmp_path), cache_dir, scorer="cached", scores=score_maps, no_caption="label")
+        manifest, _ = require_captions(read_manifest(holes).select_split("train"), "label")
+        with pytest.raises(ValueError, match=r"scores for other captions, for 3 of 20 videos, such as videos/"):
+            make_scorer(config, manifest, torch.device("cpu"))
 
 
 def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> None:
@@ -264,7 +399,7 @@ class TestBadInput:
         manifest = read_manifest(shapes)
         videos = [replace(manifest[row], path=f"other/{row}.mp4") for row in range(len(manifest))]
         write_manifest(tmp_path / "other.parquet", videos, tmp_path)
-        with pytest.raises(ValueError, match=r"videos was 20 \(paths \w+\), is 20 \(paths"):
+        with pytest.raises(ValueError, match=r"videos was 20 \(paths and captions \w+\), is 20 \(paths"):
             train(replace(config, max_steps=2, data=replace(config.data, manifest=tmp_path / "other.parquet")))
 
     def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path) -> None:
@@ -285,6 +420,7 @@ def command(manifest: Path, run_dir: Path, *flags: str) -> list[str]:
         "--model.image-size", "32", "--model.patch-size", "8", "--model.num-frames", "8", "--model.width", "48",
         "--model.depth", "2", "--model.decoder-width", "24", "--model.decoder-depth", "1",
         "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard", "--data.num-workers", "1",
+        "--mask.kind", "tube", "--mask.ratio", "0.75",
         *flags,
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses and the presets. `tgmae-train PRESET --data.stride 2` changes a field.
+"""Configuration: frozen dataclasses. `tgmae-train PRESET --data.stride 2` changes a field of a preset.
 
 The resolved configuration is written beside every run and inside every checkpoint.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-DEMO_MANIFEST = Path("data/shapes/manifest.parquet")
+DEMO_MANIFEST = Path("data/shapes/manifest.parquet")  # made by the first `tgmae-train`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,7 @@ class DataConfig:
     flip: bool = False
     repeat: int = 1  # clips from one decode, each with its own crop, flip, caption and mask
     decode: Literal["auto", "gpu", "cpu"] = "auto"  # for --pipeline dali; auto takes the GPU where there is one
+    captions: Literal["random", "first"] = "random"  # which of a video's captions goes with a clip
     num_workers: int = 2  # processes that read files, and decode what DALI cannot on a CPU
     prefetch: int = 2  # batches each worker runs ahead
     max_skipped: float = 0.05  # share of the videos that may turn out unreadable before the run stops; one always may
@@ -106,19 +107,57 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """random: every slot draws its own patches (ST-MAE). tube: all slots share one draw (VideoMAE)."""
+    """Every mask is a score for each patch; the top patches of each slot are masked.
 
-    kind: Literal["random", "tube"] = "tube"
-    ratio: float = 0.9  # of each slot's patches; floor(ratio · N) are masked
+    tgm: likeness to the caption (Fan et al., section 3.3). random: every slot draws its own patches (ST-MAE). tube: all
+    slots share one draw (VideoMAE).
+    """
+
+    kind: Literal["tgm", "random", "tube"] = "tgm"
+    ratio: float = 0.6  # of each slot's patches; floor(ratio · N) are masked
+    order: Literal["top", "bottom"] = "top"  # bottom masks the patches that score lowest (the paper's table 5b)
+    # For tgm. patch: each patch through CLIP, as the paper does. dense: whole frames through CLIP. cached: read what
+    # `tgmae-data scores` computed. student: a small network made by `tgmae-engine distill`.
+    scorer: Literal["patch", "dense", "cached", "student"] = "patch"
+    frames_per_tubelet: Literal[1, 2] = 2  # 1 scores each tubelet's first frame, 2 averages over both
+    dense: Literal["maskclip", "sclip", "clearclip", "naclip"] = "clearclip"  # CLIP's last block under scorer dense
+    scores: Path | None = None  # folder made by `tgmae-data scores`, for scorer cached
+    student: Path | None = None  # file made by `tgmae-engine distill`, for scorer student
+    # Of videos without one: error names them, exclude trains without them, label takes the label for a caption.
+    no_caption: Literal["error", "exclude", "label"] = "error"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask.ratio must lie strictly between 0 and 1, got {self.ratio}")
+        if self.kind == "tgm":
+            if self.scorer == "cached" and self.scores is None:
+                raise ValueError("mask.scorer cached needs --mask.scores FOLDER; make it with: tgmae-data scores")
+            if self.scorer == "student" and self.student is None:
+                raise ValueError("mask.scorer student needs --mask.student FILE; make it with: tgmae-engine distill")
 
     def masked_per_slot(self, patches_per_slot: int) -> int:
         """floor(ratio · N), the number of masked patches in each slot."""
         # A product such as .7 · 10 may come out just below its whole number in binary.
         return math.floor(self.ratio * patches_per_slot + 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The CLIP that scores patches against captions, and what runs it."""
+
+    # An open_clip name, a folder that open_clip saved, or "shapes": the tiny CLIP that comes with the demo.
+    model: str = "ViT-B-32-quickgelu"
+    weights: str = "openai"  # open_clip's tag, or a checkpoint file; a folder brings its own
+    engine: Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "torch"
+    precision: Literal["auto", "fp16", "fp32"] = "auto"  # auto: fp16 on CUDA, fp32 on a CPU
+    # Patches in one forward pass; of frames as many as have that many patches. None: 4096 on CUDA, 512 on a CPU, where
+    # what a pass touches should stay in the cache.
+    batch: int | None = None
+    cache_dir: Path = Path("~/.cache/tgmae")  # caption embeddings, ONNX graphs, TensorRT plans
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"clip.batch must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,37 +200,24 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One pretraining run."""
+class InputConfig:
+    """What decides a batch: clips, scores and masks."""
 
-    pipeline: Literal["dali", "pyav"] = "dali"  # pyav is the readable reference
-    run_dir: Path = Path("runs/demo")  # everything the run writes
-    resume: str = "auto"  # auto: from run_dir's newest checkpoint if any; never; or a checkpoint file
-    init_from: Path | None = None  # start from these weights: a folder in Hugging Face's VideoMAE format
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast on CUDA, float32 on a CPU
-    seed: int = 0  # of weights, order, crops and masks
-    epochs: int = 800  # passes over the videos; each gives data.repeat clips a pass
-    max_steps: int | None = None  # stop after so many optimiser steps; the schedule still spans `epochs`
-    batch_size: int = 2048  # clips an optimiser step, over all processes
-    device_batch_size: int = 64  # clips a forward pass on one process; the rest is gradient accumulation
+    seed: int = 0  # of order, crops and masks; in training of weights too
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.mask.kind == "tgm" and self.mask.frames_per_tubelet > self.model.tubelet_size:
+            raise ValueError(
+                f"mask.frames_per_tubelet must be at most model.tubelet_size, got {self.mask.frames_per_tubelet} "
+                f"and {self.model.tubelet_size}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.device_batch_size % self.data.repeat:
-            raise ValueError(
-                f"device_batch_size must be a multiple of data.repeat, got {self.device_batch_size} "
-                f"and {self.data.repeat}"
-            )
         num_patches = self.model.patches_per_slot
         num_masked = self.mask.masked_per_slot(num_patches)
         if not 0 < num_masked < num_patches:
@@ -199,6 +225,34 @@ class TrainConfig:
                 f"mask.ratio {self.mask.ratio} masks {num_masked} of the {num_patches} patches of a slot "
                 f"(image {self.model.image_size}, patch {self.model.patch_size}); "
                 "at least one must be masked and one visible"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(InputConfig):
+    """One pretraining run."""
+
+    pipeline: Literal["dali", "pyav"] = "dali"  # pyav is the readable reference
+    run_dir: Path = Path("runs/demo")  # everything the run writes
+    resume: str = "auto"  # auto: from run_dir's newest checkpoint if any; never; or a checkpoint file
+    init_from: Path | None = None  # start from these weights: a folder in Hugging Face's VideoMAE format
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast on CUDA, float32 on a CPU
+    epochs: int = 800  # passes over the videos; each gives data.repeat clips a pass
+    max_steps: int | None = None  # stop after so many optimiser steps; the schedule still spans `epochs`
+    batch_size: int = 2048  # clips an optimiser step, over all processes
+    device_batch_size: int = 64  # clips a forward pass on one process; the rest is gradient accumulation
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.device_batch_size % self.data.repeat:
+            raise ValueError(
+                f"device_batch_size must be a multiple of data.repeat, got {self.device_batch_size} "
+                f"and {self.data.repeat}"
             )
 
     def accumulation_steps(self, world_size: int) -> int:
@@ -217,55 +271,3 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     assert isinstance(plain, dict)
     return plain
-
-
-PRESETS: dict[str, TrainConfig] = {
-    # Hardware: 2 CPU cores. Duration and result: docs/results.md, "Demo".
-    # Shapes clips at 96² and a narrow ViT; the smallest run that shows every part at work.
-    "demo": TrainConfig(
-        run_dir=Path("runs/demo"),
-        epochs=60,
-        batch_size=16,
-        device_batch_size=16,
-        data=DataConfig(manifest=DEMO_MANIFEST, stride=4, flip=False),
-        model=ModelConfig(
-            image_size=96,
-            num_frames=8,
-            width=128,
-            depth=4,
-            num_heads=2,
-            decoder_width=128,
-            decoder_depth=2,
-            decoder_num_heads=2,
-        ),
-        mask=MaskConfig(kind="random", ratio=0.75),
-        optim=OptimConfig(base_lr=2.4e-2, warmup_epochs=3, min_lr=1e-4, clip_norm=1.0),
-        log=LogConfig(metrics_every=10, picture_every=240, checkpoint_every=240),
-    ),
-    # Hardware: 64 V100 in VideoMAE's script; it gives no duration for SSv2, and none is measured here yet. Expected:
-    # 66.6 % top-1 after finetuning with tube masks and --epochs 200 (Fan et al., table 1). Values: VideoMAE's SSv2
-    # script. No flip: SSv2's labels name left and right.
-    "ssv2": TrainConfig(
-        run_dir=Path("runs/ssv2"),
-        data=DataConfig(manifest=Path("data/ssv2/manifest.parquet"), stride=2, flip=False, num_workers=12),
-    ),
-    # Hardware and duration: 64 V100, 27 h for 800 epochs (VideoMAE); not run here yet. Expected: 78.4 % top-1 after
-    # finetuning with tube masks and --epochs 200 (Fan et al., table 1). Values: VideoMAE's K400 script. The paper
-    # flips on K400, VideoMAE's own pretraining does not; this project follows the paper.
-    "k400": TrainConfig(
-        run_dir=Path("runs/k400"),
-        data=DataConfig(manifest=Path("data/k400/manifest.parquet"), stride=4, flip=True, num_workers=12),
-    ),
-    # Hardware: 8 GPUs of 24 clips each in VideoMAE's script (batch 192); no duration published, none measured here yet.
-    # Expected: 91.3 % top-1 after finetuning (VideoMAE's abstract). Values: VideoMAE's UCF101 script, with the flip
-    # that the paper adds by default.
-    "ucf101": TrainConfig(
-        run_dir=Path("runs/ucf101"),
-        epochs=3200,
-        batch_size=192,
-        device_batch_size=24,
-        data=DataConfig(manifest=Path("data/ucf101/manifest.parquet"), stride=4, flip=True, num_workers=8),
-        mask=MaskConfig(kind="tube", ratio=0.75),
-        optim=OptimConfig(base_lr=3e-4),
-    ),
-}

@@ -54,14 +54,19 @@ class World:
 
 def start(device: Literal["auto", "cuda", "cpu"]) -> World:
     """Join the process group that torchrun announces; alone without it. Raises ValueError where CUDA is missing."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device; tgmae-info says more")
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
-    if on_cuda:
-        torch.cuda.set_device(chosen)
+    chosen = choose_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
-        dist.init_process_group("nccl" if on_cuda else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank=int(os.environ.get("RANK", "0")), size=size, device=chosen)
+
+
+def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:
+    """This process's GPU where there is one, unless told otherwise. Raises ValueError where CUDA is missing."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was asked for, but torch sees no CUDA device; tgmae-info says more")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(chosen)
+    return chosen

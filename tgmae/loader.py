@@ -7,18 +7,19 @@ Decoding itself happens in the pipeline's worker processes and DALI's threads, s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
-from tgmae.config import TrainConfig
+from tgmae.config import InputConfig, MaskConfig, ModelConfig, TrainConfig
 from tgmae.manifest import Manifest
-from tgmae.masking import plan_masks
+from tgmae.masking import Scorer, plan_masks
 from tgmae.sampling import ClipSampler
+from tgmae.stages import StageClock
 from tgmae.types import ClipBatch, ClipPipeline, MaskPlan, SkippedVideo, VideoTable
 
 
@@ -33,21 +34,22 @@ class TrainingBatch:
 class Loader:
     """Iterate over training batches; `waited_s` adds up the time `next_batch` kept its caller waiting.
 
-    Videos that could not be read are named once and kept in `skipped`, by row.
+    Videos that could not be read are named once and kept in `skipped`, by row. `clock` times the stages load (waiting
+    for decoded clips), score and mask.
     """
 
     def __init__(
-        self,
-        pipeline: ClipPipeline,
-        make_masks: Callable[[ClipBatch], MaskPlan],
-        device: torch.device,
+        self, pipeline: ClipPipeline, scorer: Scorer, mask: MaskConfig, model: ModelConfig, device: torch.device
     ) -> None:
-        self.pipeline, self.make_masks, self.device = pipeline, make_masks, device
+        self.pipeline, self.scorer, self.mask, self.model, self.device = pipeline, scorer, mask, model, device
+        self.clock = StageClock(device)
         self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            # What the scorer holds was put on the device by this thread's stream.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
@@ -74,9 +76,13 @@ class Loader:
 
     def _make_batch(self) -> TrainingBatch:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            clips = self.pipeline.next_batch()
-            clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
-            batch = TrainingBatch(clips, self.make_masks(clips))
+            with self.clock("load", host=True):
+                clips = self.pipeline.next_batch()
+                clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
+            with self.clock("score"):
+                scores = self.scorer(clips)
+            with self.clock("mask"):
+                batch = TrainingBatch(clips, plan_masks(self.mask, self.model, scores))
         if self._stream is not None:
             # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`.
             self._stream.synchronize()
@@ -84,11 +90,16 @@ class Loader:
 
 
 def make_pipeline(
-    config: TrainConfig, videos: VideoTable, plan: ClipSampler, first_batch: int, device: torch.device
+    config: InputConfig,
+    kind: Literal["dali", "pyav"],
+    videos: VideoTable,
+    plan: ClipSampler,
+    first_batch: int,
+    device: torch.device,
 ) -> ClipPipeline:
-    """The pipeline the configuration names. Raises ValueError where it cannot run here."""
+    """The pipeline of a kind. Raises ValueError where it cannot run here."""
     size = config.model.image_size
-    if config.pipeline == "pyav":
+    if kind == "pyav":
         from dali_pipelines.reference import ReferencePipeline
 
         return ReferencePipeline(videos, plan, size, first_batch)
@@ -105,16 +116,18 @@ def make_pipeline(
 
 
 def make_loader(
-    config: TrainConfig, manifest: Manifest, first_batch: int, device: torch.device, rank: int, world_size: int
+    config: TrainConfig,
+    manifest: Manifest,
+    scorer: Scorer,
+    first_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Loader:
     """The loader of one process, from its batch `first_batch` on."""
     plan = ClipSampler(
         manifest=manifest, data=config.data, num_frames=config.model.num_frames,
         batch_size=config.device_batch_size, seed=config.seed, rank=rank, world_size=world_size,
     )  # fmt: skip
-    pipeline = make_pipeline(config, manifest, plan, first_batch, device)
-
-    def make_masks(clips: ClipBatch) -> MaskPlan:
-        return plan_masks(config.mask, config.model, clips.requests, device)
-
-    return Loader(pipeline, make_masks, device)
+    pipeline = make_pipeline(config, config.pipeline, manifest, plan, first_batch, device)
+    return Loader(pipeline, scorer, config.mask, config.model, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -60,9 +61,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Number of videos and a digest of their paths in order: whether two runs draw from the same rows."""
-        digest = hashlib.sha256("\n".join(self.table.column("path").to_pylist()).encode()).hexdigest()
-        return f"{len(self)} (paths {digest[:12]})"
+        """Number of videos and a digest of paths and captions in order: whether two runs draw the same clips."""
+        columns = [self.table.column(name).to_pylist() for name in ("path", "captions")]
+        return f"{len(self)} (paths and captions {hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]})"
 
     def select_split(self, split: str) -> Manifest:
         """The rows of one split; "" keeps all. Raises ValueError where that leaves none."""

@@ -5,33 +5,69 @@ Dimensions: B clips, S slots, N patches a slot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
-from tgmae.config import MaskConfig, ModelConfig
-from tgmae.types import ClipRequest, MaskPlan
+from tgmae.config import InputConfig, MaskConfig, ModelConfig
+from tgmae.manifest import Manifest
+from tgmae.types import ClipBatch, MaskPlan
 
 
-def noise_scores(kind: str, requests: Sequence[ClipRequest], num_slots: int, patches_per_slot: int) -> Tensor:
-    """Scores of the two masks that look at nothing, float32 [B, S, N] on the CPU, from the requests' mask seeds.
+class Scorer(Protocol):
+    """A score for every patch; patches with the highest scores of their slot are masked.
+
+    note   what the user should know of it, "" for nothing
+    """
+
+    note: str
+
+    def __call__(self, clips: ClipBatch) -> Tensor:
+        """float32 [B, S, N] on the training device."""
+        ...
+
+
+class NoiseScorer:
+    """The two masks that look at nothing but the requests' mask seeds.
 
     random  independent in every slot (ST-MAE)        tube  one draw, shared by all slots (VideoMAE)
     """
-    draws = num_slots if kind == "random" else 1
-    noise = [
-        np.random.default_rng(request.mask_seed).random((draws, patches_per_slot), np.float32) for request in requests
-    ]
-    return torch.from_numpy(np.stack(noise)).expand(-1, num_slots, -1)
+
+    note = ""
+
+    def __init__(
+        self, kind: Literal["random", "tube"], num_slots: int, patches_per_slot: int, device: torch.device
+    ) -> None:
+        self.num_slots, self.patches_per_slot, self.device = num_slots, patches_per_slot, device
+        self.draws = num_slots if kind == "random" else 1
+
+    def __call__(self, clips: ClipBatch) -> Tensor:
+        size = (self.draws, self.patches_per_slot)
+        noise = [np.random.default_rng(request.mask_seed).random(size, np.float32) for request in clips.requests]
+        scores = torch.from_numpy(np.stack(noise)).to(self.device, non_blocking=True)
+        return scores.expand(-1, self.num_slots, -1)
 
 
-def plan_masks(
-    config: MaskConfig, model: ModelConfig, requests: Sequence[ClipRequest], device: torch.device
-) -> MaskPlan:
-    """The masks of a batch, on `device`."""
-    scores = noise_scores(config.kind, requests, model.num_slots, model.patches_per_slot).to(device)
+def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device) -> Scorer:
+    """The scores that `config.mask` names. Raises ValueError where they cannot be computed."""
+    model, mask = config.model, config.mask
+    if mask.kind != "tgm":
+        return NoiseScorer(mask.kind, model.num_slots, model.patches_per_slot, device)
+    if mask.scorer == "cached":
+        from tgmae.scoring.maps import CachedScorer
+
+        return CachedScorer(config, manifest, device)
+    from tgmae.scoring.text_scorer import TextScorer
+
+    return TextScorer(config, manifest, device)
+
+
+def plan_masks(config: MaskConfig, model: ModelConfig, scores: Tensor) -> MaskPlan:
+    """Scores float32 [B, S, N] → the masks of a batch, on the scores' device."""
+    if config.order == "bottom":
+        scores = -scores
     visible, masked = topk_mask(scores, config.masked_per_slot(model.patches_per_slot))
     return MaskPlan(visible=visible, masked=masked)

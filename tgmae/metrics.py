@@ -63,6 +63,7 @@ class Throughput:
     def __init__(self) -> None:
         self._run_begun_s = self._begun_s = time.perf_counter()
         self._waited_s = self._loss = 0.0
+        self._stages: dict[str, float] = {}
         self._steps = self._clips = self._run_clips = 0
 
     def count(self, clips: int, loss: float) -> None:
@@ -72,18 +73,25 @@ class Throughput:
         self._clips += clips
         self._run_clips += clips
 
-    def report(self, waited_s: float) -> dict[str, float]:
-        """Figures since the last call; `waited_s` is the loader's total so far."""
+    def report(self, waited_s: float, stages: dict[str, float]) -> dict[str, float]:
+        """Figures since the last call; `waited_s` and the seconds of each of the `stages` are totals so far.
+
+        `<stage>_share` is the stage's time over the time that passed. Stages of the loader run beside those of the
+        step, so the shares add up to more than 1.
+        """
         now = time.perf_counter()
         elapsed_s, window_waited_s = now - self._begun_s, waited_s - self._waited_s
         steps, clips, loss = self._steps, self._clips, self._loss
         self._begun_s, self._waited_s, self._steps, self._clips, self._loss = now, waited_s, 0, 0, 0.0
+        spent = {name: total - self._stages.get(name, 0.0) for name, total in stages.items()}
+        self._stages = stages
         return {
             "loss": loss / steps,
             "clips_per_s": clips / elapsed_s,
             "step_ms": 1000 * elapsed_s / steps,
             "wait_ms": 1000 * window_waited_s / steps,
             "wait_share": window_waited_s / elapsed_s,
+            **{f"{name}_share": seconds / elapsed_s for name, seconds in spent.items()},
         }
 
     def summary(self, waited_s: float) -> str:

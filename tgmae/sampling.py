@@ -74,11 +74,15 @@ class ClipSampler:
                     frames=frames,
                     crop=sample_crop(generator, video.width, video.height, self.data.crop_scales),
                     flip=self.data.flip and bool(generator.integers(2)),
-                    caption=int(generator.integers(max(len(video.captions), 1))),
+                    caption=self._sample_caption(generator, video),
                     mask_seed=int(generator.integers(2**63)),
                 )
             )
         return requests
+
+    def _sample_caption(self, generator: Generator, video: Video) -> int:
+        drawn = int(generator.integers(max(len(video.captions), 1)))
+        return drawn if self.data.captions == "random" else 0
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:

@@ -27,9 +27,12 @@ from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import export_hf, import_hf
 from tgmae.loader import Loader, TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
+from tgmae.masking import make_scorer
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
+from tgmae.scoring.captions import require_captions
+from tgmae.stages import StageClock
 from tgmae.stopping import stop_requests
 from tgmae.types import ClipRequest
 from tgmae.visualize import draw_loss, draw_reconstructions
@@ -52,6 +55,12 @@ def train(config: TrainConfig) -> TrainResult:
     world = distributed.start(config.device)
     say = print if world.is_main else _say_nothing
     manifest = read_manifest(config.data.manifest).select_split(config.data.split)
+    notes = []
+    if config.mask.kind == "tgm":
+        manifest, note = require_captions(manifest, config.mask.no_caption)
+        notes.append(note)
+    scorer = make_scorer(config, manifest, world.device)
+    notes.append(scorer.note)
     accumulation = config.accumulation_steps(world.size)
     steps_per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total_steps = math.ceil(config.epochs * steps_per_epoch)
@@ -68,12 +77,14 @@ def train(config: TrainConfig) -> TrainResult:
         config=config.optim, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     checkpoints = config.run_dir / "checkpoints"
-    start, notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
+    start, resume_notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
+    notes += resume_notes
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
     say(_describe(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
-    say("\n".join(notes), end="\n" if notes else "")
+    for note in filter(None, notes):
+        say(note)
     if start >= last_step:
         say(f"nothing to do: step {start} of {last_step} is done. Train afresh with --resume never")
         world.close()
@@ -88,9 +99,9 @@ def train(config: TrainConfig) -> TrainResult:
         (config.run_dir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
     metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
-    loader = make_loader(config, manifest, start * accumulation, world.device, world.rank, world.size)
+    loader = make_loader(config, manifest, scorer, start * accumulation, world.device, world.rank, world.size)
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
-    window = Throughput()
+    window, clock = Throughput(), StageClock(world.device)
     loss_mean, step, saved_step = math.nan, start, start
     skipped: set[int] = set()  # manifest rows that could not be read, over all processes
 
@@ -118,17 +129,19 @@ def train(config: TrainConfig) -> TrainResult:
                         raise
                     if isinstance(step_model, DistributedDataParallel):
                         step_model.require_backward_grad_sync = micro == accumulation - 1
-                    with torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
+                    with clock("forward"), torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
                         loss, prediction = step_model(batch.clips.frames, batch.plan)
-                    (loss / accumulation).backward()
+                    with clock("backward"):
+                        (loss / accumulation).backward()
                     losses.append(loss.item())
                     requests.extend(batch.clips.requests)
                 # The norm is of all processes' gradients, so that all of them stop here or none.
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf))
                 if not math.isfinite(sum(losses) + norm):
                     raise ValueError(_describe_bad_loss(losses, norm, step, requests, manifest, checkpoints))
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                with clock("optimizer"):
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 step += 1
                 window.count(config.batch_size, sum(losses) / accumulation)
                 bar.update()
@@ -139,7 +152,7 @@ def train(config: TrainConfig) -> TrainResult:
                 if step % config.log.metrics_every == 0 or step == last_step or stopping:
                     report = {
                         "epoch": step / steps_per_epoch,
-                        **window.report(loader.waited_s),
+                        **window.report(loader.waited_s, loader.clock.totals() | clock.totals()),
                         "learning_rate": rate,
                         "grad_norm": norm,
                         "skipped_videos": len(skipped),
@@ -219,10 +232,20 @@ def _describe(
         f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
         f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
-        f"mask      {config.mask.kind}, {visible * shape.num_slots} of {shape.num_tokens} tokens visible\n"
+        f"mask      {_describe_mask(config, world.device)}, {visible * shape.num_slots} of {shape.num_tokens} "
+        "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
         f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
     )
+
+
+def _describe_mask(config: TrainConfig, device: torch.device) -> str:
+    mask, clip = config.mask, config.clip
+    if mask.kind != "tgm":
+        return mask.kind
+    scorer = f"dense ({mask.dense})" if mask.scorer == "dense" else mask.scorer
+    where = "" if mask.scorer == "cached" else f" in {clip.engine}, {mask.frames_per_tubelet} frames a tubelet"
+    return f"{mask.kind} ({mask.order}), scorer {scorer}, CLIP {clip.model}{where}"
 
 
 def _describe_bad_loss(
@@ -250,14 +273,17 @@ def _describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest:
 
 
 def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, prediction: torch.Tensor, step: int) -> None:
-    videos = [manifest[request.row] for request in batch.clips.requests[:3]]
+    names = []
+    for request in batch.clips.requests[:3]:
+        video = manifest[request.row]
+        names.append(video.captions[request.caption] if video.captions else video.label or video.path)
     draw_reconstructions(
         config.run_dir / "pictures" / f"step_{step:08d}.png",
         config.model,
         batch.clips.frames,
         batch.plan,
         prediction,
-        [(video.captions or (video.label or video.path,))[0] for video in videos],
+        names,
         f"step {step}, {config.mask.kind} mask, ratio {config.mask.ratio}",
     )
 

@@ -1,4 +1,4 @@
-"""tgmae-data shapes | index | show: make, index and look at data sets."""
+"""tgmae-data shapes | index | show | scores: make, index, look at and score data sets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tgmae.cli.subcommands import ClipCommand, run_subcommand
 from tgmae.indexing import IndexResult, index_folder
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.shapes import make_shapes
+from tgmae.shapes.scenes import make_shapes
 
 
 def _cores() -> int:
@@ -88,6 +89,45 @@ class Show:
         print(f"contact sheet: {out}")
 
 
+@dataclass(frozen=True)
+class Scores(ClipCommand):
+    """Compute score maps of all videos and captions once, for --mask.scorer cached.
+
+    Any scorer can make them (--mask.scorer, by default patch). A killed run goes on where it was. Under torchrun the
+    processes share the work.
+    """
+
+    out: Path | None = None  # folder to write; by default scores-<scorer> beside the manifest
+    every: int = 2  # frames between two maps
+    workers: int = field(default_factory=_cores)  # processes that decode
+
+    def run(self) -> None:
+        from tgmae import distributed
+        from tgmae.scoring.build_maps import build_scores
+
+        if self.input.mask.scorer == "cached":
+            raise ValueError("score maps are made by another scorer: --mask.scorer patch, dense or student")
+        if self.every < 1:
+            raise ValueError(f"--every must be at least 1, got {self.every}")
+        config, manifest = self.read(split="")
+        out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
+        world = distributed.start(config.device)
+        result = build_scores(
+            manifest, out, config.clip, config.mask, cells=config.model.image_size // config.model.patch_size,
+            patch_size=config.model.patch_size, every=self.every, device=world.device, num_workers=self.workers,
+            share=world.rank, shares=world.size,
+        )  # fmt: skip
+        world.close()
+        for video in result.skipped[:10]:
+            print(f"could not be read: {video.path}: {video.reason}", file=sys.stderr)
+        print(
+            f"{out}: {result.num_videos} videos scored, {result.num_reused} found, {len(result.skipped)} unreadable; "
+            f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s"
+            f"{f' (process {world.rank + 1} of {world.size})' if world.size > 1 else ''}. "
+            f"Train with: --mask.scorer cached --mask.scores {out}"
+        )
+
+
 def _summary(manifest: Manifest) -> Table:
     columns = manifest.table.to_pydict()
     frames, fps = np.array(columns["num_frames"]), np.array(columns["fps"])
@@ -125,15 +165,8 @@ def _report(result: IndexResult, out: Path, started: float) -> None:
 
 
 def main() -> None:
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"shapes": Shapes, "index": Index, "show": Show}, prog="tgmae-data", description=__doc__
-    )
-    try:
-        command.run()
-    except (ValueError, OSError) as error:
-        sys.exit(f"tgmae-data: {error}")
-    except KeyboardInterrupt:
-        sys.exit("tgmae-data: interrupted; the same command goes on from here")
+    commands = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores}
+    run_subcommand("tgmae-data", __doc__, commands)
 
 
 if __name__ == "__main__":

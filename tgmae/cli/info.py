@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 
@@ -16,7 +17,7 @@ from tgmae.attention import choose_attention
 
 PACKAGES = (
     "torch", "torchvision", "triton", "nvidia-dali-cuda130", "xformers", "av", "numpy", "pyarrow", "tyro",
-    "tensorboard", "transformers", "open_clip_torch", "onnxruntime", "tensorrt",
+    "tensorboard", "transformers", "open_clip_torch", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13-libs",
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def devices() -> list[str]:
 
 def backends() -> dict[str, str]:
     """Each choice a run can make: "yes", perhaps with what it covers, or "no" and the reason."""
-    found = {"pipeline pyav": "yes", "attention sdpa": "yes"}
+    found = {"pipeline pyav": "yes", "attention sdpa": "yes", "engine torch": "yes"}
     try:
         from dali_pipelines.clips import NATIVE_CODECS
 
@@ -65,6 +66,8 @@ def backends() -> dict[str, str]:
         found["attention xformers"] = "yes"
     except ValueError as error:
         found["attention xformers"] = f"no: {error}"
+    for engine, module in (("onnxruntime", "onnxruntime"), ("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt_rtx")):
+        found[f"engine {engine}"] = _describe_engine(engine, module)
     bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
     found["precision bf16"] = "yes" if bf16 else "no: this GPU is older than Ampere"
     return found
@@ -80,6 +83,14 @@ def conflicts() -> list[str]:
         f"the package kernels {version} (Hugging Face) has the import name of tgmae's own `kernels`; "
         "pip uninstall kernels, or keep tgmae in an environment of its own"
     ]
+
+
+def _describe_engine(engine: str, module: str) -> str:
+    if importlib.util.find_spec(module) is None:
+        return f"no: not installed; pip install {'tensorrt-rtx-cu13' if engine == 'tensorrt_rtx' else engine}"
+    if engine.startswith("tensorrt") and not torch.cuda.is_available():
+        return "builds plans; does not run them: " + _no_cuda()
+    return "yes"
 
 
 def _no_nvdec() -> str | None:

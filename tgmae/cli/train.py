@@ -8,7 +8,8 @@ import sys
 
 import tyro
 
-from tgmae.config import DEMO_MANIFEST, PRESETS, TrainConfig
+from tgmae.config import DEMO_MANIFEST, TrainConfig
+from tgmae.presets import PRESETS
 from tgmae.train import TrainResult, train
 
 

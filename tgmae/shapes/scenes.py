@@ -81,6 +81,12 @@ class MovingShape:
         right, bottom = np.ceil(corners.max(axis=0)).astype(int)
         return max(left, 0), max(top, 0), min(right, WIDTH), min(bottom, HEIGHT)
 
+    def coverage(self, frame: int) -> NDArray[np.float64]:
+        """Share of each pixel inside the outline, [H, W]; drawn at three times the size and averaged."""
+        large = Image.new("L", (3 * WIDTH, 3 * HEIGHT))
+        ImageDraw.Draw(large).polygon([(3 * float(x), 3 * float(y)) for x, y in self.corners(frame)], fill=255)
+        return np.asarray(large.reduce(3), np.float64) / 255
+
 
 def draw_object(generator: Generator, motion: str, color: str, shape: str) -> MovingShape:
     """An object whose size, place, speed and texture are drawn; it stays inside the picture."""
@@ -109,37 +115,63 @@ def draw_object(generator: Generator, motion: str, color: str, shape: str) -> Mo
     return MovingShape(color=color, shape=shape, motion=motion, texture=texture, x=x, y=y, radius=radius, angle=angle)
 
 
-def draw_clip(generator: Generator, num_objects: int) -> tuple[NDArray[np.uint8], list[MovingShape]]:
-    """Frames uint8 [T, H, W, 3] and the objects in them; two objects never share a colour or a shape."""
-    colors = generator.permutation(list(COLORS))[:num_objects]
-    shapes = generator.permutation(SHAPES)[:num_objects]
-    motions = generator.choice(MOTIONS, num_objects)
-    objects = [draw_object(generator, str(m), str(c), str(s)) for m, c, s in zip(motions, colors, shapes, strict=True)]
-    background = _noise(generator, 2 * WIDTH, 2 * HEIGHT)
-    drift = generator.uniform(-1.2, 1.2, 2)  # pixels a frame
-    grid_y, grid_x = np.mgrid[:HEIGHT, :WIDTH]
-    frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-    for frame in range(NUM_FRAMES):
-        left, top = WIDTH / 2 + drift[0] * (frame - NUM_FRAMES / 2), HEIGHT / 2 + drift[1] * (frame - NUM_FRAMES / 2)
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything a clip shows: its objects, the last one on top, and the picture that drifts behind them."""
+
+    objects: list[MovingShape]
+    background: Image.Image
+    drift: NDArray[np.float64]  # [2], x and y, pixels a frame
+
+    def render(self, frame: int) -> NDArray[np.uint8]:
+        """One frame, [H, W, 3]."""
+        left = WIDTH / 2 + self.drift[0] * (frame - NUM_FRAMES / 2)
+        top = HEIGHT / 2 + self.drift[1] * (frame - NUM_FRAMES / 2)
         window = (1, 0, float(left), 0, 1, float(top))
-        view = background.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, window, Image.Resampling.BILINEAR)
+        view = self.background.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, window, Image.Resampling.BILINEAR)
         picture = np.asarray(view, np.float32)
-        for thing in objects:
-            coverage = _coverage(thing.corners(frame))[..., None]
+        grid_y, grid_x = np.mgrid[:HEIGHT, :WIDTH]
+        for thing in self.objects:
+            coverage = thing.coverage(frame)[..., None]
             per_pixel, direction, strength = thing.texture
             direction = direction + thing.angle[frame]
             along = (grid_x - thing.x[frame]) * np.cos(direction) + (grid_y - thing.y[frame]) * np.sin(direction)
             shade = 1 - strength * (0.5 + 0.5 * np.sin(2 * np.pi * per_pixel * along))
             picture = picture * (1 - coverage) + coverage * (shade[..., None] * COLORS[thing.color])
-        frames[frame] = np.clip(picture, 0, 255).round()
-    return frames, objects
+        rendered: NDArray[np.uint8] = np.clip(picture, 0, 255).round().astype(np.uint8)
+        return rendered
+
+
+def draw_objects(generator: Generator, num_objects: int) -> list[MovingShape]:
+    """The objects of a clip; two never share a colour or a shape."""
+    colors = generator.permutation(list(COLORS))[:num_objects]
+    shapes = generator.permutation(SHAPES)[:num_objects]
+    motions = generator.choice(MOTIONS, num_objects)
+    return [draw_object(generator, str(m), str(c), str(s)) for m, c, s in zip(motions, colors, shapes, strict=True)]
+
+
+def draw_scene(generator: Generator, num_objects: int) -> Scene:
+    objects = draw_objects(generator, num_objects)
+    background = _noise(generator, 2 * WIDTH, 2 * HEIGHT)
+    return Scene(objects=objects, background=background, drift=generator.uniform(-1.2, 1.2, 2))
+
+
+def draw_clip(generator: Generator, num_objects: int) -> tuple[NDArray[np.uint8], list[MovingShape]]:
+    """Frames uint8 [T, H, W, 3] and the objects in them."""
+    scene = draw_scene(generator, num_objects)
+    return np.stack([scene.render(frame) for frame in range(NUM_FRAMES)]), scene.objects
+
+
+def clip_objects(seed: int, index: int, num_objects: int) -> list[MovingShape]:
+    """The objects of clip `index` of the data set made under `seed`, without drawing a picture."""
+    return draw_objects(_generator(seed, index), num_objects)
 
 
 def write_clip(
     index: int, *, out: Path, seed: int, codec: Literal["h264", "vp9"], num_objects: int
 ) -> list[MovingShape]:
     """Draw and encode clip `index` as out/videos/<index><suffix>; returns its objects."""
-    frames, objects = draw_clip(np.random.default_rng((seed, index)), num_objects)
+    frames, objects = draw_clip(_generator(seed, index), num_objects)
     _, encoder, options = CODECS[codec]
     with av.open(str(out / clip_path(index, codec)), "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=dict(options))
@@ -190,7 +222,9 @@ def make_shapes(
     ]
     schema = pa.schema(
         [(name, pa.string()) for name in ("path", "color", "shape", "motion")]
-        + [("caption", pa.int32()), ("boxes", pa.list_(pa.list_(pa.int16(), 4)))]
+        + [("caption", pa.int32()), ("boxes", pa.list_(pa.list_(pa.int16(), 4)))],
+        # What `truth.read_objects` draws the objects from again.
+        metadata={"seed": str(seed), "num_objects": str(num_objects)},
     )
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / "boxes.parquet", compression="zstd")
     return index_folder(out, out / "manifest.parquet", csv_path=out / "captions.csv", num_workers=num_workers)
@@ -213,11 +247,9 @@ def _outline(shape: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             return np.linspace(0, 2 * np.pi, corners, endpoint=False), np.ones(corners)
 
 
-def _coverage(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each pixel inside a polygon, [H, W]; drawn at three times the size and averaged."""
-    large = Image.new("L", (3 * WIDTH, 3 * HEIGHT))
-    ImageDraw.Draw(large).polygon([(3 * float(x), 3 * float(y)) for x, y in corners], fill=255)
-    return np.asarray(large.reduce(3), np.float64) / 255
+def _generator(seed: int, index: int) -> Generator:
+    """All that is random in clip `index`; `draw_objects` takes from it first."""
+    return np.random.default_rng((seed, index))
 
 
 def _noise(generator: Generator, width: int, height: int) -> Image.Image:

@@ -1,0 +1,134 @@
+"""Every scorer on shapes clips: agreement with patch, how well it finds the object, and what it costs.
+
+    python -m bench.scorers SHAPES_FOLDER [--student FILE] [--scores FOLDER] [--two TWO_OBJECTS_FOLDER]
+
+The folders are made by `tgmae-data shapes` under a seed the tiny CLIP has not seen. The second part counts the
+arithmetic of each scorer at production size (CLIP ViT-B/32, 16 frames of 224²); weights do not matter for that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import open_clip
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.report import write_report
+from engines.clip import Clip
+from tgmae.config import InputConfig, MaskConfig, ModelConfig
+from tgmae.distributed import choose_device
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.presets import PRESETS
+from tgmae.scoring.agreement import compare_scorers, count_gflop, load_clips
+from tgmae.shapes.judge import area_under_curve, judge, mean_of
+from tgmae.shapes.truth import object_coverage, read_objects
+from tgmae.types import ClipBatch
+
+
+@dataclass(frozen=True)
+class Options:
+    folder: Annotated[Path, tyro.conf.Positional]  # of clips with one object
+    two: Path | None = None  # folder of clips with two objects
+    student: Path | None = None
+    scores: Path | None = None  # score maps of `folder`
+    clips: int = 128
+    batch: int = 8
+
+
+def run(options: Options) -> None:
+    demo = PRESETS["demo"]
+    device = choose_device("auto")
+    mask = replace(demo.mask, student=options.student, scores=options.scores)
+    config = InputConfig(model=demo.model, clip=demo.clip, mask=mask, data=replace(demo.data, split=""))
+    manifest = read_manifest(options.folder / "manifest.parquet")
+    batches = load_clips(config, manifest, options.clips, options.batch, device)
+    reports, scores = compare_scorers(config, manifest, batches, device)
+    truth = _truth(options.folder, batches, config, manifest)
+    first, num_masked = [t[0] for t in truth], mask.masked_per_slot(demo.model.patches_per_slot)
+    rows = [
+        {**dataclasses.asdict(report), **judge(first, list(scores[report.name].numpy()), num_masked)}
+        for report in reports
+    ]
+    chance = torch.rand(scores["patch"].shape, generator=torch.Generator().manual_seed(0))
+    rows.append({"name": "random", **judge(first, list(chance.numpy()), num_masked)})
+
+    results: dict[str, Any] = {"clips": len(truth), "ratio": mask.ratio, "scorers": rows, "two_objects": {}}
+    if options.two is not None:
+        results["two_objects"] = _two_objects(options.two, config, options, device)
+    results["production_gflop_per_clip"] = _production_cost()
+    for row in rows:
+        print(
+            "  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in row.items())
+        )
+    print(results["two_objects"], results["production_gflop_per_clip"], sep="\n")
+    print(write_report(f"scorers.{'gpu' if device.type == 'cuda' else 'cpu'}", results))
+
+
+def _truth(
+    folder: Path, batches: list[ClipBatch], config: InputConfig, manifest: Manifest
+) -> list[list[NDArray[np.bool_]]]:
+    """For each clip, and each of its objects, the patches that it covers at least half: bool [S, N]."""
+    objects, model = read_objects(folder), config.model
+    found = []
+    for request in (request for clips in batches for request in clips.requests):
+        things = objects[manifest[request.row].path]
+        sizes = (model.image_size, model.patch_size, model.tubelet_size)
+        found.append(
+            [
+                object_coverage(thing, request, *sizes, on_top=things[number + 1 :]) >= 0.5
+                for number, thing in enumerate(things)
+            ]
+        )
+    return found
+
+
+def _two_objects(folder: Path, config: InputConfig, options: Options, device: torch.device) -> dict[str, Any]:
+    """Area under the ROC curve of the named object's patches against the other's, for either name and every scorer."""
+    manifest = read_manifest(folder / "manifest.parquet")
+    config = replace(config, mask=replace(config.mask, scores=None))
+    batches = load_clips(config, manifest, options.clips, options.batch, device)
+    truth = _truth(folder, batches, config, manifest)
+    found: dict[str, Any] = {}
+    for named in (0, 1):
+        asked = [
+            replace(clips, requests=tuple(replace(request, caption=named) for request in clips.requests))
+            for clips in batches
+        ]
+        _, scores = compare_scorers(config, manifest, asked, device)
+        for name, values in scores.items():
+            areas = [
+                area_under_curve(t[named][t[0] | t[1]], score[t[0] | t[1]])
+                for t, score in zip(truth, values.numpy(), strict=True)
+            ]
+            found.setdefault(name, {})["first" if named == 0 else "second"] = mean_of(areas)
+    return found
+
+
+def _production_cost() -> dict[str, float]:
+    model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).eval()
+    clip = Clip(model=model, tokenizer=None, mean=(0, 0, 0), std=(1, 1, 1), fingerprint="")
+    shape = ModelConfig()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator is not counted
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        clip.visual(torch.zeros(1, 3, 224, 224))
+    frames, patches = shape.num_frames, shape.patches_per_slot
+    cost = {"patch, enlarging each patch": counter.get_total_flops() * frames * patches / 1e9}
+    cost["patch"] = count_gflop(clip, shape, MaskConfig(scorer="patch"))
+    cost["patch, first frame"] = count_gflop(clip, shape, MaskConfig(scorer="patch", frames_per_tubelet=1))
+    for last_block in ("maskclip", "sclip", "clearclip", "naclip"):
+        cost[f"dense, {last_block}"] = count_gflop(clip, shape, MaskConfig(scorer="dense", dense=last_block))
+    hidden, values, embed = 1024, shape.patch_size**2 * 3, 512
+    cost["student, 1024 wide"] = 2 * frames * patches * (values * hidden + hidden**2 + hidden * embed) / 1e9
+    return cost
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,77 @@
+"""Frames → how much each of their patches is like a text: an engine, fed and read in passes of bounded size.
+
+Dimensions: F frames, H W pixels, N patches a frame, C texts a frame, E embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engines.clip import Clip
+from engines.engine import Engine, open_engine, patches_per_pass
+from engines.student import load_student
+from engines.towers import FrameTower, PatchTower, Tower
+from kernels.gather_tokens import gather_tokens
+from tgmae.config import ClipConfig, MaskConfig
+
+
+class Features:
+    """Embeddings of the patches of frames of one size.
+
+    engine           of a patch tower (patch, student) or a frame tower (dense)
+    name             of the tower, for what is kept of the scores
+    whole_frames     the tower takes frames, not patches
+    frames_per_pass  how many frames the engine sees at once
+    """
+
+    def __init__(
+        self, engine: Engine, clip: Clip, name: str, patch_size: int, frames_per_pass: int, whole_frames: bool
+    ) -> None:
+        self.engine, self.name, self.patch_size = engine, name, patch_size
+        self.mean, self.std = clip.mean, clip.std
+        self.frames_per_pass, self.whole_frames = frames_per_pass, whole_frames
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """uint8 [F, H, W, 3] → L2-normalised [F, N, E] in the engine's dtype; F at most `frames_per_pass`."""
+        frames = frames.to(self.engine.device)
+        dtype = self.engine.dtype
+        if not self.whole_frames:
+            patches = gather_tokens(frames[:, None], None, self.patch_size, 1, dtype, self.mean, self.std)
+            return self.engine(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
+        # Channel by channel, so that no constant has to be copied to the device.
+        planes = [(frames[..., c] / 255 - self.mean[c]) / self.std[c] for c in range(3)]
+        return self.engine(torch.stack(planes, dim=1).to(dtype))
+
+    def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
+        """Cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
+        parts = [
+            torch.einsum("fne,fce->fcn", self.embed(some).float(), texts[start : start + len(some)])
+            for start in range(0, len(frames), self.frames_per_pass)
+            for some in [frames[start : start + self.frames_per_pass]]
+        ]
+        return torch.cat(parts)
+
+
+def make_tower(clip: Clip, mask: MaskConfig, patch_size: int, height: int, width: int) -> Tower:
+    """The tower of a scorer, for frames of `height` × `width` pixels. Raises ValueError for an unfit student."""
+    if mask.scorer == "student":
+        assert mask.student is not None
+        return load_student(Path(mask.student), clip.fingerprint, patch_size)
+    if mask.scorer == "dense":
+        return FrameTower(clip.visual, height, width, patch_size, mask.dense)
+    return PatchTower(clip.visual, patch_size)
+
+
+def make_features(
+    clip: Clip, config: ClipConfig, mask: MaskConfig, patch_size: int, height: int, width: int, device: torch.device
+) -> Features:
+    """What a scorer (patch, dense or student) runs, on `device`. Raises ValueError where its engine cannot run here."""
+    tower = make_tower(clip, mask, patch_size, height, width)
+    patches = (height // patch_size) * (width // patch_size)
+    frames_per_pass = max(1, patches_per_pass(config, device) // patches)
+    whole_frames = isinstance(tower, FrameTower)
+    engine = open_engine(tower, config, device, frames_per_pass * (1 if whole_frames else patches))
+    return Features(engine, clip, tower.name, patch_size, frames_per_pass, whole_frames)

@@ -1,0 +1,212 @@
+"""CLIP's image encoder, reshaped for scoring patches: what runs in torch and what is exported.
+
+    PatchTower    raw 16×16 patches → one embedding each, as if each had been resized to CLIP's input (Fan et al. §3.3)
+    FrameTower    whole frames → one embedding for each patch, in one forward pass
+    StudentTower  raw patches → an embedding like PatchTower's, by a small network
+
+Every tower takes pixels normalised by CLIP's mean and deviation and returns L2-normalised embeddings.
+
+Dimensions: n patches or frames, G tokens of CLIP's own grid, L = G + 1 with the class token, D width, E embedding,
+P values of a raw patch in the order (row, column, channel).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
+# Deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
+_NACLIP_DEVIATION = 5.0
+
+
+class Tower(nn.Module):
+    """name: tells the towers of one CLIP apart. input_shape: of one patch or frame, without the batch."""
+
+    name: str
+    input_shape: tuple[int, ...]
+
+
+class PatchTower(Tower):
+    """Patches resized to CLIP's input by bicubic interpolation, encoded, and read at the class token.
+
+    Resizing and CLIP's patch embedding are both linear, so they are one matrix from the raw patch to all of CLIP's
+    tokens; the enlarged images never exist. Only the class token leaves the last block, so its queries and MLP run on
+    it alone.
+    """
+
+    def __init__(self, visual: VisionTransformer, patch_size: int) -> None:
+        super().__init__()
+        self.visual = copy.deepcopy(visual)  # an engine moves and converts it
+        self.name, self.input_shape = f"patch{patch_size}", (patch_size**2 * 3,)
+        self.embed = nn.Parameter(fold_embedding(visual, patch_size), requires_grad=False)  # [G·D, P]
+
+    def forward(self, patches: Tensor) -> Tensor:  # [n, P] → [n, E]
+        visual = self.visual
+        width = visual.conv1.weight.shape[0]
+        tokens = F.linear(patches, self.embed).view(patches.shape[0], -1, width)
+        x = _embed(visual, tokens, visual.positional_embedding)
+        *blocks, last = visual.transformer.resblocks
+        for block in blocks:
+            x = _run_block(block, x)
+        return _project(visual, _run_for_class(last, x)[:, 0])
+
+
+class FrameTower(Tower):
+    """Frames resized so that CLIP has one token a patch; the last block is changed to keep tokens in CLIP's text space.
+
+    maskclip   every token attends to itself alone                                    (Zhou et al., ECCV 2022)
+    sclip      softmax(q·q) + softmax(k·k) instead of softmax(q·k)                     (Wang et al., ECCV 2024)
+    clearclip  softmax(q·q), without the residual and the MLP                          (Lan et al., ECCV 2024)
+    naclip     softmax(k·k + a Gaussian of the distance), without residual and MLP     (Hajimiri et al., WACV 2025)
+    """
+
+    def __init__(
+        self, visual: VisionTransformer, height: int, width: int, patch_size: int, last_block: LastBlock
+    ) -> None:
+        super().__init__()
+        self.visual, self.last_block = copy.deepcopy(visual), last_block
+        rows, columns = height // patch_size, width // patch_size
+        self.grid, self.patch = (rows, columns), visual.conv1.kernel_size[0]
+        self.name, self.input_shape = f"{last_block}{patch_size}-{height}x{width}", (3, height, width)
+        self.register_buffer("resize_rows", resize_matrix(height, rows * self.patch).float())
+        self.register_buffer("resize_columns", resize_matrix(width, columns * self.patch).float())
+        self.register_buffer("positions", resize_positions(visual, rows, columns))
+        self.register_buffer("nearness", _nearness(rows, columns))
+        self.resize_rows: Tensor
+        self.resize_columns: Tensor
+        self.positions: Tensor
+        self.nearness: Tensor
+
+    def forward(self, frames: Tensor) -> Tensor:  # [n, 3, H, W] → [n, G, E]
+        visual = self.visual
+        resized = self.resize_rows @ frames @ self.resize_columns.t()
+        tokens = F.conv2d(resized, visual.conv1.weight, stride=self.patch).flatten(2).transpose(1, 2)
+        x = _embed(visual, tokens, self.positions)
+        *blocks, last = visual.transformer.resblocks
+        for block in blocks:
+            x = _run_block(block, x)
+        return _project(visual, self._run_last(last, x)[:, 1:])
+
+    def _run_last(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+        q, k, v = _heads(block, block.ln_1(x))
+        match self.last_block:
+            case "maskclip":
+                mixed = v
+            case "sclip":
+                mixed = _attend(q, q, v) + _attend(k, k, v)
+            case "clearclip":
+                mixed = _attend(q, q, v)
+            case "naclip":
+                mixed = _attend(k, k, v, self.nearness)
+        if self.last_block in ("maskclip", "sclip"):
+            return _finish_block(block, x, mixed)
+        out: Tensor = block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class StudentTower(Tower):
+    """A multilayer perceptron that stands in for `PatchTower`; made by `tgmae-engine distill`."""
+
+    def __init__(self, patch_size: int, hidden: int, embed: int) -> None:
+        super().__init__()
+        values = patch_size**2 * 3
+        self.name, self.input_shape = f"student{patch_size}-{hidden}", (values,)
+        self.layers = nn.Sequential(
+            nn.Linear(values, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, embed)
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:  # [n, P] → [n, E]
+        return _normalize(self.layers(patches))
+
+
+def resize_matrix(size: int, target: int) -> Tensor:
+    """Bicubic resize of one axis, float64 [target, size], as PIL and torchvision do it: antialiased, a = -½."""
+    eye = torch.eye(size, dtype=torch.float64)[None, None]
+    return F.interpolate(eye, (target, size), mode="bicubic", antialias=True)[0, 0]
+
+
+def fold_embedding(visual: VisionTransformer, patch_size: int) -> Tensor:
+    """Bicubic resize of a raw patch to CLIP's input, then CLIP's patch embedding, as one matrix float32 [G·D, P]."""
+    rows, columns = visual.grid_size
+    kernel = visual.conv1.weight.double()  # [D, 3, y, x]
+    height, width = kernel.shape[2:]
+    down = resize_matrix(patch_size, rows * height).view(rows, height, patch_size)
+    across = resize_matrix(patch_size, columns * width).view(columns, width, patch_size)
+    folded = torch.einsum("dcyx,gyi,hxj->ghdijc", kernel, down, across)
+    return folded.reshape(rows * columns * kernel.shape[0], -1).float()
+
+
+def resize_positions(visual: VisionTransformer, rows: int, columns: int) -> Tensor:
+    """CLIP's position embeddings on another grid, float32 [1 + rows·columns, D]; bicubic, as open_clip resizes them."""
+    table: Tensor = visual.positional_embedding.detach().float()
+    if (rows, columns) == tuple(visual.grid_size):
+        return table.clone()
+    grid = table[1:].T.view(1, -1, *visual.grid_size)
+    grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table[:1], grid[0].flatten(1).T])
+
+
+def _nearness(rows: int, columns: int) -> Tensor:
+    """Log-weights [L, L] that NACLIP adds: a Gaussian of the distance between two patches; the class token has none."""
+    place = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).view(-1, 2)
+    bias = torch.exp(-torch.cdist(place, place).square() / (2 * _NACLIP_DEVIATION**2))
+    return F.pad(bias, (1, 0, 1, 0))
+
+
+def _embed(visual: VisionTransformer, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Class token, positions, first norm: [n, G, D] → [n, L, D]."""
+    first = visual.class_embedding.expand(tokens.shape[0], 1, -1)
+    out: Tensor = visual.ln_pre(torch.cat([first, tokens], dim=1) + positions)
+    return out
+
+
+def _run_block(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """One pre-norm block: [n, L, D] → [n, L, D]."""
+    return _finish_block(block, x, _attend(*_heads(block, block.ln_1(x))))
+
+
+def _run_for_class(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """The same block for the class token alone, which attends to all: [n, L, D] → [n, 1, D]."""
+    attention, normed = block.attn, block.ln_1(x)
+    width, heads = x.shape[2], attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    q = F.linear(normed[:, :1], weight[:width], bias[:width]).view(-1, 1, heads, width // heads).transpose(1, 2)
+    packed = F.linear(normed, weight[width:], bias[width:])
+    k, v = packed.view(*x.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return _finish_block(block, x[:, :1], _attend(q, k, v))
+
+
+def _finish_block(block: ResidualAttentionBlock, x: Tensor, mixed: Tensor) -> Tensor:
+    """Residual, norm and MLP after the attention: [n, K, D], [n, heads, K, D/heads] → [n, K, D]."""
+    x = x + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
+    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return out
+
+
+def _heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each [n, heads, L, D/heads]."""
+    attention = block.attn
+    packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = packed.view(*x.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1 / math.sqrt(q.shape[-1]))
+
+
+def _project(visual: VisionTransformer, x: Tensor) -> Tensor:
+    """Last norm, projection into the space shared with text, L2 norm: [..., D] → [..., E]."""
+    return _normalize(visual.ln_post(x) @ visual.proj)
+
+
+def _normalize(x: Tensor) -> Tensor:
+    # In float32: the norm's floor of 1e-12 is 0 in float16, of which TensorRT warns, and squares may overflow.
+    return F.normalize(x.float(), dim=-1).to(x.dtype)

@@ -1,0 +1,102 @@
+"""The picture of masks shows the frames, the scores and, in black, just what each strategy masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import tgmae.mask_pictures
+from tests.videos import make_video
+from tgmae.config import InputConfig, MaskConfig, ModelConfig
+from tgmae.manifest import Manifest, read_manifest, write_manifest
+from tgmae.mask_pictures import draw_masks
+from tgmae.types import ClipBatch, ClipRequest, CropBox
+
+CONFIG = InputConfig(
+    model=ModelConfig(image_size=32, patch_size=8, num_frames=6), mask=MaskConfig(ratio=0.5, frames_per_tubelet=1)
+)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    videos = [make_video(path=f"{n}.mp4", captions=("a cat", r"$5 & \frac of [b] _it_")) for n in range(3)]
+    write_manifest(tmp_path / "manifest.parquet", videos, tmp_path)
+    return read_manifest(tmp_path / "manifest.parquet")
+
+
+def clips(count: int) -> ClipBatch:
+    """Bright noise, so that black is only what was made black."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(100, 256, (count, 6, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    crop = CropBox(x=0, y=0, width=1, height=1)
+    requests = tuple(
+        ClipRequest(row=n % 3, epoch=0, position=n, frames=(0,) * 6, crop=crop, flip=False, caption=n % 2, mask_seed=n)
+        for n in range(count)
+    )
+    return ClipBatch(frames=frames, requests=requests)
+
+
+def scores(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of the 16 patches of a picture are black all over; none is black in part."""
+    dark = (picture < 50).reshape(4, 8, 4, 8, 3).swapaxes(1, 2).reshape(16, -1)
+    assert (dark.all(1) == dark.any(1)).all()
+    return dark.all(1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Path, count: int) -> None:
+    """Two clips side by side, six pictures each: 1.35 inches a picture and 3.3 a line of clips, at 100 dpi."""
+    path = tmp_path / "new" / "masks.png"
+    draw_masks(path, CONFIG, manifest, clips(count), scores(count))
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (1620, 50 + 330 * -(-count // 2))
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert (pixels == 25).all(-1).mean() > 0.01  # masked patches are there
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every picture that is drawn, first and last slot: frame, scores, and the four masks, against a sort."""
+    shown: list[tuple[NDArray[Any], dict[str, float]]] = []
+    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, **limits: shown.append((picture, limits)))
+    batch, values = clips(2), scores(2)
+    draw_masks(tmp_path / "masks.png", CONFIG, manifest, batch, values)
+    assert len(shown) == 2 * 2 * 6
+    for number in range(4):
+        clip, slot = divmod(number, 2)
+        slot = (0, 2)[slot]
+        frame, heat, top, bottom, random, tube = (picture for picture, _ in shown[6 * number : 6 * number + 6])
+        original = batch.frames[clip, 2 * slot].numpy()
+        np.testing.assert_array_equal(frame, original)
+        np.testing.assert_array_equal(heat, values[clip, slot].view(4, 4).numpy())
+        # One scale of colours for all slots of a clip.
+        limits = shown[6 * number + 1][1]
+        assert limits == {"vmin": float(values[clip].min()), "vmax": float(values[clip].max())}
+        order = np.argsort(-values[clip, slot].numpy())
+        assert set(np.flatnonzero(black_patches(top))) == set(order[:8])
+        assert set(np.flatnonzero(black_patches(bottom))) == set(order[8:])
+        draws = np.random.default_rng(batch.requests[clip].mask_seed).random((3, 16), np.float32)
+        assert set(np.flatnonzero(black_patches(random))) == set(np.argsort(-draws[slot])[:8])
+        assert set(np.flatnonzero(black_patches(tube))) == set(np.argsort(-draws[0])[:8])
+        visible = np.kron(~black_patches(top).reshape(4, 4), np.ones((8, 8), bool))
+        np.testing.assert_array_equal(top[visible], original[visible])
+
+
+def test_the_masks_ratio_is_the_configs(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[NDArray[Any]] = []
+    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, **__: shown.append(picture))
+    config = replace(CONFIG, mask=MaskConfig(ratio=0.75, frames_per_tubelet=1, order="bottom"))
+    draw_masks(tmp_path / "masks.png", config, manifest, clips(1), scores(1))
+    assert [int(black_patches(picture).sum()) for picture in shown[2:6]] == [12] * 4

@@ -1,0 +1,59 @@
+"""tgmae-viz masks | loss: pictures of masks and of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tgmae.cli.subcommands import ClipCommand, run_subcommand
+from tgmae.distributed import choose_device
+
+
+@dataclass(frozen=True)
+class Masks(ClipCommand):
+    """Draw clips with their caption, the score of each patch, and the masks of every strategy."""
+
+    out: Path | None = None  # PNG to write; by default the manifest's name with .masks.png
+    count: int = 10  # clips
+
+    def run(self) -> None:
+        from tgmae.mask_pictures import draw_masks
+        from tgmae.masking import make_scorer
+        from tgmae.scoring.agreement import load_clips
+
+        if self.count < 1:
+            raise ValueError(f"--count must be at least 1, got {self.count}")
+        config, manifest = self.read()
+        config = replace(config, mask=replace(config.mask, kind="tgm"))
+        device = choose_device(config.device)
+        scorer = make_scorer(config, manifest, device)
+        [clips] = load_clips(config, manifest, self.count, self.count, device)
+        out = self.out or self.manifest.with_suffix(".masks.png")
+        draw_masks(out, config, manifest, clips, scorer(clips).float().cpu())
+        print(f"masks of {self.count} clips: {out}")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Draw the loss curve of a run from its metrics."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+
+    def run(self) -> None:
+        from tgmae.visualize import draw_loss
+
+        path = draw_loss(self.run_dir)
+        if path is None:
+            raise ValueError(f"{self.run_dir} has no metrics yet")
+        print(f"loss curve: {path}")
+
+
+def main() -> None:
+    run_subcommand("tgmae-viz", __doc__, {"masks": Masks, "loss": Loss})
+
+
+if __name__ == "__main__":
+    main()

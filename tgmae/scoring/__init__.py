@@ -1,0 +1,1 @@
+"""Text-guided masks: captions, scorers, score maps kept on disk, students, and how they compare."""

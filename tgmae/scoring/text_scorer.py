@@ -1,0 +1,44 @@
+"""Score the patches of a batch by their likeness to the clips' captions, with CLIP (Fan et al. 2024, section 3.3).
+
+Dimensions: B clips, T frames, S slots, K scored frames a slot, N patches a slot, E embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engines.clip import Clip, load_clip
+from engines.features import Features, make_features
+from tgmae.config import InputConfig
+from tgmae.manifest import Manifest
+from tgmae.scoring.captions import CaptionEmbeddings
+from tgmae.types import ClipBatch
+
+
+class TextScorer:
+    """A scorer for `patch`, `dense` and `student`.
+
+    clip   loaded already, where the caller has it
+    """
+
+    def __init__(self, config: InputConfig, manifest: Manifest, device: torch.device, clip: Clip | None = None) -> None:
+        size = config.model.image_size
+        clip = clip or load_clip(config.clip)
+        self.slots, self.tubelet = config.model.num_slots, config.model.tubelet_size
+        self.frames_per_tubelet = config.mask.frames_per_tubelet
+        self.captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
+        self.features: Features = make_features(
+            clip, config.clip, config.mask, config.model.patch_size, size, size, device
+        )
+        self.note = self.captions.note
+
+    def __call__(self, clips: ClipBatch) -> Tensor:
+        """Cosines float32 [B, S, N], the mean over the scored frames of each slot."""
+        chosen = clips.frames.view(-1, self.slots, self.tubelet, *clips.frames.shape[2:])[
+            :, :, : self.frames_per_tubelet
+        ]
+        flat = chosen.flatten(0, 2)  # [B·S·K, H, W, 3]
+        texts = self.captions(clips.requests).repeat_interleave(len(flat) // len(clips.requests), dim=0)
+        cosines = self.features.compare(flat, texts[:, None])
+        return cosines.view(*chosen.shape[:3], -1).mean(2)
