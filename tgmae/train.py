@@ -232,20 +232,21 @@ def _describe(
         f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
         f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
-        f"mask      {_describe_mask(config, world.device)}, {visible * shape.num_slots} of {shape.num_tokens} "
+        f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
         f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
     )
 
 
-def _describe_mask(config: TrainConfig, device: torch.device) -> str:
+def _describe_mask(config: TrainConfig) -> str:
     mask, clip = config.mask, config.clip
     if mask.kind != "tgm":
         return mask.kind
-    scorer = f"dense ({mask.dense})" if mask.scorer == "dense" else mask.scorer
-    where = "" if mask.scorer == "cached" else f" in {clip.engine}, {mask.frames_per_tubelet} frames a tubelet"
-    return f"{mask.kind} ({mask.order}), scorer {scorer}, CLIP {clip.model}{where}"
+    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}, CLIP {clip.model}"
+    if mask.scorer == "cached":
+        return words
+    return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
 
 
 def _describe_bad_loss(
