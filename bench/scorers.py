@@ -1,6 +1,7 @@
 """Every scorer on shapes clips: agreement with patch, how well it finds the object, and what it costs.
 
-    python -m bench.scorers SHAPES_FOLDER [--student FILE] [--scores FOLDER] [--two TWO_OBJECTS_FOLDER]
+    python -m bench.scorers SHAPES_FOLDER [--student FILE] [--scores FOLDER] \
+        [--two TWO_OBJECTS_FOLDER] [--two-scores FOLDER]
 
 The folders are made by `tgmae-data shapes` under a seed the tiny CLIP has not seen. The second part counts the
 arithmetic of each scorer at production size (CLIP ViT-B/32, 16 frames of 224²); weights do not matter for that.
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.report import write_report
 from engines.clip import Clip
+from engines.student import read_about
 from tgmae.config import InputConfig, MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
 from tgmae.manifest import Manifest, read_manifest
@@ -39,6 +41,7 @@ class Options:
     two: Path | None = None  # folder of clips with two objects
     student: Path | None = None
     scores: Path | None = None  # score maps of `folder`
+    two_scores: Path | None = None  # score maps of `two`
     clips: int = 128
     batch: int = 8
 
@@ -63,6 +66,8 @@ def run(options: Options) -> None:
     results: dict[str, Any] = {"clips": len(truth), "ratio": mask.ratio, "scorers": rows, "two_objects": {}}
     if options.two is not None:
         results["two_objects"] = _two_objects(options.two, config, options, device)
+    if options.student is not None:
+        results["student"] = read_about(options.student)
     results["production_gflop_per_clip"] = _production_cost()
     for row in rows:
         print(
@@ -93,7 +98,7 @@ def _truth(
 def _two_objects(folder: Path, config: InputConfig, options: Options, device: torch.device) -> dict[str, Any]:
     """Area under the ROC curve of the named object's patches against the other's, for either name and every scorer."""
     manifest = read_manifest(folder / "manifest.parquet")
-    config = replace(config, mask=replace(config.mask, scores=None))
+    config = replace(config, mask=replace(config.mask, scores=options.two_scores))
     batches = load_clips(config, manifest, options.clips, options.batch, device)
     truth = _truth(folder, batches, config, manifest)
     found: dict[str, Any] = {}

@@ -105,21 +105,21 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
     return clips
 
 
-def decode_pictures(file: str, video: Video, frames: Sequence[int], height: int, width: int) -> NDArray[np.uint8]:
-    """Whole frames, upright, resized to `height` × `width`: uint8 [F, height, width, 3]. Raises DecodeError."""
+def decode_pictures(
+    file: str, video: Video, frames: Sequence[int], height: int, width: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Whole frames in turn, upright, resized: uint8 [height, width, 3] each. Raises DecodeError where it breaks off."""
     turned = video.rotation % 180 != 0
     whole = coded_crop(video, CropBox(x=0, y=0, width=video.width, height=video.height))
     coded_height, coded_width = (width, height) if turned else (height, width)
-    pictures = []
     resizer: Graph | None = None
     try:
         for _, frame in decode_frames(file, video, frames, seek=False):
             resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
             resizer.push(frame)
-            pictures.append(np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90))
+            yield np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90).astype(np.uint8)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot resize {video.width}×{video.height} pictures: {error}") from error
-    return np.stack(pictures)
 
 
 def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:

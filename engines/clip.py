@@ -12,7 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,12 +42,17 @@ class Clip:
         assert isinstance(visual, VisionTransformer)
         return visual
 
-    def count_too_long(self, captions: Sequence[str]) -> int:
-        """How many captions do not fit into the context and are cut off by the tokenizer."""
+    def too_long(self, captions: Sequence[str]) -> list[bool]:
+        """Which captions do not fit into the context and are cut off by the tokenizer."""
         length = self.tokenizer.context_length
-        return sum(bool(self.tokenizer([text], context_length=length + 1)[0, -1]) for text in captions)
+        own = getattr(self.tokenizer, "tokenizer", None)  # Hugging Face's, with a padding of its own
+        padding = getattr(own, "pad_token_id", 0)
+        found: list[bool] = []
+        for start in range(0, len(captions), 1024):
+            tokens = self.tokenizer(list(captions[start : start + 1024]), context_length=length + 1)
+            found += (tokens[:, -1] != padding).tolist()
+        return found
 
-    @torch.inference_mode()
     def encode_text(self, captions: Sequence[str], device: torch.device, batch: int = 256) -> Tensor:
         """L2-normalised embeddings float32 [C, E], on the CPU; with a progress bar where it takes long."""
         model = self.model.to(device)
@@ -56,7 +61,8 @@ class Clip:
             starts = range(0, len(captions), batch)
             for start in tqdm(starts, desc="encoding captions", unit="batch", disable=len(starts) < 4):
                 tokens = self.tokenizer(list(captions[start : start + batch])).to(device)
-                parts.append(model.encode_text(tokens, normalize=True).float().cpu())  # type: ignore[operator]  # nn.Module's attributes are untyped
+                with torch.inference_mode():
+                    parts.append(model.encode_text(tokens, normalize=True).float().cpu())  # type: ignore[operator]  # nn.Module's attributes are untyped
         finally:
             model.cpu()
         return torch.cat(parts)
@@ -88,6 +94,11 @@ def load_clip(config: ClipConfig) -> Clip:
             f"expected a CLIP whose image encoder is a ViT with a class token, such as ViT-B-32; {config.model} has "
             f"{type(visual).__name__}"
         )
+    if _needs_quick_gelu(config, weights) and not any(isinstance(part, QuickGELU) for part in model.modules()):
+        raise ValueError(
+            f"the weights {config.weights} were trained with QuickGELU, which {config.model} does not use: take "
+            f"--clip.model {config.model}-quickgelu"
+        )
     preprocessing = visual.preprocess_cfg
     mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
     model.eval().requires_grad_(False)
@@ -110,6 +121,15 @@ def describe_network(module: nn.Module) -> str:
     """What its weights do not tell: the activation (OpenAI's weights need QuickGELU) and the number of heads, say."""
     heads = [part.num_heads for part in module.modules() if isinstance(part, nn.MultiheadAttention)]
     return f"{module} {heads}"
+
+
+def _needs_quick_gelu(config: ClipConfig, weights: str | None) -> bool:
+    """By open_clip's list of weights; of files, OpenAI's own are TorchScript archives."""
+    if weights is None:
+        return False
+    if Path(weights).is_file():
+        return _is_torchscript(weights)
+    return bool((open_clip.get_pretrained_cfg(config.model, weights) or {}).get("quick_gelu"))
 
 
 def _is_torchscript(path: str) -> bool:
@@ -150,4 +170,8 @@ def _describe_failure(config: ClipConfig, weights: str | None, error: Exception)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Of an error's text, without torch's advice to switch its safety off."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "Weights only load failed" in text:
+        return "it is no file of weights"
+    return text if len(text) <= 300 else f"{text[:300]} …"

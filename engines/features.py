@@ -19,39 +19,46 @@ from tgmae.config import ClipConfig, MaskConfig
 
 
 class Features:
-    """Embeddings of the patches of frames of one size.
+    """Embeddings of the patches of frames: of any size for a patch tower, of its own size for a frame tower.
 
     engine           of a patch tower (patch, student) or a frame tower (dense)
     name             of the tower, for what is kept of the scores
     whole_frames     the tower takes frames, not patches
-    frames_per_pass  how many frames the engine sees at once
+    batch            patches in one pass of a patch tower, frames in one of a frame tower
     """
 
-    def __init__(
-        self, engine: Engine, clip: Clip, name: str, patch_size: int, frames_per_pass: int, whole_frames: bool
-    ) -> None:
+    def __init__(self, engine: Engine, clip: Clip, name: str, patch_size: int, batch: int, whole_frames: bool) -> None:
         self.engine, self.name, self.patch_size = engine, name, patch_size
         self.mean, self.std = clip.mean, clip.std
-        self.frames_per_pass, self.whole_frames = frames_per_pass, whole_frames
+        self.batch, self.whole_frames = batch, whole_frames
+
+    def frames_per_pass(self, frames: Tensor) -> int:
+        """How many such frames fill a pass of the engine; at least one."""
+        if self.whole_frames:
+            return self.batch
+        return max(1, self.batch // ((frames.shape[1] // self.patch_size) * (frames.shape[2] // self.patch_size)))
 
     def embed(self, frames: Tensor) -> Tensor:
-        """uint8 [F, H, W, 3] → L2-normalised [F, N, E] in the engine's dtype; F at most `frames_per_pass`."""
+        """uint8 [F, H, W, 3] → L2-normalised [F, N, E] in the engine's dtype. Holds all of it at once."""
         frames = frames.to(self.engine.device)
         dtype = self.engine.dtype
-        if not self.whole_frames:
-            patches = gather_tokens(frames[:, None], None, self.patch_size, 1, dtype, self.mean, self.std)
-            return self.engine(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
-        # Channel by channel, so that no constant has to be copied to the device.
-        planes = [(frames[..., c] / 255 - self.mean[c]) / self.std[c] for c in range(3)]
-        return self.engine(torch.stack(planes, dim=1).to(dtype))
+        if self.whole_frames:
+            # Channel by channel, so that no constant has to be copied to the device.
+            planes = [(frames[..., c] / 255 - self.mean[c]) / self.std[c] for c in range(3)]
+            return self._run(torch.stack(planes, dim=1).to(dtype))
+        patches = gather_tokens(frames[:, None], None, self.patch_size, 1, dtype, self.mean, self.std)
+        return self._run(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return torch.cat([self.engine(x[start : start + self.batch]) for start in range(0, len(x), self.batch)])
 
     def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
         """Cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
-        parts = [
-            torch.einsum("fne,fce->fcn", self.embed(some).float(), texts[start : start + len(some)])
-            for start in range(0, len(frames), self.frames_per_pass)
-            for some in [frames[start : start + self.frames_per_pass]]
-        ]
+        step = self.frames_per_pass(frames)
+        parts = []
+        for start in range(0, len(frames), step):
+            embeddings = self.embed(frames[start : start + step]).float()
+            parts.append(torch.einsum("fne,fce->fcn", embeddings, texts[start : start + step]))
         return torch.cat(parts)
 
 
@@ -70,8 +77,15 @@ def make_features(
 ) -> Features:
     """What a scorer (patch, dense or student) runs, on `device`. Raises ValueError where its engine cannot run here."""
     tower = make_tower(clip, mask, patch_size, height, width)
+    batch = inputs_per_pass(config, mask, patch_size, height, width, device)
+    engine = open_engine(tower, config, device, batch)
+    return Features(engine, clip, tower.name, patch_size, batch, isinstance(tower, FrameTower))
+
+
+def inputs_per_pass(
+    config: ClipConfig, mask: MaskConfig, patch_size: int, height: int, width: int, device: torch.device
+) -> int:
+    """Patches, or for scorer dense frames, that an engine takes at once: whole frames where one fits."""
     patches = (height // patch_size) * (width // patch_size)
-    frames_per_pass = max(1, patches_per_pass(config, device) // patches)
-    whole_frames = isinstance(tower, FrameTower)
-    engine = open_engine(tower, config, device, frames_per_pass * (1 if whole_frames else patches))
-    return Features(engine, clip, tower.name, patch_size, frames_per_pass, whole_frames)
+    frames = max(1, patches_per_pass(config, device) // patches)
+    return frames if mask.scorer == "dense" else frames * patches

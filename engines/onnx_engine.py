@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import importlib.util
 import logging
 import os
@@ -21,6 +20,7 @@ from torch import Tensor
 from engines import towers
 from engines.clip import describe_network, fingerprint
 from engines.towers import Tower
+from tgmae.files import lock_file, write_atomically
 
 INPUT, OUTPUT = "pixels", "embeddings"
 # 23 is the first opset with an Attention operator, which GPU runtimes map to a fused kernel; 18 spells it out as
@@ -110,7 +110,13 @@ def _export(tower: Tower, dtype: torch.dtype, opset: int, about: dict[str, str])
         del node.metadata_props[:]  # where in the code it comes from, paths of this machine among it
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
-    data: bytes = model.SerializeToString()
+    try:
+        data: bytes = model.SerializeToString()
+    except Exception as error:  # protobuf has a base class of its own
+        raise ValueError(
+            f"the tower {tower.name} in {dtype} is more than the 2 GiB that one graph can hold ({error}); "
+            "take --clip.precision fp16"
+        ) from error
     return data
 
 
@@ -128,24 +134,6 @@ def _silence() -> Iterator[None]:
     finally:
         for name, level in zip(names, levels, strict=True):
             logging.getLogger(name).setLevel(level)
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """The whole file or none, also where the process dies half way."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def lock_file(path: Path) -> Iterator[None]:
-    """One process at a time makes `path`: the ranks of a run all want the same graph and the same plan."""
-    with open(path.with_name(path.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class OnnxEngine:

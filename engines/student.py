@@ -8,7 +8,6 @@ Dimensions: n patches, P values of a raw patch, E embedding.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from engines.clip import fingerprint
 from engines.towers import StudentTower
+from tgmae.files import replacing
 
 _META = "tgmae_student"
 
@@ -36,9 +36,8 @@ def save_student(path: Path, tower: StudentTower, clip_fingerprint: str, measure
         "measured": measured,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(weights, temporary, metadata={_META: json.dumps(about)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata={_META: json.dumps(about)})
 
 
 def read_about(path: Path) -> dict[str, Any]:

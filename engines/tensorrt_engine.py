@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.onnx_engine import INPUT, OUTPUT, check_input, export_tower, on_stream, to_plain_memory, write_atomically
+from engines.onnx_engine import INPUT, OUTPUT, check_input, export_tower, on_stream, to_plain_memory
 from engines.tensorrt_plan import Library, build_plan, choose_opset, describe_plan, load_library, make_log
 from engines.towers import Tower
+from tgmae.files import write_atomically
 
 
 class TensorRTEngine:

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import torch
 
-from engines.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN, lock_file, write_atomically
+from engines.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN
+from tgmae.files import lock_file, write_atomically
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 # The modules that may hold a library: NVIDIA's package tensorrt_rtx only re-exports its bindings, and may be left out.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
-    "tensorrt": "pip install tensorrt-cu13 (its libraries come from NVIDIA's own package index)",
+    "tensorrt": "pip install tensorrt (its libraries come from NVIDIA's own package index)",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
 

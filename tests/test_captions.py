@@ -17,7 +17,8 @@ from engines.clip import Clip, load_clip
 from tests.videos import make_video
 from tgmae.config import ClipConfig
 from tgmae.manifest import SCHEMA, Manifest
-from tgmae.scoring.captions import CaptionEmbeddings, captions_digest, embed_captions, require_captions
+from tgmae.maps import digest_videos
+from tgmae.scoring.captions import CaptionEmbeddings, embed_captions, require_captions
 from tgmae.types import ClipRequest, CropBox
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ class CountingClip:
     """A CLIP whose embedding of a text is known, and which remembers what it was asked."""
 
     def __init__(self, clip: Clip, fingerprint: str = "0123456789abcdef") -> None:
-        self.tokenizer, self.fingerprint, self.count_too_long = clip.tokenizer, fingerprint, clip.count_too_long
+        self.tokenizer, self.fingerprint, self.too_long = clip.tokenizer, fingerprint, clip.too_long
         self.asked: list[list[str]] = []
 
     def encode_text(self, captions: Sequence[str], device: torch.device) -> Tensor:
@@ -149,16 +150,16 @@ def test_embeddings_are_read_from_disk_the_second_time(clip: Clip, tmp_path: Pat
     """Bit for bit the same; a new caption costs that caption alone; the order asked for does not matter."""
     folder = tmp_path / "new" / "cache"
     fake = CountingClip(clip)
-    first = embed_captions(fake, ["b", "a"], folder, CPU)  # type: ignore[arg-type]
-    again = embed_captions(fake, ["a", "b"], folder, CPU)  # type: ignore[arg-type]
+    first = embed_captions(fake, ["b", "a"], folder, CPU)[0]  # type: ignore[arg-type]
+    again = embed_captions(fake, ["a", "b"], folder, CPU)[0]  # type: ignore[arg-type]
     assert fake.asked == [["b", "a"]]
     assert torch.equal(again, first[[1, 0]])
-    more = embed_captions(fake, ["c", "a", "b"], folder, CPU)  # type: ignore[arg-type]
+    more = embed_captions(fake, ["c", "a", "b"], folder, CPU)[0]  # type: ignore[arg-type]
     assert fake.asked == [["b", "a"], ["c"]]
     assert torch.equal(more, torch.stack([fake.embedding(text) for text in "cab"]))
-    assert torch.equal(embed_captions(fake, ["b", "c"], folder, CPU), more[[2, 0]])  # type: ignore[arg-type]
+    assert torch.equal(embed_captions(fake, ["b", "c"], folder, CPU)[0], more[[2, 0]])  # type: ignore[arg-type]
     assert len(fake.asked) == 2
-    assert [path.suffix for path in folder.iterdir()] == [".parquet"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".parquet"]
 
 
 def test_another_clip_has_a_file_of_its_own(clip: Clip, tmp_path: Path) -> None:
@@ -166,14 +167,14 @@ def test_another_clip_has_a_file_of_its_own(clip: Clip, tmp_path: Path) -> None:
     embed_captions(one, ["x"], tmp_path, CPU)  # type: ignore[arg-type]
     embed_captions(other, ["x"], tmp_path, CPU)  # type: ignore[arg-type]
     assert other.asked == [["x"]]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "cut", "columns"])
 def test_a_broken_cache_is_made_anew(clip: Clip, tmp_path: Path, damage: str) -> None:
     fake = CountingClip(clip)
-    expected = embed_captions(fake, ["x", "y"], tmp_path, CPU)  # type: ignore[arg-type]
-    [file] = tmp_path.iterdir()
+    expected = embed_captions(fake, ["x", "y"], tmp_path, CPU)[0]  # type: ignore[arg-type]
+    [file] = tmp_path.glob("*.parquet")
     match damage:
         case "empty":
             file.write_bytes(b"")
@@ -183,7 +184,7 @@ def test_a_broken_cache_is_made_anew(clip: Clip, tmp_path: Path, damage: str) ->
             file.write_bytes(file.read_bytes()[:-20])
         case "columns":
             pq.write_table(pa.table({"text": ["x"]}), file)
-    assert torch.equal(embed_captions(fake, ["x", "y"], tmp_path, CPU), expected)  # type: ignore[arg-type]
+    assert torch.equal(embed_captions(fake, ["x", "y"], tmp_path, CPU)[0], expected)  # type: ignore[arg-type]
     assert fake.asked == [["x", "y"], ["x", "y"]]
     embed_captions(fake, ["x", "y"], tmp_path, CPU)  # type: ignore[arg-type]
     assert len(fake.asked) == 2  # mended
@@ -202,6 +203,7 @@ def test_captions_too_long_are_counted(clip: Clip, tmp_path: Path) -> None:
 
 
 def test_digest_tells_captions_and_their_order_apart() -> None:
-    cases = (["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", ""], ["a b"])
-    assert len({captions_digest(texts) for texts in cases}) == len(cases)
-    assert captions_digest(("a", "b")) == captions_digest(["a", "b"])
+    cases = (["a", "b"], ["b", "a"], ["a"], ["ab"], ["a", "b", ""], ["a b"], ["a\nb"])
+    digests = digest_videos(manifest_of(*cases), "captions")
+    assert len(set(digests)) == len(cases)
+    assert digest_videos(manifest_of(cases[1], cases[0]), "captions") == [digests[1], digests[0]]

@@ -20,7 +20,8 @@ from engines.student import read_about
 from tests.videos import write_numbered
 from tgmae.indexing import index_folder
 from tgmae.manifest import read_manifest, write_manifest
-from tgmae.scoring.maps import ScoreMaps
+from tgmae.maps import MapFolder, digest_videos
+from tgmae.scoring.cached_scorer import COMMAND
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -67,15 +68,15 @@ def few(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_of_every_split_with_the_demos_clip(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     """Says what it did and how to train with it; once more it finds all."""
     out = tmp_path / "maps"
-    code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0)
+    code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
     assert code == 0, code
     assert f"{out}: 6 videos scored, 0 found, 0 unreadable" in said
     assert f"--mask.scorer cached --mask.scores {out}" in said
-    maps, manifest = ScoreMaps(out), read_manifest(few)
-    assert maps.missing(manifest) == []
-    assert (maps.key.tower, maps.key.cells, maps.key.every) == ("patch16", 6, 8)
-    assert maps.read(manifest[5]).shape == (5, 1, 6, 8)
-    code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0)
+    maps, manifest = MapFolder(out, COMMAND), read_manifest(few)
+    assert maps.check_videos(manifest, digest_videos(manifest, "captions")) == ""
+    assert (maps.key["tower"], maps.key["cells"], maps.key["every"]) == ("patch16", 6, 8)
+    assert maps.read(manifest[5].path).shape == (5, 1, 6, 8)
+    code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
     assert (code, f"{out}: 0 videos scored, 6 found, 0 unreadable" in said) == (0, True)
 
 
@@ -88,8 +89,8 @@ def test_scores_name_their_folder_after_the_scorer(tgmae: Terminal, shapes: Path
     )  # fmt: skip
     assert code == 0, code
     assert f"{tmp_path / 'scores-dense'}: 1 videos scored" in said
-    key = ScoreMaps(tmp_path / "scores-dense").key
-    assert (key.tower, key.cells) == ("naclip16", 4)
+    key = MapFolder(tmp_path / "scores-dense", COMMAND).key
+    assert (key["tower"], key["cells"]) == ("naclip16", 4)
 
 
 def test_scores_report_what_cannot_be_read(tgmae: Terminal, tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_unknown_preset(tgmae: Terminal, few: Path, name: str, command: str, for
         (("viz", "masks", "--count", 0), "--count must be at least 1, got 0"),
         (("viz", "masks", "--data.split", "test"), "no video has split 'test'; the manifest has ['train', 'val']"),
         (("viz", "masks", "--data.stride", 100), "a clip spans 701 frames"),
-        (("viz", "masks", "--mask.scorer", "cached", "--mask.scores", "nowhere"), "no score maps in nowhere"),
+        (("viz", "masks", "--mask.scorer", "cached", "--mask.scores", "nowhere"), "no maps in nowhere"),
         (("engine", "agree", "--clips", 0), "--clips and --batch must be at least 1, got 0 and 8"),
         (("engine", "agree", "--batch", 0), "--clips and --batch must be at least 1, got 32 and 0"),
         (("engine", "distill", "--rounds", 0), "--rounds must be at least 1, got 0"),

@@ -81,9 +81,9 @@ def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch
         original = batch.frames[clip, 2 * slot].numpy()
         np.testing.assert_array_equal(frame, original)
         np.testing.assert_array_equal(heat, values[clip, slot].view(4, 4).numpy())
-        # One scale of colours for all slots of a clip.
+        # One scale of colours for all clips.
         limits = shown[6 * number + 1][1]
-        assert limits == {"vmin": float(values[clip].min()), "vmax": float(values[clip].max())}
+        assert limits == {"vmin": float(values.min()), "vmax": float(values.max())}
         order = np.argsort(-values[clip, slot].numpy())
         assert set(np.flatnonzero(black_patches(top))) == set(order[:8])
         assert set(np.flatnonzero(black_patches(bottom))) == set(order[8:])

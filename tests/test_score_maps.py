@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,15 +27,18 @@ from safetensors.torch import load_file, save_file
 from dali_pipelines.decode import decode_clips, decode_pictures
 from dali_pipelines.reference import ReferencePipeline
 from engines.clip import SHAPES_CLIP, load_clip
+from engines.engine import Engine
+from engines.features import make_features
 from tests.test_text_scorer import score_naively
 from tests.videos import make_video, write_numbered
 from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.indexing import index_folder
 from tgmae.manifest import Manifest, read_manifest
+from tgmae.maps import BuildResult, MapFolder
 from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
-from tgmae.scoring.build_maps import BuildResult, build_scores
-from tgmae.scoring.maps import CachedScorer, ScoreMaps, part_path
+from tgmae.scoring.build_maps import build_scores
+from tgmae.scoring.cached_scorer import COMMAND, CachedScorer
 from tgmae.scoring.pictures import grid_of
 from tgmae.scoring.text_scorer import TextScorer
 from tgmae.types import ClipBatch, ClipRequest, CropBox
@@ -64,7 +68,7 @@ def build(manifest: Manifest, out: Path, cache_dir: Path, model: str = "shapes",
     """build_scores with this module's settings, in parts of five videos."""
     mask = MaskConfig(scorer=options.pop("scorer", "patch"))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tgmae.scoring.build_maps.PART_VIDEOS", PART)
+        patch.setattr("tgmae.maps.PART_VIDEOS", PART)
         return build_scores(
             manifest, out, ClipConfig(model=model, cache_dir=cache_dir), mask,
             **{"cells": CELLS, "patch_size": PATCH, "every": EVERY, "device": CPU, "num_workers": 0, **options},  # type: ignore[arg-type]
@@ -135,10 +139,10 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
     """Against enlarging and encoding every cell of every second frame, for each caption."""
     clip = load_clip(ClipConfig(model="shapes"))
     video = manifest[1]
-    stored = ScoreMaps(maps).read(video)
+    stored = MapFolder(maps, COMMAND).read(video.path)
     assert (stored.dtype, stored.shape) == (np.float16, (20, 2, 6, 8))
     numbers = [0, 18, 38]
-    pictures = torch.from_numpy(decode_pictures(manifest.file(1), video, numbers, 6 * PATCH, 8 * PATCH))
+    pictures = torch.from_numpy(np.stack(list(decode_pictures(manifest.file(1), video, numbers, 6 * PATCH, 8 * PATCH))))
     for caption, text in enumerate(video.captions):
         expected = score_naively(clip, pictures, [text] * 3).reshape(3, 6, 8)
         # float16 keeps 11 bits: 2⁻¹² of the value.
@@ -147,9 +151,16 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
 
 def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     fingerprint = load_clip(ClipConfig(model="shapes")).fingerprint
-    expected = {"clip": fingerprint, "tower": "patch16", "patch_size": 16, "cells": CELLS, "every": EVERY}
-    assert json.loads((maps / "cache.json").read_text()) == expected
-    assert sorted(path.name for path in maps.iterdir()) == ["cache.json", *(f"part-0000{n}.arrow" for n in range(3))]
+    expected = {
+        "dtype": "float16",
+        "clip": fingerprint,
+        "tower": "patch16",
+        "patch_size": 16,
+        "cells": CELLS,
+        "every": EVERY,
+    }
+    assert json.loads((maps / "maps.json").read_text()) == expected
+    assert sorted(path.name for path in maps.iterdir()) == ["maps.json", *(f"part-0000{n}.arrow" for n in range(3))]
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -160,12 +171,14 @@ def test_rotated_video_is_scored_upright(tmp_path: Path, cache_dir: Path, rotati
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     both = with_captions(read_manifest(tmp_path / "manifest.parquet"), [["a white square"]] * 2)
     assert [both[row].rotation for row in range(2)] == [0, rotation]
-    plain, turned = (decode_pictures(both.file(row), both[row], (3, 9), 96, 128).astype(float) for row in range(2))
+    plain, turned = (
+        np.stack(list(decode_pictures(both.file(row), both[row], (3, 9), 96, 128))).astype(float) for row in range(2)
+    )
     assert plain.shape == turned.shape == (2, 96, 128, 3)
     assert np.abs(plain - turned).mean() < 3
     assert np.abs(plain - turned[:, ::-1, ::-1]).mean() > 10
     build(both, tmp_path / "scores", cache_dir)
-    stored = [ScoreMaps(tmp_path / "scores").read(both[row]).astype(float) for row in range(2)]
+    stored = [MapFolder(tmp_path / "scores", COMMAND).read(both[row].path).astype(float) for row in range(2)]
     assert stored[0].shape == stored[1].shape == (8, 1, 6, 8)
     assert np.abs(stored[0] - stored[1]).mean() < 0.3 * np.abs(stored[0] - stored[1][..., ::-1, ::-1]).mean()
 
@@ -175,7 +188,7 @@ def test_pictures_are_those_of_a_plain_resize(manifest: Manifest) -> None:
     import av
 
     video = manifest[3]
-    got = decode_pictures(manifest.file(3), video, (0, 5, 39), 96, 128)
+    got = np.stack(list(decode_pictures(manifest.file(3), video, (0, 5, 39), 96, 128)))
     with av.open(manifest.file(3)) as container:
         whole = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])[[0, 5, 39]]
     wanted = F.interpolate(
@@ -195,7 +208,7 @@ def test_crop_and_flip_are_grid_sample(manifest: Manifest, maps: Path, cache_dir
     assert {(r.flip, r.caption) for r in requests} == {(False, 0), (False, 1), (True, 0), (True, 1)}
     for wanted in requests:
         video = manifest[wanted.row]
-        stored = torch.from_numpy(ScoreMaps(maps).read(video).astype(np.float64))
+        stored = torch.from_numpy(MapFolder(maps, COMMAND).read(video.path).astype(np.float64))
         numbers = [min(round(frame / EVERY), 19) for frame in wanted.frames]
         of_frames = stored[numbers, wanted.caption].view(4, 2, 6, 8).mean(1)
         step = (torch.arange(6, dtype=torch.float64) + 0.5) / 6
@@ -241,7 +254,7 @@ def test_the_whole_picture_scores_as_directly(tmp_path: Path, cache_dir: Path, s
     videos = with_captions(read_manifest(tmp_path / "manifest.parquet"), [["a white square"], ["a red star"]])
     build(videos, tmp_path / "scores", cache_dir, scorer=scorer)
     cached = CachedScorer(config(tmp_path / "scores", cache_dir), videos, CPU)
-    assert cached.maps.read(videos[1]).shape == (10, 1, 6, 8)
+    assert cached.maps.read(videos[1].path).shape == (10, 1, 6, 8)
     wanted = request(0, (2, 4, 6, 8, 10, 12, 14, 16), CropBox(x=0, y=0, width=120, height=120))
     frames = torch.from_numpy(decode_clips(videos.file(0), videos[0], [wanted], 96))
     directly = TextScorer(config(tmp_path, cache_dir, mask=MaskConfig(scorer=scorer)), videos, CPU)  # type: ignore[arg-type]
@@ -267,7 +280,6 @@ def test_masks_agree_with_direct_scores(manifest: Manifest, maps: Path, cache_di
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-import tgmae.scoring.build_maps
 from tests.test_score_maps import build, two_captions
 replace, parts = os.replace, []
 def kill_in_the_third_part(source, target):
@@ -292,14 +304,14 @@ def test_kill_9_and_the_same_command_again(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     [half] = folder.glob("*.tmp")
     assert [path.name for path in sorted(folder.glob("part-*.arrow"))] == ["part-00000.arrow", "part-00001.arrow"]
-    with pytest.raises(ValueError, match=r"has no scores, .* for 2 of 12 videos, such as .*tgmae-data scores"):
+    with pytest.raises(ValueError, match=r"has no maps, .* for 2 of 12 videos, such as .*tgmae-data scores"):
         CachedScorer(config(folder, cache_dir), manifest, CPU)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part-*.arrow")}
     result = build(manifest, folder, cache_dir)
     assert (result.num_videos, result.num_reused, result.skipped) == (2, 10, [])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert parts(folder) == parts(maps)
-    assert (folder / "cache.json").read_bytes() == (maps / "cache.json").read_bytes()
+    assert (folder / "maps.json").read_bytes() == (maps / "maps.json").read_bytes()
     assert half.name.startswith("part-00002.arrow.")  # and whatever becomes of it, it is not read
     CachedScorer(config(folder, cache_dir), manifest, CPU)
 
@@ -325,7 +337,7 @@ def test_two_shares_are_one_whole(manifest: Manifest, maps: Path, tmp_path: Path
 def test_a_damaged_part_is_refused_and_made_anew(
     manifest: Manifest, maps: Path, copied: Path, cache_dir: Path, damage: str
 ) -> None:
-    part = part_path(copied, 1)
+    part = copied / "part-00001.arrow"
     whole = part.read_bytes()
     part.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\1" * 3000}[damage])
     with pytest.raises(ValueError, match=r"part-00001\.arrow is damaged .*; remove it and run tgmae-data scores again"):
@@ -338,16 +350,16 @@ def test_a_damaged_part_is_refused_and_made_anew(
 
 
 def test_no_maps_at_all(tmp_path: Path, manifest: Manifest, cache_dir: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no score maps in .*; make them with: tgmae-data scores"):
+    with pytest.raises(FileNotFoundError, match=r"no maps in .*; make them with: tgmae-data scores"):
         CachedScorer(config(tmp_path / "nowhere", cache_dir), manifest, CPU)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"clip": "x"}', '{"clip": "x", "color": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"clip": "x"}'])
 def test_a_folder_that_describes_something_else(copied: Path, manifest: Manifest, cache_dir: Path, text: str) -> None:
-    (copied / "cache.json").write_text(text)
-    with pytest.raises(ValueError, match=r"cache\.json does not describe score maps"):
+    (copied / "maps.json").write_text(text)
+    with pytest.raises(ValueError, match=r"maps\.json does not describe maps"):
         CachedScorer(config(copied, cache_dir), manifest, CPU)
-    with pytest.raises(ValueError, match=r"cache\.json does not describe score maps"):
+    with pytest.raises(ValueError, match=r"maps\.json does not describe maps"):
         build(manifest, copied, cache_dir)
 
 
@@ -390,7 +402,7 @@ def test_other_captions_are_refused_and_named(manifest: Manifest, copied: Path, 
     captions[8] = [*captions[8], "something else"]
     changed = with_captions(manifest, captions)
     named = ", ".join(manifest[row].path for row in (6, 7, 8))
-    with pytest.raises(ValueError, match=rf"scores for other captions, for 3 of 12 videos, such as {named};"):
+    with pytest.raises(ValueError, match=rf"of other videos or captions, for 3 of 12 videos, such as {named};"):
         CachedScorer(config(copied, cache_dir), changed, CPU)
     result = build(changed, copied, cache_dir)
     assert (result.num_videos, result.num_reused) == (PART, 7)
@@ -430,16 +442,17 @@ def test_an_unreadable_video_is_recorded_reported_and_named(tmp_path: Path, cach
     assert (result.num_videos, [video.path for video in result.skipped]) == (2, ["b.mp4", "c.mp4"])
     assert all(video.reason for video in result.skipped)
     scorer = CachedScorer(config(tmp_path / "scores", cache_dir), videos, CPU)
+    assert re.match(r"2 videos could not be read when .*scores was made, such as b\.mp4, c\.mp4;", scorer.note)
     crop = CropBox(x=0, y=0, width=120, height=120)
     for row in (0, 3):
         assert np.isfinite(scorer.score(request(row, tuple(range(8)), crop))).all()
     for row, name in ((1, "b.mp4"), (2, "c.mp4")):
-        with pytest.raises(ValueError, match=rf"^{name} could not be read when its scores were made; remove .*part-0"):
+        with pytest.raises(ValueError, match=rf"^{name} could not be read when .* was made; run tgmae-data scores"):
             scorer.score(request(row, tuple(range(8)), crop))
 
 
 def arrays(folder: Path, manifest: Manifest) -> list[NDArray[np.float16]]:
-    return [ScoreMaps(folder).read(manifest[row]) for row in range(len(manifest))]
+    return [MapFolder(folder, COMMAND).read(manifest[row].path) for row in range(len(manifest))]
 
 
 def test_parts_of_another_length_read_the_same(
@@ -451,3 +464,55 @@ def test_parts_of_another_length_read_the_same(
     assert len(parts(tmp_path)) == 1
     for one, other in zip(arrays(tmp_path, manifest), arrays(maps, manifest), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_video_that_breaks_half_way_keeps_the_maps_before(tmp_path: Path, cache_dir: Path) -> None:
+    """Its clips from there can be trained on; those behind the break cannot be decoded anyway."""
+    write_numbered(tmp_path / "a.mkv", num_frames=40)
+    index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
+    videos = with_captions(read_manifest(tmp_path / "manifest.parquet"), [["a white square"]])
+    whole = build(videos, tmp_path / "whole", cache_dir)
+    os.truncate(tmp_path / "a.mkv", (tmp_path / "a.mkv").stat().st_size * 6 // 10)
+    broken = build(videos, tmp_path / "broken", cache_dir)
+    assert (whole.num_videos, broken.num_videos, broken.skipped) == (1, 1, [])
+    before, after = (MapFolder(tmp_path / name, COMMAND).read("a.mkv") for name in ("whole", "broken"))
+    assert 1 < len(after) < len(before)
+    whole_frames = len(after) - 1  # the last packet is cut, and decodes to part of a picture
+    np.testing.assert_array_equal(after[:whole_frames], before[:whole_frames])
+
+
+def test_maps_of_a_replaced_video_are_refused(manifest: Manifest, maps: Path, cache_dir: Path) -> None:
+    """The same path and captions, another recording."""
+    column = manifest.table.schema.get_field_index("num_frames")
+    longer = manifest.table.column("num_frames").to_pylist()
+    longer[3] += 80
+    other = Manifest(manifest.table.set_column(column, "num_frames", pa.array(longer, pa.int32())), manifest.root)
+    with pytest.raises(ValueError, match=rf"maps of other videos or captions, for 1 of 12 .* {manifest[3].path};"):
+        CachedScorer(config(maps, cache_dir), other, CPU)
+
+
+def test_a_pass_never_holds_more_than_the_engine_takes(cache_dir: Path) -> None:
+    """A plan has a largest batch; wide pictures must be cut to it, whatever came before them."""
+    sizes: list[int] = []
+
+    class Watched:
+        def __init__(self, engine: Engine) -> None:
+            self.engine, self.device, self.dtype = engine, engine.device, engine.dtype
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return self.engine(x)
+
+    clip_config = ClipConfig(model="shapes", batch=40, cache_dir=cache_dir)
+    features = make_features(load_clip(clip_config), clip_config, MaskConfig(), PATCH, 96, 96, CPU)
+    assert features.batch == 36
+    features.engine = Watched(features.engine)
+    for width in (96, 176, 320):
+        frames = torch.randint(0, 256, (3, 96, width, 3), dtype=torch.uint8)
+        texts = F.normalize(torch.randn(3, 1, 64), dim=-1)
+        features.batch = 36
+        cut = features.compare(frames, texts)
+        assert max(sizes) <= 36
+        features.batch = 10_000
+        torch.testing.assert_close(cut, features.compare(frames, texts), rtol=0, atol=2e-6)
+        sizes.clear()

@@ -22,15 +22,15 @@ from dali_pipelines.reference import ReferencePipeline
 from engines.clip import load_clip
 from engines.student import Distillation, load_student, read_about, save_student, split_rows
 from engines.towers import StudentTower
-from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.config import ClipConfig, DataConfig, DistillConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import read_manifest
 from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
-from tgmae.scoring.distillation import DistillOptions, distill
+from tgmae.scoring.distillation import distill
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-OPTIONS = DistillOptions(hidden=128, rounds=6, clips=4, batch=48, check_clips=4)
+OPTIONS = DistillConfig(hidden=128, rounds=6, clips=4, batch=48, check_clips=4)
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_fewer_patches_than_a_batch(shapes: Path, cache_dir: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", ["hidden", "rounds", "clips", "batch", "check_clips"])
 def test_options_start_at_one(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name.replace('_', '-')} must be at least 1, got 0"):
-        DistillOptions(**{name: 0})  # type: ignore[arg-type]
+        DistillConfig(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_a_scorer_refuses_a_student_for_other_patches(shapes: Path, cache_dir: Path, student: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_build_that_dies_leaves_no_plan(student: Path, tmp_path: Path, monkeyp
 # Mistakes
 
 
-@pytest.mark.parametrize(("library", "install"), [("tensorrt", "tensorrt-cu13"), ("tensorrt_rtx", "tensorrt-rtx-cu13")])
+@pytest.mark.parametrize(("library", "install"), [("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx-cu13")])
 def test_a_missing_library_is_named(
     library: tensorrt_plan.Library, install: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

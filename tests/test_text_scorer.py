@@ -20,6 +20,7 @@ from dali_pipelines.reference import ReferencePipeline
 from engines.clip import Clip, load_clip
 from engines.towers import FrameTower
 from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.loader import Loader
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.masking import make_scorer, plan_masks
 from tgmae.sampling import ClipSampler
@@ -335,3 +336,40 @@ def test_dense_at_clips_own_grid_changes_neither_pixels_nor_positions(clip: Clip
     tower = FrameTower(clip.visual, side * cell, side * cell, cell, "clearclip")
     assert torch.equal(tower.positions, clip.visual.positional_embedding)
     torch.testing.assert_close(tower.resize_rows, torch.eye(side * cell), rtol=0, atol=1e-6)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scorer", ["patch", "dense"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gpu_scores_as_the_cpu_does(
+    config: InputConfig, manifest: Manifest, clips: ClipBatch, scorer: str, precision: str
+) -> None:
+    """Through the loader's side stream, while the consumer's stream is busy."""
+    device = torch.device("cuda")
+    expected = make(config, manifest, scorer=scorer)(clips)
+    changed = replace(config, mask=MaskConfig(scorer=scorer), clip=replace(config.clip, precision=precision))  # type: ignore[arg-type]
+    wanted = plan_masks(changed.mask, changed.model, expected)
+    given = TextScorer(changed, manifest, device)
+
+    class Same:
+        def next_batch(self) -> ClipBatch:
+            return clips
+
+        def close(self) -> None: ...
+
+    loader = Loader(Same(), given, changed.mask, changed.model, device)
+    try:
+        for _ in range(8):
+            batch = loader.next_batch()
+            torch.cuda._sleep(20_000_000)
+            masked = batch.plan.masked.clone()
+            hidden = torch.zeros(len(masked), changed.model.num_tokens, dtype=torch.bool)
+            agreed = hidden.scatter(1, wanted.masked.long(), True).gather(1, masked.cpu().long()).float().mean()
+            assert agreed > (0.999 if precision == "fp32" else 0.97)
+        cosines = given(replace(clips, frames=clips.frames.to(device))).cpu()
+        torch.testing.assert_close(cosines, expected, rtol=0, atol=1e-3 if precision == "fp32" else 1e-2)
+    finally:
+        loader.close()

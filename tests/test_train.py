@@ -260,7 +260,7 @@ class TestCaptions:
     ) -> None:
         config = by_text(tiny(holes, tmp_path), cache_dir, scorer="cached", scores=score_maps, no_caption="label")
         manifest, _ = require_captions(read_manifest(holes).select_split("train"), "label")
-        with pytest.raises(ValueError, match=r"scores for other captions, for 3 of 20 videos, such as videos/"):
+        with pytest.raises(ValueError, match=r"maps of other videos or captions, for 3 of 20 videos, such as videos/"):
             make_scorer(config, manifest, torch.device("cpu"))
 
 

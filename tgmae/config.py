@@ -161,6 +161,24 @@ class ClipConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A student's size and training."""
+
+    pipeline: Literal["dali", "pyav"] = "dali"
+    hidden: int = 1024  # width of the network's two hidden layers
+    rounds: int = 600  # batches of clips that are shown to the student
+    clips: int = 16  # in a round
+    batch: int = 512  # patches in a training step
+    learning_rate: float = 1e-3
+    check_clips: int = 64  # of the other split, or of the same one where there is none, for the measured agreement
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "rounds", "clips", "batch", "check_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay. All rates are for batch 256 and scale with batch / 256."""
 

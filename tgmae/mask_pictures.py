@@ -18,6 +18,7 @@ from tgmae.config import InputConfig
 from tgmae.manifest import Manifest
 from tgmae.masking import NoiseScorer, plan_masks
 from tgmae.types import ClipBatch
+from tgmae.visualize import shorten
 
 _BLOCKS = 2  # clips side by side
 
@@ -39,19 +40,22 @@ def draw_masks(path: Path, config: InputConfig, manifest: Manifest, clips: ClipB
     figure = plt.figure(figsize=(1.35 * len(titles) * _BLOCKS, 3.3 * lines + 0.5), layout="constrained")
     figure.suptitle(
         f"scorer {mask.scorer}, CLIP {config.clip.model}, ratio {mask.ratio}, "
-        f"{mask.frames_per_tubelet} frames a tubelet; first and last slot; bright: like the caption; black: masked",
+        f"{mask.frames_per_tubelet} frames a tubelet; first and last slot (tubelet in "
+        "time); bright: like the caption, one scale for all clips; black: masked",
         fontsize=10,
     )
+    low, high = float(scores.min()), float(scores.max())  # of all clips: brightness can be compared
     blocks = np.ravel(figure.subfigures(lines, _BLOCKS, squeeze=False))
     for place in range(count):
         request = clips.requests[place]
         video = manifest[request.row]
         block = blocks[place]
-        low, high = float(scores[place].min()), float(scores[place].max())
         block.suptitle(
-            f"“{video.captions[request.caption]}”   {video.path}   scores {low:.3f} to {high:.3f}"[:110],
-            fontsize=8, parse_math=False,
-        )  # fmt: skip
+            f"“{shorten(video.captions[request.caption])}”   {shorten(video.path)}   "
+            f"scores {scores[place].min():.3f} to {scores[place].max():.3f}",
+            fontsize=8,
+            parse_math=False,
+        )
         axes = block.subplots(len(moments), len(titles), squeeze=False)
         for line, slot in enumerate(moments):
             frame = clips.frames[place, slot * model.tubelet_size].cpu().numpy()

@@ -57,7 +57,7 @@ def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device) -
     if mask.kind != "tgm":
         return NoiseScorer(mask.kind, model.num_slots, model.patches_per_slot, device)
     if mask.scorer == "cached":
-        from tgmae.scoring.maps import CachedScorer
+        from tgmae.scoring.cached_scorer import CachedScorer
 
         return CachedScorer(config, manifest, device)
     from tgmae.scoring.text_scorer import TextScorer

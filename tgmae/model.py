@@ -96,7 +96,10 @@ class VideoMAE(nn.Module):
     def encode(self, frames: Tensor, visible: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3], token numbers int32 [B, V] → features [B, V, D]."""
         self._check_frames(frames)
-        config, dtype = self.config, self.patch_embed.weight.dtype
+        config, kind = self.config, frames.device.type
+        # Under autocast the patch embedding wants its input in half precision: write it so at once.
+        half = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if half else self.patch_embed.weight.dtype
         tokens = gather_tokens(frames, visible, config.patch_size, config.tubelet_size, dtype)
         x = self.patch_embed(tokens) + self.positions[visible.long()]
         for block in self.encoder:

@@ -243,7 +243,8 @@ def _describe_mask(config: TrainConfig) -> str:
     mask, clip = config.mask, config.clip
     if mask.kind != "tgm":
         return mask.kind
-    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}, CLIP {clip.model}"
+    which = {"dense": f" ({mask.dense})", "cached": f" ({mask.scores})", "student": f" ({mask.student})"}
+    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{which.get(mask.scorer, '')}, CLIP {clip.model}"
     if mask.scorer == "cached":
         return words
     return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
@@ -285,7 +286,7 @@ def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, predict
         batch.plan,
         prediction,
         names,
-        f"step {step}, {config.mask.kind} mask, ratio {config.mask.ratio}",
+        f"step {step}, {config.mask.kind} mask, {config.mask.order}, ratio {config.mask.ratio}",
     )
 
 

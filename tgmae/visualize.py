@@ -73,7 +73,7 @@ def draw_reconstructions(
             axis.set_xticks([])
             axis.set_yticks([])
             if line == 0:
-                name = f"{_short(names[clip])}\n" if moment == 0 else "\n"
+                name = f"{shorten(names[clip])}\n" if moment == 0 else "\n"
                 axis.set_title(f"{name}frame {shown[moment]}", fontsize=9, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path, dpi=90)
@@ -114,11 +114,11 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
         try:
             [(_, frame)] = decode_frames(manifest.file(row), video, [video.num_frames // 2], seek=True)
         except DecodeError as error:
-            pictures.append((np.zeros((9, 16, 3), np.uint8), f"{_short(video.path)}\n{_short(str(error))}"))
+            pictures.append((np.zeros((9, 16, 3), np.uint8), f"{shorten(video.path)}\n{shorten(str(error))}"))
             continue
         picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
         name = f"{video.label}: {Path(video.path).name}" if video.label else video.path
-        words = _short(video.captions[0] if video.captions else name)
+        words = shorten(video.captions[0] if video.captions else name)
         pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"))
     columns = min(6, len(pictures))
     lines = -(-len(pictures) // columns)
@@ -134,7 +134,7 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
     return len(pictures)
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
     """A title that stays within its picture."""
     return text if len(text) <= 42 else f"{text[:20]} … {text[-19:]}"
 

@@ -91,7 +91,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Scores(ClipCommand):
-    """Compute score maps of all videos and captions once, for --mask.scorer cached.
+    """Compute score maps of all videos of a split and their captions once, for --mask.scorer cached.
 
     Any scorer can make them (--mask.scorer, by default patch). A killed run goes on where it was. Under torchrun the
     processes share the work.
@@ -109,7 +109,7 @@ class Scores(ClipCommand):
             raise ValueError("score maps are made by another scorer: --mask.scorer patch, dense or student")
         if self.every < 1:
             raise ValueError(f"--every must be at least 1, got {self.every}")
-        config, manifest = self.read(split="")
+        config, manifest = self.read()
         out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
         world = distributed.start(config.device)
         result = build_scores(

@@ -62,11 +62,13 @@ class TowerCommand:
 
     @property
     def batch(self) -> int:
-        """Inputs in one pass, as `engines.features.make_features` counts them; a plan is built for that many."""
-        from engines.engine import patches_per_pass
+        """Inputs in one pass, as a run would have them; a plan is built for that many."""
+        from engines.features import inputs_per_pass
 
-        frames = max(1, patches_per_pass(self.clip, choose_device("auto")) // self.patches)
-        return frames if self.tower == "dense" else frames * self.patches
+        # A plan may be built without the GPU that it is for.
+        on_gpu = self.clip.engine.startswith("tensorrt") or torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        return inputs_per_pass(self.clip, self.mask(), self.patch_size, self.height, self.width, device)
 
     def make_tower(self) -> Tower:
         from engines.clip import load_clip
@@ -146,7 +148,6 @@ class Check(TowerCommand):
     def run(self) -> None:
         from engines.clip import load_clip
         from engines.features import make_features
-        from tgmae.distributed import choose_device
 
         mask, device = self.mask(), choose_device(self.device)
         if self.frames < 1:
@@ -202,7 +203,7 @@ def _compare(ours: Features, reference: Features, frames: Tensor, texts: Tensor,
 
     def embed(features: Features) -> Tensor:
         # One frame, then as many as fit: a dynamic batch that is none would show.
-        most = features.frames_per_pass
+        most = features.frames_per_pass(frames)
         pieces = [frames[:1], *(frames[start : start + most] for start in range(1, len(frames), most))]
         return torch.cat([features.embed(piece).float() for piece in pieces])
 

@@ -88,6 +88,11 @@ def conflicts() -> list[str]:
 def _describe_engine(engine: str, module: str) -> str:
     if importlib.util.find_spec(module) is None:
         return f"no: not installed; pip install {'tensorrt-rtx-cu13' if engine == 'tensorrt_rtx' else engine}"
+    if engine == "onnxruntime" and torch.cuda.is_available():
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "no: this onnxruntime runs on a CPU only; pip install onnxruntime-gpu"
     if engine.startswith("tensorrt") and not torch.cuda.is_available():
         return "builds plans; does not run them: " + _no_cuda()
     return "yes"

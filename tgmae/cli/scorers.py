@@ -6,12 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tgmae.cli.subcommands import ClipCommand
+from tgmae.config import DistillConfig
 from tgmae.distributed import choose_device
 
 
@@ -62,31 +64,21 @@ class Distill(ClipCommand):
     """
 
     out: Path | None = None  # file to write; by default student.safetensors beside the manifest
-    pipeline: Literal["dali", "pyav"] = "dali"
-    hidden: int = 1024  # width of the network's two hidden layers
-    rounds: int = 600  # batches of clips that are shown to it
-    clips: int = 16  # in a round
-    batch: int = 512  # patches in a training step
-    learning_rate: float = 1e-3
     check_split: str = "val"  # rows on which agreement is measured; the training rows where there are none
-    check_clips: int = field(default=64)  # clips for that
+    options: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def run(self) -> None:
         from tgmae.manifest import read_manifest
-        from tgmae.scoring.distillation import DistillOptions, distill
+        from tgmae.scoring.distillation import distill
 
         config, manifest = self.read()
         splits = set(read_manifest(self.manifest).table.column("split").to_pylist())
         held_out = self.read(split=self.check_split)[1] if self.check_split in splits else manifest
         out = self.out or self.manifest.parent / "student.safetensors"
-        options = DistillOptions(
-            pipeline=self.pipeline, hidden=self.hidden, rounds=self.rounds, clips=self.clips, batch=self.batch,
-            learning_rate=self.learning_rate, check_clips=self.check_clips,
-        )  # fmt: skip
-        measured = distill(config, manifest, held_out, out, options, choose_device(config.device))
+        measured = distill(config, manifest, held_out, out, self.options, choose_device(config.device))
         where = f"split {self.check_split}" if held_out is not manifest else "the clips it was trained on"
         print(
-            f"{out}: agreement with patch {measured['agreement']:.3f} (5th percentile "
+            f"{out}: agreement with patch {measured['agreement']:.3f} (chance {measured['ratio']:.2f}, 5th percentile "
             f"{measured['agreement_p5']:.3f}), rank correlation {measured['rank_correlation']:.3f} on {where}. "
             f"Train with: --mask.scorer student --mask.student {out}"
         )

@@ -30,6 +30,8 @@ class Masks(ClipCommand):
         config = replace(config, mask=replace(config.mask, kind="tgm"))
         device = choose_device(config.device)
         scorer = make_scorer(config, manifest, device)
+        if scorer.note:
+            print(scorer.note)
         [clips] = load_clips(config, manifest, self.count, self.count, device)
         out = self.out or self.manifest.with_suffix(".masks.png")
         draw_masks(out, config, manifest, clips, scorer(clips).float().cpu())

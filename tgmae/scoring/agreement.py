@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dali_pipelines.reference import ReferencePipeline
 from engines.clip import Clip, load_clip
 from engines.features import make_tower
+from kernels.topk_mask import topk_mask
 from tgmae.config import InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import Manifest
 from tgmae.masking import Scorer, make_scorer
@@ -78,6 +79,8 @@ def compare_scorers(
     """A report for each of `variants(config)`, and each one's scores, float32 [clips, S, N] on the CPU."""
     masks, clip = variants(config), load_clip(config.clip)
     scorers = {name: make_scorer(replace(config, mask=mask), manifest, device) for name, mask in masks.items()}
+    for note in {scorer.note for scorer in scorers.values()} - {""}:
+        print(note)
     seconds: dict[str, list[float]] = {name: [] for name in masks}
     scores: dict[str, Tensor] = {}
     for _ in range(_ROUNDS):  # interleaved, so that a slow moment of the machine meets all of them
@@ -106,7 +109,10 @@ def compare_scorers(
 
 def mask_agreement(scores: Tensor, reference: Tensor, k: int) -> Tensor:
     """|top-k of both| / k for each slot: two of [B, S, N] → [B, S]."""
-    chosen = [torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.topk(k).indices, True) for x in (scores, reference)]
+    chosen = []
+    for x in (scores, reference):
+        _, masked = topk_mask(x.float(), k)
+        chosen.append(torch.zeros(x.shape, dtype=torch.bool).flatten(1).scatter(1, masked.long(), True).view(x.shape))
     return (chosen[0] & chosen[1]).sum(-1) / k
 
 

@@ -5,9 +5,6 @@ Dimensions: B clips, C distinct captions, E embedding.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tgmae.files import lock_file, replacing
 from tgmae.manifest import Manifest
 from tgmae.types import ClipRequest
 
@@ -39,7 +37,7 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
         raise ValueError(
             f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(paths, missing)}. Train without "
             "them: --mask.no-caption exclude; take their labels for captions: --mask.no-caption label; or mask without "
-            "text: --mask.kind tube"
+            "text: --mask.kind tube. Captions come with tgmae-data index FOLDER --csv FILE"
         )
     note = ""
     if missing and no_caption == "label":
@@ -77,12 +75,12 @@ class CaptionEmbeddings:
         number = {text: index for index, text in enumerate(distinct)}
         self._numbers: NDArray[np.int64] = np.array([number[text] for captions in rows for text in captions], np.int64)
         self._starts: NDArray[np.int64] = np.cumsum([0, *(len(captions) for captions in rows)])
-        too_long = clip.count_too_long(distinct)
+        table, too_long = embed_captions(clip, distinct, cache_dir, device)
+        self.table = table.to(device)
         self.note = (
-            f"{too_long} of {len(distinct)} captions are longer than CLIP's {clip.tokenizer.context_length} tokens; "
-            "what is beyond does not count"
-        ) * bool(too_long)
-        self.table = embed_captions(clip, distinct, cache_dir, device).to(device)
+            f"{sum(too_long)} of {len(distinct)} captions are longer than CLIP's "
+            f"{clip.tokenizer.context_length} tokens; what is beyond does not count"
+        ) * any(too_long)
 
     def __call__(self, requests: Sequence[ClipRequest]) -> Tensor:
         """The embeddings of the requests' captions, float32 [B, E]."""
@@ -94,35 +92,46 @@ class CaptionEmbeddings:
         return self.table[torch.from_numpy(self._numbers[self._starts[row] : self._starts[row + 1]])]
 
 
-def embed_captions(clip: Clip, captions: Sequence[str], cache_dir: Path, device: torch.device) -> Tensor:
-    """Embeddings float32 [C, E] on the CPU; those that `cache_dir` holds from before are not computed again."""
+def embed_captions(
+    clip: Clip, captions: Sequence[str], cache_dir: Path, device: torch.device
+) -> tuple[Tensor, list[bool]]:
+    """Embeddings float32 [C, E] on the CPU, and which captions are too long for CLIP.
+
+    Those that `cache_dir` holds from before are not computed again. Processes that want the same ones take turns: the
+    first computes them.
+    """
     path = cache_dir.expanduser() / f"captions-{clip.fingerprint}.parquet"
-    known: dict[str, int] = {}
-    table = torch.empty(0)
-    if path.exists():
-        try:
-            stored = pq.read_table(path)
-            known = {text: index for index, text in enumerate(stored.column("caption").to_pylist())}
-            flat = stored.column("embedding").combine_chunks().flatten().to_numpy()
-            table = torch.from_numpy(flat.copy()).view(len(known), -1)
-        except (pa.ArrowInvalid, KeyError, RuntimeError):
-            known = {}  # not ours or broken: it is only a cache
-    new = [text for text in captions if text not in known]
-    if new:
-        added = clip.encode_text(new, device)
-        table = torch.cat([table, added]) if known else added
-        known.update({text: len(known) + index for index, text in enumerate(new)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        embedding = pa.FixedSizeListArray.from_arrays(pa.array(table.numpy().ravel()), table.shape[1])
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        pq.write_table(pa.table({"caption": list(known), "embedding": embedding}), temporary)
-        os.replace(temporary, path)
-    return table[[known[text] for text in captions]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path):
+        known, table, too_long = _read_embeddings(path)
+        new = [text for text in captions if text not in known]
+        if new:
+            added = clip.encode_text(new, device)
+            table = torch.cat([table, added]) if known else added
+            known.update({text: len(known) + index for index, text in enumerate(new)})
+            too_long = too_long + clip.too_long(new)
+            columns = {
+                "caption": list(known),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(table.numpy().ravel()), table.shape[1]),
+                "too_long": too_long,
+            }
+            with replacing(path) as temporary:
+                pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
+    rows = [known[text] for text in captions]
+    return table[rows], [too_long[row] for row in rows]
 
 
-def captions_digest(captions: Sequence[str]) -> str:
-    """What scores of a video depend on beside its pictures."""
-    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:12]
+def _read_embeddings(path: Path) -> tuple[dict[str, int], Tensor, list[bool]]:
+    """Rows by caption, embeddings and too_long of a cache; empty where there is none or it is damaged."""
+    if not path.exists():
+        return {}, torch.empty(0), []
+    try:
+        stored = pq.read_table(path, page_checksum_verification=True)
+        known = {text: index for index, text in enumerate(stored.column("caption").to_pylist())}
+        flat = stored.column("embedding").combine_chunks().flatten().to_numpy()
+        return known, torch.from_numpy(flat.copy()).view(len(known), -1), stored.column("too_long").to_pylist()
+    except (pa.ArrowException, OSError, KeyError, RuntimeError):
+        return {}, torch.empty(0), []  # it is only a cache
 
 
 def _some(paths: pa.ChunkedArray, rows: Sequence[int]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,32 +14,18 @@ from engines.features import make_features
 from engines.student import Distillation, save_student, split_rows
 from engines.towers import StudentTower
 from kernels.gather_tokens import gather_tokens
-from tgmae.config import InputConfig
+from tgmae.config import DistillConfig, InputConfig
+from tgmae.files import replacing
 from tgmae.loader import make_pipeline
 from tgmae.manifest import Manifest
 from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
 from tgmae.scoring.agreement import load_clips, mask_agreement, rank_correlation
 from tgmae.scoring.captions import CaptionEmbeddings
+from tgmae.stopping import stop_requests
 
-_SAVE_EVERY = 100  # rounds
+_SAVE_EVERY = 20  # rounds
 _MAX_TEXTS = 256  # captions that the loss looks at
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillOptions:
-    pipeline: Literal["dali", "pyav"] = "dali"
-    hidden: int = 1024  # width of the network's two hidden layers
-    rounds: int = 1500  # batches of clips that are shown to the student
-    clips: int = 16  # in a round
-    batch: int = 512  # patches in a training step
-    learning_rate: float = 1e-3
-    check_clips: int = 64  # of the other split, or of the same one where there is none, for the measured agreement
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "rounds", "clips", "batch", "check_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
 def distill(
@@ -49,7 +33,7 @@ def distill(
     manifest: Manifest,
     held_out: Manifest,
     out: Path,
-    options: DistillOptions,
+    options: DistillConfig,
     device: torch.device,
 ) -> dict[str, float | int | str]:
     """Train, measure on `held_out`, and write the student; returns what was measured.
@@ -77,9 +61,13 @@ def distill(
         (clip.fingerprint, manifest.fingerprint, replace(options, check_clips=1), config.data, config.clip, model,
          config.seed)
     )  # fmt: skip
-    if partial.exists() and (state := torch.load(partial, weights_only=True))["settings"] == settings:
-        fit.load_state(state)
-        print(f"going on from {partial}, step {fit.step}")
+    if partial.exists():
+        state = torch.load(partial, weights_only=True)
+        if state["settings"] == settings:
+            fit.load_state(state)
+            print(f"going on from {partial}, round {fit.step // steps_per_round}")
+        else:
+            print(f"{partial} was begun with other settings; starting over")
     first = fit.step // steps_per_round
 
     plan = ClipSampler(
@@ -90,18 +78,20 @@ def distill(
     bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
     losses: list[float] = []
     try:
-        for number in bar:
-            # One frame of each tubelet: the other is nearly the same.
-            frames = pipeline.next_batch().frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
-            patches = _patches(frames, model.patch_size, clip.mean, clip.std)
-            wanted = torch.cat([teacher.embed(some).float() for some in torch.split(frames, teacher.frames_per_pass)])
-            wanted = wanted.flatten(0, 1)
-            generator = torch.Generator().manual_seed(number + config.seed * options.rounds)
-            for rows in split_rows(len(patches), options.batch, generator):
-                losses.append(fit.update(patches[rows.to(device)], wanted[rows.to(device)].clone()))
-            bar.set_postfix_str(f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
-            if (number + 1) % _SAVE_EVERY == 0:
-                _save_state(partial, {"settings": settings, **fit.state()})
+        with stop_requests() as stop:
+            for number in bar:
+                # One frame of each tubelet: the other is nearly the same.
+                frames = pipeline.next_batch().frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
+                patches = _patches(frames, model.patch_size, clip.mean, clip.std)
+                wanted = teacher.embed(frames).float().flatten(0, 1)
+                generator = torch.Generator().manual_seed(number + config.seed * options.rounds)
+                for rows in split_rows(len(patches), options.batch, generator):
+                    losses.append(fit.update(patches[rows.to(device)], wanted[rows.to(device)].clone()))
+                bar.set_postfix_str(f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
+                if (number + 1) % _SAVE_EVERY == 0 or stop.requested:
+                    _save_state(partial, {"settings": settings, **fit.state()})
+                if stop.requested:
+                    raise KeyboardInterrupt
     finally:
         pipeline.close()
 
@@ -143,6 +133,5 @@ def _patches(
 
 def _save_state(path: Path, state: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)

@@ -38,11 +38,15 @@ class _Pictures(Dataset[NDArray[np.uint8] | str]):
         video = self.manifest[row]
         height, width = (count * self.patch_size for count in grid_of(video, self.cells))
         frames = range(0, video.num_frames, self.every)
+        pictures: list[NDArray[np.uint8]] = []
         try:
-            # Turned pictures come as a transposed view, which the patch kernel does not take.
-            return np.ascontiguousarray(decode_pictures(self.manifest.file(row), video, frames, height, width))
+            pictures.extend(decode_pictures(self.manifest.file(row), video, frames, height, width))
         except DecodeError as error:
-            return str(error)
+            # What lies before a break is worth having: clips from there can be trained on.
+            if not pictures:
+                return str(error)
+        # Turned pictures are transposed views, and so would their stack be; the patch kernel takes whole rows.
+        return np.ascontiguousarray(np.stack(pictures))
 
 
 def decode_in_workers(

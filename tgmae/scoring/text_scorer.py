@@ -32,6 +32,11 @@ class TextScorer:
             clip, config.clip, config.mask, config.model.patch_size, size, size, device
         )
         self.note = self.captions.note
+        if config.clip.model == "shapes" and not (manifest.root / "boxes.parquet").exists():
+            self.note += "\n" * bool(self.note) + (
+                "these are no shapes clips, and --clip.model shapes knows nothing else: take a real CLIP, such as "
+                "--clip.model ViT-B-32-quickgelu"
+            )
 
     def __call__(self, clips: ClipBatch) -> Tensor:
         """Cosines float32 [B, S, N], the mean over the scored frames of each slot."""
