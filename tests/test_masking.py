@@ -14,7 +14,8 @@ import torch
 
 from tgmae.config import ClipConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.masking import NoiseScorer, make_scorer, plan_masks
+from tgmae.masking import NoiseScorer, plan_masks
+from tgmae.scoring.choose import make_scorer
 from tgmae.types import ClipBatch, ClipRequest, CropBox, MaskPlan
 
 CPU = torch.device("cpu")

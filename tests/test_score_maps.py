@@ -35,10 +35,10 @@ from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelC
 from tgmae.indexing import index_folder
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.maps import BuildResult, MapFolder
-from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
 from tgmae.scoring.build_maps import build_scores
 from tgmae.scoring.cached_scorer import COMMAND, CachedScorer
+from tgmae.scoring.choose import make_scorer
 from tgmae.scoring.pictures import grid_of
 from tgmae.scoring.text_scorer import TextScorer
 from tgmae.types import ClipBatch, ClipRequest, CropBox

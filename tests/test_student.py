@@ -24,8 +24,8 @@ from engines.student import Distillation, load_student, read_about, save_student
 from engines.towers import StudentTower
 from tgmae.config import ClipConfig, DataConfig, DistillConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import read_manifest
-from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
+from tgmae.scoring.choose import make_scorer
 from tgmae.scoring.distillation import distill
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -22,8 +22,9 @@ from engines.towers import FrameTower
 from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.loader import Loader
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.masking import make_scorer, plan_masks
+from tgmae.masking import plan_masks
 from tgmae.sampling import ClipSampler
+from tgmae.scoring.choose import make_scorer
 from tgmae.scoring.text_scorer import TextScorer
 from tgmae.types import ClipBatch
 

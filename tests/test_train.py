@@ -21,10 +21,10 @@ from tgmae.config import ClipConfig, DataConfig, LogConfig, MaskConfig, ModelCon
 from tgmae.indexing import index_folder
 from tgmae.loader import make_loader
 from tgmae.manifest import read_manifest, write_manifest
-from tgmae.masking import make_scorer
 from tgmae.metrics import read_metrics
 from tgmae.scoring.build_maps import build_scores
 from tgmae.scoring.captions import require_captions
+from tgmae.scoring.choose import make_scorer
 from tgmae.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
-from tgmae.config import InputConfig, MaskConfig, ModelConfig
-from tgmae.manifest import Manifest
+from tgmae.config import MaskConfig, ModelConfig
 from tgmae.types import ClipBatch, MaskPlan
 
 
@@ -49,20 +48,6 @@ class NoiseScorer:
         noise = [np.random.default_rng(request.mask_seed).random(size, np.float32) for request in clips.requests]
         scores = torch.from_numpy(np.stack(noise)).to(self.device, non_blocking=True)
         return scores.expand(-1, self.num_slots, -1)
-
-
-def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device) -> Scorer:
-    """The scores that `config.mask` names. Raises ValueError where they cannot be computed."""
-    model, mask = config.model, config.mask
-    if mask.kind != "tgm":
-        return NoiseScorer(mask.kind, model.num_slots, model.patches_per_slot, device)
-    if mask.scorer == "cached":
-        from tgmae.scoring.cached_scorer import CachedScorer
-
-        return CachedScorer(config, manifest, device)
-    from tgmae.scoring.text_scorer import TextScorer
-
-    return TextScorer(config, manifest, device)
 
 
 def plan_masks(config: MaskConfig, model: ModelConfig, scores: Tensor) -> MaskPlan:

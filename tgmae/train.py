@@ -27,11 +27,11 @@ from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import export_hf, import_hf
 from tgmae.loader import Loader, TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.masking import make_scorer
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
 from tgmae.scoring.captions import require_captions
+from tgmae.scoring.choose import make_scorer
 from tgmae.stages import StageClock
 from tgmae.stopping import stop_requests
 from tgmae.types import ClipRequest

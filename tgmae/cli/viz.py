@@ -21,8 +21,8 @@ class Masks(ClipCommand):
 
     def run(self) -> None:
         from tgmae.mask_pictures import draw_masks
-        from tgmae.masking import make_scorer
         from tgmae.scoring.agreement import load_clips
+        from tgmae.scoring.choose import make_scorer
 
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")

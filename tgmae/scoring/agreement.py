@@ -22,8 +22,9 @@ from engines.features import make_tower
 from kernels.topk_mask import topk_mask
 from tgmae.config import InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import Manifest
-from tgmae.masking import Scorer, make_scorer
+from tgmae.masking import Scorer
 from tgmae.sampling import ClipSampler
+from tgmae.scoring.choose import make_scorer
 from tgmae.types import ClipBatch
 
 _ROUNDS = 3

@@ -18,10 +18,10 @@ from tgmae.config import DistillConfig, InputConfig
 from tgmae.files import replacing
 from tgmae.loader import make_pipeline
 from tgmae.manifest import Manifest
-from tgmae.masking import make_scorer
 from tgmae.sampling import ClipSampler
 from tgmae.scoring.agreement import load_clips, mask_agreement, rank_correlation
 from tgmae.scoring.captions import CaptionEmbeddings
+from tgmae.scoring.choose import make_scorer
 from tgmae.stopping import stop_requests
 
 _SAVE_EVERY = 20  # rounds
