@@ -1,4 +1,8 @@
-"""What every benchmark prints and writes: medians with their spread, and a JSON that says where they come from."""
+"""What every benchmark prints and writes: medians with their spread, and a JSON that says where they come from.
+
+A benchmark measures its rows in turn, round after round (`measure`), so that a drifting machine hurts all alike, and
+hands its tables to `write_report`, which writes bench/results/<name>.<cpu or GPU>.json. `tgmae-viz bench` draws them.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,132 @@ import shlex
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton")
 
 
-def format_rates(rates: dict[str, list[float]], unit: str, relative_to: str) -> str:
-    """One line a stage: median (lowest to highest), and the median of its ratios to one stage, round by round."""
-    lines = []
-    for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(values, rates[relative_to], strict=True))
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        lines.append(f"{name:12} {statistics.median(values):8.1f} {unit} ({spread})   {ratio:5.2f} × {relative_to}")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Row:
+    """One thing measured: a value a round in the table's unit, and what else is to be said of it."""
+
+    name: str
+    values: Sequence[float]
+    facts: Mapping[str, float | str] = field(default_factory=dict)  # further columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that were measured in turn in the same rounds.
+
+    unit         of the rows' values, such as clips/s or ms
+    relative_to  the row that all are compared with, as ratios within a round
+    limit        in `unit`: what the machine, or the step alone, could reach; drawn as a line
+    """
+
+    title: str
+    unit: str
+    rows: Sequence[Row]
+    relative_to: str | None = None
+    limit: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: medians, spreads and ratios beside the values they come from."""
+        base = next((row.values for row in self.rows if row.name == self.relative_to), None)
+        rows = []
+        for row in self.rows:
+            plain: dict[str, Any] = {"name": row.name, **_summary(row.values), **row.facts, "values": list(row.values)}
+            if base is not None:
+                ratios = [a / b for a, b in zip(row.values, base, strict=True)]
+                plain["ratio"] = {"to": self.relative_to, **_summary(ratios)}
+            rows.append(plain)
+        return {"title": self.title, "unit": self.unit, "limit": self.limit, "note": self.note, "rows": rows}
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def measure(
+    work: Mapping[str, Callable[[], float]], rounds: int, description: str = "measuring"
+) -> dict[str, list[float]]:
+    """Call each of `work` once a round, in turn; what each returned, a list of `rounds` values a name."""
+    found: dict[str, list[float]] = {name: [] for name in work}
+    with tqdm(total=rounds * len(work), desc=description, unit="run") as bar:
+        for _ in range(rounds):
+            for name, run in work.items():
+                bar.set_postfix_str(name)
+                found[name].append(run())
+                bar.update()
+    return found
+
+
+def print_table(table: Table) -> None:
+    """Median (lowest to highest), the median ratio, and the facts of every row."""
+    plain = table.to_dict()
+    facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
+    shown = RichTable(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
+    shown.add_column("")
+    for heading in (table.unit, "lowest to highest", *([f"× {table.relative_to}"] * bool(table.relative_to)), *facts):
+        shown.add_column(heading, justify="right")
+    for row, values in zip(table.rows, plain["rows"], strict=True):
+        cells = [row.name, _number(values["median"]), f"{_number(values['low'])} to {_number(values['high'])}"]
+        if table.relative_to:
+            cells.append(f"{values['ratio']['median']:.2f}")
+        for name in facts:
+            fact = row.facts.get(name, "")
+            cells.append(fact if isinstance(fact, str) else _number(fact))
+        shown.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+
+
+def _number(value: float) -> str:
+    """Three figures, thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def write_report(
+    name: str,
+    tables: Sequence[Table],
+    headline: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    results: Any = None,
+) -> Path:
+    """Print the tables, write them to bench/results/<name>.<device>.json, and return its path.
+
+    headline  the few figures that answer the benchmark's question        results  anything else worth keeping, as JSON
+    """
+    for table in tables:
+        print_table(table)
+    for key, value in (headline or {}).items():
+        print(f"{key}: {value}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.{device_name(device)}.json"
+    report = {**environment(), "headline": dict(headline or {}), "tables": [table.to_dict() for table in tables]}
+    if results is not None:
+        report["results"] = results
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path
+
+
+def device_name(device: torch.device | None) -> str:
+    """cpu, or a GPU's name as part of a file name: h200."""
+    if device is None or device.type == "cpu":
+        return "cpu"
+    words = torch.cuda.get_device_name(device).lower().split()
+    return next((word for word in words if any(c.isdigit() for c in word)), words[-1])
 
 
 def environment() -> dict[str, Any]:
@@ -48,18 +160,17 @@ def environment() -> dict[str, Any]:
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _shorten(argument: str) -> str:
     """Without the folders of the machine it ran on."""
     return "/".join(Path(argument).parts[-2:]) if Path(argument).is_absolute() else argument
-
-
-def write_report(name: str, results: dict[str, Any]) -> Path:
-    """Write bench/results/<name>.json; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**environment(), "results": results}, indent=2, ensure_ascii=False) + "\n")
-    return path

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.report import write_report
+from bench.report import Row, Table, write_report
 from engines.clip import Clip
 from engines.student import read_about
 from tgmae.config import InputConfig, MaskConfig, ModelConfig
@@ -74,7 +74,14 @@ def run(options: Options) -> None:
             "  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in row.items())
         )
     print(results["two_objects"], results["production_gflop_per_clip"], sep="\n")
-    print(write_report(f"scorers.{'gpu' if device.type == 'cuda' else 'cpu'}", results))
+    speed = [
+        Row(
+            report.name, report.clips_per_s,
+            {"agreement": report.agreement, "rank": report.rank_correlation, "GFLOP a clip": report.gflop_per_clip},
+        )
+        for report in reports
+    ]  # fmt: skip
+    write_report("scorers", [Table("scorers, clips in memory", "clips/s", speed, "patch")], None, device, results)
 
 
 def _truth(

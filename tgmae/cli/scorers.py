@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import tyro
@@ -47,7 +48,7 @@ class Agree(ClipCommand):
         for row in reports:
             table.add_row(
                 row.name, f"{row.agreement:.3f}", f"{row.agreement_p5:.3f}", f"{row.rank_correlation:.3f}",
-                f"{row.gflop_per_clip:,.4g}", f"{row.clips_per_s:,.4g}",
+                f"{row.gflop_per_clip:,.4g}", f"{median(row.clips_per_s):,.4g}",
             )  # fmt: skip
         Console().print(table)
         if self.out is not None:

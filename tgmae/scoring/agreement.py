@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -39,8 +38,7 @@ class ScorerReport:
     agreement_p5: float
     rank_correlation: float  # Spearman's, mean
     gflop_per_clip: float  # of the engine; 0 for cached
-    clips_per_s: float  # median of three rounds, clips in memory
-    clips_per_s_range: tuple[float, float]
+    clips_per_s: tuple[float, ...]  # of three rounds, clips in memory
 
 
 def variants(config: InputConfig) -> dict[str, MaskConfig]:
@@ -93,7 +91,6 @@ def compare_scorers(
     reports = []
     for name, mask in masks.items():
         share = mask_agreement(scores[name], scores["patch"], k)
-        rates = [num_clips / spent for spent in seconds[name]]
         reports.append(
             ScorerReport(
                 name=name,
@@ -101,8 +98,7 @@ def compare_scorers(
                 agreement_p5=float(share.flatten().quantile(0.05)),
                 rank_correlation=float(rank_correlation(scores[name], scores["patch"]).mean()),
                 gflop_per_clip=count_gflop(clip, config.model, mask),
-                clips_per_s=median(rates),
-                clips_per_s_range=(min(rates), max(rates)),
+                clips_per_s=tuple(num_clips / spent for spent in seconds[name]),
             )
         )
     return reports, scores
