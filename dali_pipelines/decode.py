@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.geometry import coded_crop
+from tgmae.ranges import named_range
 from tgmae.types import ClipRequest, CropBox, Video
 
 
@@ -83,6 +84,7 @@ def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame
     yield from rest
 
 
+@named_range("decode")
 def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size: int) -> NDArray[np.uint8]:
     """Decode once, crop and resize for each request.
 
@@ -97,9 +99,10 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
         for number, frame in decode_frames(file, video, frames, seek=True):
             resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
             places = [place for place, wanted in enumerate(frames) if wanted == number]
-            for clip, resizer in zip(clips, resizers, strict=True):
-                resizer.push(frame)
-                clip[places] = resizer.pull().to_ndarray()
+            with named_range("augment"):
+                for clip, resizer in zip(clips, resizers, strict=True):
+                    resizer.push(frame)
+                    clip[places] = resizer.pull().to_ndarray()
     except av.FFmpegError as error:  # the picture changed its size or format under way
         raise DecodeError(f"cannot crop {video.width}×{video.height} pictures: {error}") from error
     return clips

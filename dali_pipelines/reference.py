@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from dali_pipelines.decode import DecodeError, decode_frames
 from dali_pipelines.geometry import coded_crop, orientation
+from tgmae.ranges import named_range
 from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
 
 
@@ -48,15 +49,17 @@ class ReferencePipeline:
         """Nothing is held open."""
 
 
+@named_range("decode")
 def read_clip(file: str, video: Video, request: ClipRequest, size: int) -> torch.Tensor:
     """One clip, uint8 [T, size, size, 3]: crop, antialiased bilinear resize, turn upright, flip. Raises DecodeError."""
     crop, turn = coded_crop(video, request.crop), orientation(video, request.flip)
     resized = {}
     for number, frame in decode_frames(file, video, request.frames, seek=False):
-        picture = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-        picture = picture[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width].permute(2, 0, 1)
-        small = F.interpolate(picture[None].float(), (size, size), mode="bilinear", antialias=True)
-        resized[number] = small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+        with named_range("augment"):
+            picture = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+            picture = picture[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width].permute(2, 0, 1)
+            small = F.interpolate(picture[None].float(), (size, size), mode="bilinear", antialias=True)
+            resized[number] = small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
     clip = torch.stack([resized[number] for number in request.frames])
     if turn.transpose:
         clip = clip.transpose(1, 2)

@@ -70,14 +70,14 @@ def test_scores_of_every_split_with_the_demos_clip(tgmae: Terminal, few: Path, t
     out = tmp_path / "maps"
     code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
     assert code == 0, code
-    assert f"{out}: 6 videos scored, 0 found, 0 unreadable" in said
+    assert f"{out}: 6 videos done, 0 found, 0 unreadable" in said
     assert f"--mask.scorer cached --mask.scores {out}" in said
     maps, manifest = MapFolder(out, COMMAND), read_manifest(few)
     assert maps.check_videos(manifest, digest_videos(manifest, "captions")) == ""
     assert (maps.key["tower"], maps.key["cells"], maps.key["every"]) == ("patch16", 6, 8)
     assert maps.read(manifest[5].path).shape == (5, 1, 6, 8)
     code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
-    assert (code, f"{out}: 0 videos scored, 6 found, 0 unreadable" in said) == (0, True)
+    assert (code, f"{out}: 0 videos done, 6 found, 0 unreadable" in said) == (0, True)
 
 
 def test_scores_name_their_folder_after_the_scorer(tgmae: Terminal, shapes: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_scores_name_their_folder_after_the_scorer(tgmae: Terminal, shapes: Path
         "--workers", 0, "--model.image-size", 64,
     )  # fmt: skip
     assert code == 0, code
-    assert f"{tmp_path / 'scores-dense'}: 1 videos scored" in said
+    assert f"{tmp_path / 'scores-dense'}: 1 videos done" in said
     key = MapFolder(tmp_path / "scores-dense", COMMAND).key
     assert (key["tower"], key["cells"]) == ("naclip16", 4)
 
@@ -101,7 +101,7 @@ def test_scores_report_what_cannot_be_read(tgmae: Terminal, tmp_path: Path) -> N
     (tmp_path / "b.mp4").unlink()
     code, said, err = tgmae("data", "scores", tmp_path / "m.parquet", "--workers", 0)
     assert code == 0
-    assert "1 videos scored, 0 found, 1 unreadable" in said
+    assert "1 videos done, 0 found, 1 unreadable" in said
     assert "could not be read: b.mp4: " in err
 
 
@@ -126,6 +126,40 @@ def test_masks_draw_clips(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     assert f"masks of 3 clips: {out}" in said
     with Image.open(out) as picture:
         assert picture.size == (1620, 710)
+
+
+def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
+    """Motion of all rows beside the manifest, once; then masks by motion with text and without."""
+    code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
+    folder = few.parent / "motion"
+    assert code == 0, code
+    assert f"{folder}: 6 videos done, 0 found, 0 unreadable" in said
+    assert f"--mask.kind mgm --mask.motion {folder}" in said
+    code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
+    assert (code, f"{folder}: 0 videos done, 6 found" in said) == (0, True)
+    for kind, width in (("tgm", 2700), ("mgm", 1890)):
+        out = tmp_path / f"{kind}.png"
+        code, _, _ = tgmae(
+            "viz", "masks", few, "--count", 1, "--mask.kind", kind, "--mask.motion", folder, "--out", out
+        )
+        assert code == 0, code
+        with Image.open(out) as picture:
+            assert picture.width == width
+
+
+def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> None:
+    write_numbered(tmp_path / "a.mp4", num_frames=16)
+    write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=16)
+    index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
+    code, said, err = tgmae("data", "motion", tmp_path / "manifest.parquet", "--workers", 1, small=False)
+    assert code == 0, code
+    assert "1 videos done, 0 found, 1 unreadable" in said
+    assert "b.webm: vp9 gives no motion vectors; h264 and mpeg4 do" in err
+    assert "without motion vectors: vp9 (1); re-encode to H.264 with: tgmae-data compact" in err
+    code, _, _ = tgmae(
+        "viz", "masks", tmp_path / "manifest.parquet", "--mask.kind", "mgm", "--mask.motion", tmp_path / "motion"
+    )
+    assert "1 of 2 videos carry no motion vectors (h264 and mpeg4 do), such as b.webm (vp9)" in code
 
 
 def test_masks_default_to_the_manifests_name(tgmae: Terminal, few: Path) -> None:

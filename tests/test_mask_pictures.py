@@ -14,9 +14,10 @@ from PIL import Image
 
 import tgmae.mask_pictures
 from tests.videos import make_video
-from tgmae.config import InputConfig, MaskConfig, ModelConfig
+from tgmae.config import InputConfig, MaskConfig, MaskKind, ModelConfig
 from tgmae.manifest import Manifest, read_manifest, write_manifest
 from tgmae.mask_pictures import draw_masks
+from tgmae.masking import NoiseScorer
 from tgmae.types import ClipBatch, ClipRequest, CropBox
 
 CONFIG = InputConfig(
@@ -43,8 +44,14 @@ def clips(count: int) -> ClipBatch:
     return ClipBatch(frames=frames, requests=requests)
 
 
-def scores(count: int) -> torch.Tensor:
-    return torch.randn(count, 3, 16, generator=torch.Generator().manual_seed(1))
+def scores(batch: ClipBatch) -> dict[MaskKind, torch.Tensor]:
+    """Of text and of the two masks that need none."""
+    found: dict[MaskKind, torch.Tensor] = {
+        "tgm": torch.randn(len(batch.requests), 3, 16, generator=torch.Generator().manual_seed(1))
+    }
+    for kind in ("random", "tube"):
+        found[kind] = NoiseScorer(kind, 3, 16, torch.device("cpu"))(batch)
+    return found
 
 
 def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -58,7 +65,7 @@ def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Path, count: int) -> None:
     """Two clips side by side, six pictures each: 1.35 inches a picture and 3.3 a line of clips, at 100 dpi."""
     path = tmp_path / "new" / "masks.png"
-    draw_masks(path, CONFIG, manifest, clips(count), scores(count))
+    draw_masks(path, CONFIG, manifest, clips(count), scores(clips(count)))
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert picture.size == (1620, 50 + 330 * -(-count // 2))
@@ -70,9 +77,12 @@ def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Pat
 def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every picture that is drawn, first and last slot: frame, scores, and the four masks, against a sort."""
     shown: list[tuple[NDArray[Any], dict[str, float]]] = []
-    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, **limits: shown.append((picture, limits)))
-    batch, values = clips(2), scores(2)
-    draw_masks(tmp_path / "masks.png", CONFIG, manifest, batch, values)
+    monkeypatch.setattr(
+        tgmae.mask_pictures, "_show", lambda _, picture, title, **limits: shown.append((picture, limits))
+    )
+    batch = clips(2)
+    values = scores(batch)["tgm"]
+    draw_masks(tmp_path / "masks.png", CONFIG, manifest, batch, scores(batch))
     assert len(shown) == 2 * 2 * 6
     for number in range(4):
         clip, slot = divmod(number, 2)
@@ -96,7 +106,20 @@ def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch
 
 def test_the_masks_ratio_is_the_configs(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[NDArray[Any]] = []
-    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, **__: shown.append(picture))
+    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, title, **__: shown.append(picture))
     config = replace(CONFIG, mask=MaskConfig(ratio=0.75, frames_per_tubelet=1, order="bottom"))
-    draw_masks(tmp_path / "masks.png", config, manifest, clips(1), scores(1))
+    draw_masks(tmp_path / "masks.png", config, manifest, clips(1), scores(clips(1)))
     assert [int(black_patches(picture).sum()) for picture in shown[2:6]] == [12] * 4
+
+
+def test_motion_stands_beside_text(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of text and of motion are drawn, those of the others are not; one title for every picture of a clip."""
+    shown: list[str] = []
+    monkeypatch.setattr(tgmae.mask_pictures, "_show", lambda _, picture, title, **__: shown.append(title))
+    values = torch.rand(1, 3, 16)
+    kinds: dict[MaskKind, torch.Tensor] = dict.fromkeys(("tgm", "mgm", "mgm_box", "mgmae", "random", "tube"), values)
+    draw_masks(tmp_path / "masks.png", CONFIG, manifest, clips(1), kinds)
+    line = ["frame", "likeness", "tgm, top", "tgm, bottom", "motion", "mgm", "mgm_box", "mgmae", "random", "tube"]
+    assert shown == line * 2
+    with Image.open(tmp_path / "masks.png") as picture:
+        assert picture.size == (2700, 380)

@@ -34,7 +34,8 @@ from tests.videos import make_video, write_numbered
 from tgmae.config import ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.indexing import index_folder
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.maps import BuildResult, MapFolder
+from tgmae.map_writer import BuildResult
+from tgmae.maps import MapFolder
 from tgmae.sampling import ClipSampler
 from tgmae.scoring.build_maps import build_scores
 from tgmae.scoring.cached_scorer import COMMAND, CachedScorer
@@ -68,7 +69,7 @@ def build(manifest: Manifest, out: Path, cache_dir: Path, model: str = "shapes",
     """build_scores with this module's settings, in parts of five videos."""
     mask = MaskConfig(scorer=options.pop("scorer", "patch"))  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tgmae.maps.PART_VIDEOS", PART)
+        patch.setattr("tgmae.map_writer.PART_VIDEOS", PART)
         return build_scores(
             manifest, out, ClipConfig(model=model, cache_dir=cache_dir), mask,
             **{"cells": CELLS, "patch_size": PATCH, "every": EVERY, "device": CPU, "num_workers": 0, **options},  # type: ignore[arg-type]
@@ -308,7 +309,7 @@ def test_kill_9_and_the_same_command_again(
         CachedScorer(config(folder, cache_dir), manifest, CPU)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part-*.arrow")}
     result = build(manifest, folder, cache_dir)
-    assert (result.num_videos, result.num_reused, result.skipped) == (2, 10, [])
+    assert (result.num_videos, result.num_reused, result.skipped) == (0, 12, [])  # the third part's are in its journal
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert parts(folder) == parts(maps)
     assert (folder / "maps.json").read_bytes() == (maps / "maps.json").read_bytes()
@@ -405,7 +406,7 @@ def test_other_captions_are_refused_and_named(manifest: Manifest, copied: Path, 
     with pytest.raises(ValueError, match=rf"of other videos or captions, for 3 of 12 videos, such as {named};"):
         CachedScorer(config(copied, cache_dir), changed, CPU)
     result = build(changed, copied, cache_dir)
-    assert (result.num_videos, result.num_reused) == (PART, 7)
+    assert (result.num_videos, result.num_reused) == (3, 9)
     CachedScorer(config(copied, cache_dir), changed, CPU)
 
 

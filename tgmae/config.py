@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+MaskKind = Literal["tgm", "mgm", "mgm_box", "mgmae", "random", "tube"]
+MOTION_KINDS = ("mgm", "mgm_box", "mgmae")
 DEMO_MANIFEST = Path("data/shapes/manifest.parquet")  # made by the first `tgmae-train`
 
 
@@ -109,11 +111,15 @@ class DataConfig:
 class MaskConfig:
     """Every mask is a score for each patch; the top patches of each slot are masked.
 
-    tgm: likeness to the caption (Fan et al., section 3.3). random: every slot draws its own patches (ST-MAE). tube: all
-    slots share one draw (VideoMAE).
+    tgm      likeness to the caption (Fan et al. 2024, section 3.3)
+    mgm      what moves fastest (after Fan et al. 2023)
+    mgm_box  a box on what moves fastest, carried along by it
+    mgmae    all but what lies under random bumps that the motion carries along (Huang et al. 2023)
+    random   every slot draws its own patches (ST-MAE)
+    tube     all slots share one draw (VideoMAE)
     """
 
-    kind: Literal["tgm", "random", "tube"] = "tgm"
+    kind: MaskKind = "tgm"
     ratio: float = 0.6  # of each slot's patches; floor(ratio · N) are masked
     order: Literal["top", "bottom"] = "top"  # bottom masks the patches that score lowest (the paper's table 5b)
     # For tgm. patch: each patch through CLIP, as the paper does. dense: whole frames through CLIP. cached: read what
@@ -123,6 +129,8 @@ class MaskConfig:
     dense: Literal["maskclip", "sclip", "clearclip", "naclip"] = "clearclip"  # CLIP's last block under scorer dense
     scores: Path | None = None  # folder made by `tgmae-data scores`, for scorer cached
     student: Path | None = None  # file made by `tgmae-engine distill`, for scorer student
+    motion: Path | None = None  # folder made by `tgmae-data motion`, for mgm, mgm_box and mgmae
+    flow: Path | None = None  # a torchvision RAFT checkpoint: mgmae then takes its motion from optical flow
     # Of videos without one: error names them, exclude trains without them, label takes the label for a caption.
     no_caption: Literal["error", "exclude", "label"] = "error"
 
@@ -134,6 +142,12 @@ class MaskConfig:
                 raise ValueError("mask.scorer cached needs --mask.scores FOLDER; make it with: tgmae-data scores")
             if self.scorer == "student" and self.student is None:
                 raise ValueError("mask.scorer student needs --mask.student FILE; make it with: tgmae-engine distill")
+
+        elif self.kind in MOTION_KINDS and self.motion is None and not (self.kind == "mgmae" and self.flow):
+            raise ValueError(
+                f"mask.kind {self.kind} needs --mask.motion FOLDER; make it with: tgmae-data motion MANIFEST"
+                + " (or give --mask.flow, a RAFT checkpoint)" * (self.kind == "mgmae")
+            )
 
     def masked_per_slot(self, patches_per_slot: int) -> int:
         """floor(ratio · N), the number of masked patches in each slot."""
@@ -259,6 +273,7 @@ class TrainConfig(InputConfig):
     max_steps: int | None = None  # stop after so many optimiser steps; the schedule still spans `epochs`
     batch_size: int = 2048  # clips an optimiser step, over all processes
     device_batch_size: int = 64  # clips a forward pass on one process; the rest is gradient accumulation
+    profile: int = 0  # steps to profile, after ten of warm-up, into run_dir/profile; docs/profiling.md
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -267,6 +282,8 @@ class TrainConfig(InputConfig):
         for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.profile < 0:
+            raise ValueError(f"profile must not be negative, got {self.profile}")
         if self.device_batch_size % self.data.repeat:
             raise ValueError(
                 f"device_batch_size must be a multiple of data.repeat, got {self.device_batch_size} "

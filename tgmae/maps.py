@@ -3,49 +3,34 @@
 A folder of maps holds
 
     maps.json           what the maps depend on; maps that depend on something else are refused
-    part-00000.arrow    PART_VIDEOS videos each, written whole or not at all: a killed run goes on behind them
+    part-00000.arrow    PART_VIDEOS videos each, written whole or not at all; of a part that is not finished every video
+                        done so far is kept in a journal: a killed run goes on behind it
 
-and each video has one array, of any shape and of the folder's dtype.
+and each video has one array, of any shape and of the folder's dtype, compressed where maps.json says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from tgmae.files import replacing, write_atomically
+from tgmae.files import write_atomically
 from tgmae.manifest import Manifest
-from tgmae.types import CropBox, SkippedVideo, Video
 
-PART_VIDEOS = 64
 # digest: of what the maps of this video depend on (`digest_videos`); shape: empty where the video could not be read
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [("path", pa.string()), ("digest", pa.string()), ("shape", pa.list_(pa.int32())), ("maps", pa.large_binary())]
 )
 _KEY_FILE = "maps.json"
-_STALE_S = 3600  # after which no process can still be writing a part
 
-Key = dict[str, str | int]  # has "dtype", and what else the maps of a folder depend on
-# The maps of each of the given rows in turn, or the reason why there are none.
-Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | str]]
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    num_videos: int  # done now
-    num_reused: int  # found in parts written before
-    skipped: list[SkippedVideo]
-    num_bytes: int  # of this process's parts
-    seconds: float
+Key = dict[str, str | int]  # has "dtype", may have "compression" (zstd), and what else the maps of a folder depend on
 
 
 class MapFolder:
@@ -91,7 +76,10 @@ class MapFolder:
         ) * bool(lost)
 
     def read(self, path: str) -> NDArray[np.generic]:
-        """A video's maps, without copying. Raises ValueError where it could not be read when they were made."""
+        """A video's maps, without copying unless they are compressed.
+
+        Raises ValueError where the video could not be read when they were made.
+        """
         part, row, _ = self._place[path]
         if part not in self._open:
             self._open[part] = self._open_part(part)
@@ -99,9 +87,7 @@ class MapFolder:
         shape = table.column("shape")[row].as_py()
         if not shape:
             raise ValueError(f"{path} could not be read when {self.folder} was made; run {self.command} again")
-        dtype = np.dtype(str(self.key["dtype"]))
-        maps: NDArray[np.generic] = np.frombuffer(table.column("maps")[row].as_buffer(), dtype).reshape(shape)
-        return maps
+        return _unpack(table.column("maps")[row].as_buffer(), shape, self.key)
 
     def _open_part(self, part: Path) -> pa.Table:
         """Memory-mapped. A rename makes a part, so one that cannot be read is damaged."""
@@ -121,84 +107,27 @@ def digest_videos(manifest: Manifest, *columns: str) -> list[str]:
     return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12] for row in rows]
 
 
-def write_maps(
-    manifest: Manifest, digests: Sequence[str], out: Path, key: Key, command: str, compute: Compute,
-    share: int = 0, shares: int = 1,
-) -> BuildResult:  # fmt: skip
-    """Write the parts `share`, `share` + `shares`, … of a manifest's maps that are not there yet.
-
-    Raises ValueError where `out` holds maps that depend on something else.
-    """
-    started = time.perf_counter()
-    _write_key(out, key, command)
-    parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
-    rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
-    for part in parts:  # what a killed run left behind
-        for half_written in out.glob(f"{_part_path(out, part).name}.*.tmp"):
-            if time.time() - half_written.stat().st_mtime > _STALE_S:
-                half_written.unlink()
-    todo = [part for part in parts if not _is_done(_part_path(out, part), manifest, digests, rows_of[part])]
-    rows = [row for part in todo for row in rows_of[part]]
-    results = compute(rows)
-    skipped: list[SkippedVideo] = []
-    bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video")
-    for part in todo:
-        records: list[dict[str, object]] = []
-        for row in rows_of[part]:
-            maps, shape, path = next(results), [], manifest[row].path
-            if isinstance(maps, str):
-                skipped.append(SkippedVideo(row=row, path=path, reason=maps))
-                data = b""
-            else:
-                assert maps.dtype == key["dtype"]
-                data, shape = maps.tobytes(), list(maps.shape)
-            records.append({"path": path, "digest": digests[row], "shape": shape, "maps": data})
-            bar.update()
-        _write_part(_part_path(out, part), records)
-    bar.close()
-    num_bytes = sum(_part_path(out, part).stat().st_size for part in parts)
-    reused = sum(len(rows_of[part]) for part in parts) - len(rows)
-    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, time.perf_counter() - started)
-
-
-def crop_weights(
-    video: Video, crop: CropBox, flip: bool, grid: tuple[int, ...], side: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bilinear weights of a map's rows and columns at the patch centres of a crop: float32 [side, Y], [side, X].
-
-    The map's cells divide the whole picture evenly. Beyond the outermost cell centres the outermost cells hold.
-    """
-    centres = (np.arange(side) + 0.5) / side
-    rows = (crop.y + centres * crop.height) / video.height * grid[0] - 0.5
-    columns = (crop.x + centres * crop.width) / video.width * grid[1] - 0.5
-    return _weights(rows, grid[0]), _weights(columns[::-1] if flip else columns, grid[1])
-
-
-def _weights(places: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
-    """Row i interpolates between the two cells around places[i]."""
-    distance = np.abs(np.clip(places, 0, cells - 1)[:, None] - np.arange(cells))
-    weights: NDArray[np.float32] = np.maximum(0, 1 - distance).astype(np.float32)
-    return weights
-
-
-def _part_path(folder: Path, part: int) -> Path:
+def part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.arrow"
 
 
-def _is_done(path: Path, manifest: Manifest, digests: Sequence[str], rows: range) -> bool:
-    """Whether a part holds just these rows, for just these digests; one with an unreadable video is tried again."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return False
-    paths, found, shapes = (table.column(name).to_pylist() for name in ("path", "digest", "shape"))
-    wanted = manifest.table.column("path").slice(rows.start, len(rows)).to_pylist()
-    return paths == wanted and found == [digests[row] for row in rows] and all(shapes)
+def make_record(path: str, digest: str, maps: NDArray[np.generic] | None, key: Key) -> pa.RecordBatch:
+    """One video's row of `SCHEMA`; without maps for one that could not be read."""
+    data, shape = b"", []
+    if maps is not None:
+        assert maps.dtype == key["dtype"]
+        data, shape = maps.tobytes(), list(maps.shape)
+        if "compression" in key:
+            data = pa.compress(data, codec=key["compression"], asbytes=True)
+    return pa.RecordBatch.from_pylist([{"path": path, "digest": digest, "shape": shape, "maps": data}], schema=SCHEMA)
 
 
-def _write_part(path: Path, records: list[dict[str, object]]) -> None:
-    with replacing(path) as temporary, pa.ipc.new_file(temporary, _SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(records, schema=_SCHEMA))
+def _unpack(data: pa.Buffer, shape: list[int], key: Key) -> NDArray[np.generic]:
+    dtype = np.dtype(str(key["dtype"]))
+    if "compression" in key:
+        data = pa.decompress(data, math.prod(shape) * dtype.itemsize, codec=key["compression"])
+    maps: NDArray[np.generic] = np.frombuffer(data, dtype).reshape(shape)
+    return maps
 
 
 def _read_key(folder: Path, command: str) -> Key:
@@ -214,7 +143,7 @@ def _read_key(folder: Path, command: str) -> Key:
     return key
 
 
-def _write_key(folder: Path, key: Key, command: str) -> None:
+def write_key(folder: Path, key: Key, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _KEY_FILE
     if path.exists():

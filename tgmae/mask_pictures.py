@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,59 +15,60 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from tgmae.config import InputConfig
+from tgmae.config import InputConfig, MaskKind
 from tgmae.manifest import Manifest
-from tgmae.masking import NoiseScorer, plan_masks
+from tgmae.masking import plan_masks
 from tgmae.types import ClipBatch
 from tgmae.visualize import shorten
 
 _BLOCKS = 2  # clips side by side
+_WITH_SCORES: dict[MaskKind, str] = {"tgm": "likeness", "mgm": "motion"}  # whose scores are worth looking at
 
 
-def draw_masks(path: Path, config: InputConfig, manifest: Manifest, clips: ClipBatch, scores: Tensor) -> None:
+def draw_masks(
+    path: Path, config: InputConfig, manifest: Manifest, clips: ClipBatch, scores: Mapping[MaskKind, Tensor]
+) -> None:
     """PNG of every clip of a batch, first and last slot.
 
-    scores  float32 [B, S, N], likeness to each clip's caption
+    scores  float32 [B, S, N] of each strategy that is to be drawn
     """
     model, mask = config.model, config.mask
     count = len(clips.requests)
-    masks = {"tgm, top": _masked(config, scores, "top"), "tgm, bottom": _masked(config, scores, "bottom")}
-    for kind in ("random", "tube"):
-        noise = NoiseScorer(kind, model.num_slots, model.patches_per_slot, torch.device("cpu"))
-        masks[kind] = _masked(config, noise(clips), "top")
-    titles = ["frame", "score", *masks]
     moments = (0, model.num_slots - 1)
     lines = -(-count // _BLOCKS)
-    figure = plt.figure(figsize=(1.35 * len(titles) * _BLOCKS, 3.3 * lines + 0.5), layout="constrained")
+    num_columns = 1 + sum(2 if kind in _WITH_SCORES else 1 for kind in scores) + ("tgm" in scores)
+    figure = plt.figure(figsize=(1.35 * num_columns * _BLOCKS, 3.3 * lines + 0.5), layout="constrained")
+    scored = "both frames" if mask.frames_per_tubelet > 1 else "one frame"
+    text = f"scorer {mask.scorer}, CLIP {config.clip.model}, {scored} of each tubelet; "
     figure.suptitle(
-        f"scorer {mask.scorer}, CLIP {config.clip.model}, ratio {mask.ratio}, "
-        f"{mask.frames_per_tubelet} frames a tubelet; first and last slot (tubelet in "
-        "time); bright: like the caption, one scale for all clips; black: masked",
+        f"{text if 'tgm' in scores else ''}ratio {mask.ratio}; first and last slot (tubelet in time); bright: high "
+        "score, like the caption or moving, one scale for all clips; black: masked",
         fontsize=10,
     )
-    low, high = float(scores.min()), float(scores.max())  # of all clips: brightness can be compared
     blocks = np.ravel(figure.subfigures(lines, _BLOCKS, squeeze=False))
     for place in range(count):
         request = clips.requests[place]
         video = manifest[request.row]
         block = blocks[place]
-        block.suptitle(
-            f"“{shorten(video.captions[request.caption])}”   {shorten(video.path)}   "
-            f"scores {scores[place].min():.3f} to {scores[place].max():.3f}",
-            fontsize=8,
-            parse_math=False,
-        )
-        axes = block.subplots(len(moments), len(titles), squeeze=False)
+        caption = f"“{shorten(video.captions[request.caption])}”   " if video.captions else ""
+        block.suptitle(caption + shorten(video.path), fontsize=8, parse_math=False)
+        axes = block.subplots(len(moments), num_columns, squeeze=False)
         for line, slot in enumerate(moments):
             frame = clips.frames[place, slot * model.tubelet_size].cpu().numpy()
-            _show(axes[line, 0], frame)
-            grid = scores[place, slot].view(-1, model.image_size // model.patch_size)
-            _show(axes[line, 1], grid.numpy(), vmin=low, vmax=high)
-            for column, hidden in enumerate(masks.values(), start=2):
-                _show(axes[line, column], _black_out(frame, hidden[place, slot], model.patch_size))
+            cells = iter(axes[line])
+            _show(next(cells), frame, "frame")
             axes[line, 0].set_ylabel(f"slot {slot}", fontsize=7)
-        for axis, title in zip(axes[0], titles, strict=True):
-            axis.set_title(title, fontsize=7)
+            for kind, values in scores.items():
+                if kind in _WITH_SCORES:
+                    grid = values[place, slot].view(-1, model.image_size // model.patch_size).numpy()
+                    low, high = float(values.min()), float(values.max())  # of all clips: brightness can be compared
+                    _show(next(cells), grid, _WITH_SCORES[kind], vmin=low, vmax=high)
+                for order in ("top", "bottom") if kind == "tgm" else ("top",):
+                    hidden = _masked(config, values, order)[place, slot]
+                    title = f"{kind}, {order}" if kind == "tgm" else kind
+                    _show(next(cells), _black_out(frame, hidden, model.patch_size), title)
+        for axis in axes[1:].flat:
+            axis.set_title("")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -86,7 +88,8 @@ def _black_out(frame: np.ndarray, hidden: Tensor, patch_size: int) -> np.ndarray
     return np.where(pixels[..., None], np.uint8(25), frame)
 
 
-def _show(axis: Axes, picture: np.ndarray, **limits: float) -> None:
+def _show(axis: Axes, picture: np.ndarray, title: str, **limits: float) -> None:
     axis.imshow(picture, interpolation="nearest", **limits)  # type: ignore[arg-type]
+    axis.set_title(title, fontsize=7)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -15,6 +15,7 @@ from kernels.gather_tokens import gather_tokens
 from kernels.masked_mse import masked_mse
 from tgmae.attention import Backend, attend
 from tgmae.config import ModelConfig
+from tgmae.ranges import named_range
 from tgmae.types import MaskPlan
 
 # Hugging Face's VideoMAE leaves its decoder's last norm at torch's default, whatever layer_norm_eps says.
@@ -100,7 +101,8 @@ class VideoMAE(nn.Module):
         # Under autocast the patch embedding wants its input in half precision: write it so at once.
         half = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if half else self.patch_embed.weight.dtype
-        tokens = gather_tokens(frames, visible, config.patch_size, config.tubelet_size, dtype)
+        with named_range("gather"):
+            tokens = gather_tokens(frames, visible, config.patch_size, config.tubelet_size, dtype)
         x = self.patch_embed(tokens) + self.positions[visible.long()]
         for block in self.encoder:
             x = block(x)

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 import torch
 
+from tgmae.ranges import named_range
+
 
 class StageClock:
     """`with clock("score"): …` adds up the time of a stage, in seconds.
 
-    On CUDA a stage is timed by events on the current stream, unless `host` says that it is the host's time that counts
-    (waiting for data). One clock belongs to one thread; any thread may read `totals`.
+    A profiler sees each stage under its name (`tgmae.ranges`). On CUDA a stage is timed by events on the current
+    stream, unless `host` says that it is the host's time that counts (waiting for data). One clock belongs to one
+    thread; any thread may read `totals`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,17 +26,18 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str, host: bool = False) -> Iterator[None]:
-        if self._on_gpu and not host:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            yield
-            end.record()
-            self._pending.append((stage, begin, end))
-            self._collect()
-        else:
-            started = time.perf_counter()
-            yield
-            self._add(stage, time.perf_counter() - started)
+        with named_range(stage):
+            if self._on_gpu and not host:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin.record()
+                yield
+                end.record()
+                self._pending.append((stage, begin, end))
+                self._collect()
+            else:
+                started = time.perf_counter()
+                yield
+                self._add(stage, time.perf_counter() - started)
 
     def totals(self) -> dict[str, float]:
         """Seconds of each stage so far, of what the GPU has finished."""

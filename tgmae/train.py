@@ -25,11 +25,14 @@ from tgmae.checkpoint import (
 )
 from tgmae.config import TrainConfig, to_dict
 from tgmae.hf_format import export_hf, import_hf
-from tgmae.loader import Loader, TrainingBatch, make_loader
+from tgmae.loader import TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
+from tgmae.messages import describe_bad_loss, describe_run, describe_skipped
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
+from tgmae.profiling import StepProfiler
+from tgmae.ranges import named_range
 from tgmae.scoring.captions import require_captions
 from tgmae.scoring.choose import make_scorer
 from tgmae.stages import StageClock
@@ -82,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
-    say(_describe(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
+    say(describe_run(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
     for note in filter(None, notes):
         say(note)
     if start >= last_step:
@@ -102,6 +105,7 @@ def train(config: TrainConfig) -> TrainResult:
     loader = make_loader(config, manifest, scorer, start * accumulation, world.device, world.rank, world.size)
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
     window, clock = Throughput(), StageClock(world.device)
+    profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
     loss_mean, step, saved_step = math.nan, start, start
     skipped: set[int] = set()  # manifest rows that could not be read, over all processes
 
@@ -123,7 +127,8 @@ def train(config: TrainConfig) -> TrainResult:
                 requests: list[ClipRequest] = []
                 for micro in range(accumulation):
                     try:
-                        batch = loader.next_batch()
+                        with named_range("wait"):
+                            batch = loader.next_batch()
                     except ValueError:  # nothing left to decode: keep what was learned
                         save()
                         raise
@@ -138,11 +143,12 @@ def train(config: TrainConfig) -> TrainResult:
                 # The norm is of all processes' gradients, so that all of them stop here or none.
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf))
                 if not math.isfinite(sum(losses) + norm):
-                    raise ValueError(_describe_bad_loss(losses, norm, step, requests, manifest, checkpoints))
+                    raise ValueError(describe_bad_loss(losses, norm, step, requests, manifest, checkpoints))
                 with clock("optimizer"):
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 step += 1
+                profiler.step()
                 window.count(config.batch_size, sum(losses) / accumulation)
                 bar.update()
 
@@ -170,7 +176,7 @@ def train(config: TrainConfig) -> TrainResult:
                     save()
                 if len(skipped) > max(1, config.data.max_skipped * len(manifest)):
                     save()
-                    raise ValueError(_describe_skipped(len(skipped), loader, config, manifest))
+                    raise ValueError(describe_skipped(len(skipped), loader, config, manifest))
                 if stopping:
                     say(f"\nstopped by {stop.name} after step {step}; go on with the same command")
                     break
@@ -178,6 +184,7 @@ def train(config: TrainConfig) -> TrainResult:
     finally:
         bar.close()
         loader.close()
+        profiler.close()
         if metrics is not None:
             metrics.close()
 
@@ -187,6 +194,8 @@ def train(config: TrainConfig) -> TrainResult:
         export_hf(model, config.run_dir / "hf")
     world.wait()
     world.close()
+    if profiler.note:
+        say(profiler.note)
     say(
         f"step {step} of {total_steps}, loss {loss_mean:.3f}; {window.summary(loader.waited_s)}, "
         f"{len(skipped)} videos skipped; see {config.run_dir}"
@@ -209,69 +218,6 @@ def _resume(
     if changed := changed_settings(state, config):
         notes.append(f"changed since that checkpoint: {', '.join(changed)}")
     return start, notes
-
-
-def _describe(
-    config: TrainConfig,
-    world: distributed.World,
-    manifest: Manifest,
-    model: VideoMAE,
-    attention: str,
-    use_bf16: bool,
-    steps: str,
-) -> str:
-    """The choices this run was made with, those behind `auto` too."""
-    data, shape = config.data, config.model
-    on_gpu = world.device.type == "cuda" and data.decode != "cpu" and config.pipeline == "dali"
-    visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    accumulation = config.accumulation_steps(world.size)
-    return (
-        f"data      {len(manifest)} videos from {data.manifest}; "
-        f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
-        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
-        f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
-        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
-        f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
-        "tokens visible\n"
-        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
-        f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
-    )
-
-
-def _describe_mask(config: TrainConfig) -> str:
-    mask, clip = config.mask, config.clip
-    if mask.kind != "tgm":
-        return mask.kind
-    which = {"dense": f" ({mask.dense})", "cached": f" ({mask.scores})", "student": f" ({mask.student})"}
-    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{which.get(mask.scorer, '')}, CLIP {clip.model}"
-    if mask.scorer == "cached":
-        return words
-    return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
-
-
-def _describe_bad_loss(
-    losses: list[float], norm: float, step: int, requests: list[ClipRequest], manifest: Manifest, checkpoints: Path
-) -> str:
-    """Names the clips of the forward passes that went wrong; of the whole step where only the gradient did."""
-    size = len(requests) // len(losses)
-    bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
-    clips = [request for number in bad for request in requests[number * size : (number + 1) * size]]
-    newest = newest_checkpoint(checkpoints)
-    return (
-        f"loss is {sum(losses) / len(losses)} and the gradient's norm {norm} at step {step + 1}; the weights were not "
-        f"updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
-        + "\n".join(f"  {request}  {manifest[request.row].path}" for request in clips)
-    )
-
-
-def _describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
-    return (
-        f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
-        f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder anew with "
-        "--decode-all. The first:\n"
-        + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
-    )
 
 
 def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, prediction: torch.Tensor, step: int) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar, cast
+
+Result = TypeVar("Result")
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def make_pool(num_workers: int) -> ProcessPoolExecutor:
@@ -25,3 +34,38 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def map_in_workers(work: Callable[[int], Result], rows: list[int], num_workers: int) -> Iterator[Result]:
+    """work(row) for each of `rows` in turn, a few ahead of who takes them; `work` is sent to each process once.
+
+    Without workers it is done in this process.
+    """
+    from torch.utils.data import DataLoader, Dataset
+
+    num_workers = min(num_workers, len(rows))  # a finished folder starts none
+    return iter(
+        DataLoader(
+            cast("Dataset[Result]", _Rows(work, rows)), batch_size=None, num_workers=num_workers, collate_fn=_unchanged,
+            multiprocessing_context="spawn" if num_workers else None, worker_init_fn=_start_worker,
+        )
+    )  # fmt: skip
+
+
+class _Rows:
+    def __init__(self, work: Callable[[int], Any], rows: list[int]) -> None:
+        self.work, self.rows = work, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.work(self.rows[place])
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    end_with_parent()

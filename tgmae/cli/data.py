@@ -1,4 +1,4 @@
-"""tgmae-data shapes | index | show | scores: make, index, look at and score data sets."""
+"""tgmae-data shapes | index | show | scores | motion | compact: make data sets, look at them, and what masks need."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tgmae.cli.subcommands import ClipCommand, run_subcommand
+from tgmae.cli.compact import Compact
+from tgmae.cli.maps import Motion, Scores
+from tgmae.cli.subcommands import run_subcommand
 from tgmae.indexing import IndexResult, index_folder
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.shapes.scenes import make_shapes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+from tgmae.workers import count_cores
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,15 @@ class Shapes:
     count: int = 320  # clips
     codec: Literal["h264", "vp9"] = "h264"  # mp4 or webm
     objects: Literal[1, 2] = 1  # in each clip; with two, each has a caption of its own
+    camera: Literal["drifting", "still", "panning"] = "drifting"  # slower than the objects, not at all, or as fast
     seed: int = 0
-    workers: int = field(default_factory=_cores)
+    workers: int = field(default_factory=count_cores)
 
     def run(self) -> None:
         started = time.perf_counter()
         result = make_shapes(
             self.out, count=self.count, seed=self.seed, codec=self.codec, num_objects=self.objects,
-            num_workers=self.workers,
+            num_workers=self.workers, camera=self.camera,
         )  # fmt: skip
         _report(result, self.out / "manifest.parquet", started)
 
@@ -56,7 +56,7 @@ class Index:
     split: str = "train"  # of videos for which the CSV names none
     min_frames: int = 16  # shorter videos are left out
     decode_all: bool = False  # decode every frame of every video: about ten times slower, finds what breaks half way
-    workers: int = field(default_factory=_cores)
+    workers: int = field(default_factory=count_cores)
 
     def run(self) -> None:
         started = time.perf_counter()
@@ -87,45 +87,6 @@ class Show:
         out = self.out or self.manifest.with_suffix(".png")
         draw_contact_sheet(manifest, out, self.count, self.seed)
         print(f"contact sheet: {out}")
-
-
-@dataclass(frozen=True)
-class Scores(ClipCommand):
-    """Compute score maps of all videos of a split and their captions once, for --mask.scorer cached.
-
-    Any scorer can make them (--mask.scorer, by default patch). A killed run goes on where it was. Under torchrun the
-    processes share the work.
-    """
-
-    out: Path | None = None  # folder to write; by default scores-<scorer> beside the manifest
-    every: int = 2  # frames between two maps
-    workers: int = field(default_factory=_cores)  # processes that decode
-
-    def run(self) -> None:
-        from tgmae import distributed
-        from tgmae.scoring.build_maps import build_scores
-
-        if self.input.mask.scorer == "cached":
-            raise ValueError("score maps are made by another scorer: --mask.scorer patch, dense or student")
-        if self.every < 1:
-            raise ValueError(f"--every must be at least 1, got {self.every}")
-        config, manifest = self.read()
-        out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
-        world = distributed.start(config.device)
-        result = build_scores(
-            manifest, out, config.clip, config.mask, cells=config.model.image_size // config.model.patch_size,
-            patch_size=config.model.patch_size, every=self.every, device=world.device, num_workers=self.workers,
-            share=world.rank, shares=world.size,
-        )  # fmt: skip
-        world.close()
-        for video in result.skipped[:10]:
-            print(f"could not be read: {video.path}: {video.reason}", file=sys.stderr)
-        print(
-            f"{out}: {result.num_videos} videos scored, {result.num_reused} found, {len(result.skipped)} unreadable; "
-            f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s"
-            f"{f' (process {world.rank + 1} of {world.size})' if world.size > 1 else ''}. "
-            f"Train with: --mask.scorer cached --mask.scores {out}"
-        )
 
 
 def _summary(manifest: Manifest) -> Table:
@@ -165,7 +126,7 @@ def _report(result: IndexResult, out: Path, started: float) -> None:
 
 
 def main() -> None:
-    commands = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores}
+    commands = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores, "motion": Motion, "compact": Compact}
     run_subcommand("tgmae-data", __doc__, commands)
 
 

@@ -31,14 +31,15 @@ class ClipCommand:
     preset: str = "demo"  # whose clips, masks and CLIP are meant; the flags below change them
 
     def read(self, split: str | None = None) -> tuple[InputConfig, Manifest]:
-        """The configuration with this manifest, and its rows of a split; every video has a caption."""
+        """The configuration with this manifest, and its rows of a split; with text-guided masks all have a caption."""
         from tgmae.scoring.captions import require_captions  # and torch with it, which decode workers do without
 
         config = dataclasses.replace(self.input, data=dataclasses.replace(self.input.data, manifest=self.manifest))
         manifest = read_manifest(self.manifest).select_split(config.data.split if split is None else split)
-        manifest, note = require_captions(manifest, config.mask.no_caption)
-        if note:
-            print(note)
+        if config.mask.kind == "tgm":
+            manifest, note = require_captions(manifest, config.mask.no_caption)
+            if note:
+                print(note)
         return config, manifest
 
 

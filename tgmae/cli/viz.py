@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
 from tgmae.cli.subcommands import ClipCommand, run_subcommand
+from tgmae.config import MOTION_KINDS, MaskKind
 from tgmae.distributed import choose_device
 
 
 @dataclass(frozen=True)
 class Masks(ClipCommand):
-    """Draw clips with their caption, the score of each patch, and the masks of every strategy."""
+    """Draw clips with their caption, the score of each patch, and the masks of every strategy.
+
+    Text-guided masks are left out with another --mask.kind, motion-guided ones without --mask.motion.
+    """
 
     out: Path | None = None  # PNG to write; by default the manifest's name with .masks.png
     count: int = 10  # clips
@@ -27,14 +31,18 @@ class Masks(ClipCommand):
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
         config, manifest = self.read()
-        config = replace(config, mask=replace(config.mask, kind="tgm"))
         device = choose_device(config.device)
-        scorer = make_scorer(config, manifest, device)
-        if scorer.note:
-            print(scorer.note)
+        scorers = {
+            kind: make_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
+            for kind in get_args(MaskKind)
+            if (kind != "tgm" or config.mask.kind == "tgm") and (kind not in MOTION_KINDS or config.mask.motion)
+        }
+        for note in {scorer.note for scorer in scorers.values()} - {""}:
+            print(note)
         [clips] = load_clips(config, manifest, self.count, self.count, device)
+        scores = {kind: scorer(clips).float().cpu() for kind, scorer in scorers.items()}
         out = self.out or self.manifest.with_suffix(".masks.png")
-        draw_masks(out, config, manifest, clips, scorer(clips).float().cpu())
+        draw_masks(out, config, manifest, clips, scores)
         print(f"masks of {self.count} clips: {out}")
 
 

@@ -13,7 +13,8 @@ from engines.clip import Clip, load_clip
 from engines.features import Features, make_features, make_tower
 from tgmae.config import ClipConfig, MaskConfig
 from tgmae.manifest import Manifest
-from tgmae.maps import BuildResult, digest_videos, write_maps
+from tgmae.map_writer import BuildResult, write_maps
+from tgmae.maps import digest_videos
 from tgmae.scoring.cached_scorer import COMMAND, score_key
 from tgmae.scoring.captions import CaptionEmbeddings
 from tgmae.scoring.pictures import decode_in_workers

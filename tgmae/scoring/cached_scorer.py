@@ -17,8 +17,8 @@ from torch import Tensor
 from engines.clip import load_clip
 from tgmae.config import InputConfig
 from tgmae.manifest import Manifest
-from tgmae.maps import Key, MapFolder, crop_weights, digest_videos
-from tgmae.types import ClipBatch, ClipRequest
+from tgmae.maps import Key, MapFolder, digest_videos
+from tgmae.types import ClipBatch, ClipRequest, CropBox, Video
 
 COMMAND = "tgmae-data scores"
 
@@ -63,3 +63,23 @@ class CachedScorer:
         down, across = crop_weights(video, request.crop, request.flip, chosen.shape[1:], self.side)
         scores: NDArray[np.float32] = (down @ chosen @ across.T).reshape(self.slots, -1)
         return scores
+
+
+def crop_weights(
+    video: Video, crop: CropBox, flip: bool, grid: tuple[int, ...], side: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bilinear weights of a map's rows and columns at the patch centres of a crop: float32 [side, Y], [side, X].
+
+    The map's cells divide the whole picture evenly. Beyond the outermost cell centres the outermost cells hold.
+    """
+    centres = (np.arange(side) + 0.5) / side
+    rows = (crop.y + centres * crop.height) / video.height * grid[0] - 0.5
+    columns = (crop.x + centres * crop.width) / video.width * grid[1] - 0.5
+    return _weights(rows, grid[0]), _weights(columns[::-1] if flip else columns, grid[1])
+
+
+def _weights(places: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
+    """Row i interpolates between the two cells around places[i]."""
+    distance = np.abs(np.clip(places, 0, cells - 1)[:, None] - np.arange(cells))
+    weights: NDArray[np.float32] = np.maximum(0, 1 - distance).astype(np.float32)
+    return weights

@@ -39,6 +39,7 @@ COLORS = {
 }
 # Corners on the unit circle; a circle is drawn as a polygon of many.
 SHAPES = ("circle", "square", "triangle", "star", "cross")
+Camera = Literal["drifting", "still", "panning"]
 MOTIONS = ("left", "right", "up", "down", "growing", "shrinking", "spinning", "circling")
 CODECS = {
     # x264's macroblock tree gives other bits from run to run, even on one thread.
@@ -150,15 +151,22 @@ def draw_objects(generator: Generator, num_objects: int) -> list[MovingShape]:
     return [draw_object(generator, str(m), str(c), str(s)) for m, c, s in zip(motions, colors, shapes, strict=True)]
 
 
-def draw_scene(generator: Generator, num_objects: int) -> Scene:
+def draw_scene(generator: Generator, num_objects: int, camera: Camera = "drifting") -> Scene:
     objects = draw_objects(generator, num_objects)
     background = _noise(generator, 2 * WIDTH, 2 * HEIGHT)
-    return Scene(objects=objects, background=background, drift=generator.uniform(-1.2, 1.2, 2))
+    drift = generator.uniform(-1.2, 1.2, 2)
+    if camera == "still":
+        drift = np.zeros(2)
+    elif camera == "panning":  # as fast as most objects: 2.5 to 3.5 pixels a frame to one side
+        drift = np.array([np.copysign(3 + drift[0] % 1 - 0.5, drift[0]), drift[1] / 4])
+    return Scene(objects=objects, background=background, drift=drift)
 
 
-def draw_clip(generator: Generator, num_objects: int) -> tuple[NDArray[np.uint8], list[MovingShape]]:
+def draw_clip(
+    generator: Generator, num_objects: int, camera: Camera = "drifting"
+) -> tuple[NDArray[np.uint8], list[MovingShape]]:
     """Frames uint8 [T, H, W, 3] and the objects in them."""
-    scene = draw_scene(generator, num_objects)
+    scene = draw_scene(generator, num_objects, camera)
     return np.stack([scene.render(frame) for frame in range(NUM_FRAMES)]), scene.objects
 
 
@@ -168,10 +176,16 @@ def clip_objects(seed: int, index: int, num_objects: int) -> list[MovingShape]:
 
 
 def write_clip(
-    index: int, *, out: Path, seed: int, codec: Literal["h264", "vp9"], num_objects: int
+    index: int,
+    *,
+    out: Path,
+    seed: int,
+    codec: Literal["h264", "vp9"],
+    num_objects: int,
+    camera: Camera = "drifting",
 ) -> list[MovingShape]:
     """Draw and encode clip `index` as out/videos/<index><suffix>; returns its objects."""
-    frames, objects = draw_clip(_generator(seed, index), num_objects)
+    frames, objects = draw_clip(_generator(seed, index), num_objects, camera)
     _, encoder, options = CODECS[codec]
     with av.open(str(out / clip_path(index, codec)), "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=dict(options))
@@ -189,16 +203,18 @@ def clip_path(index: int, codec: str) -> str:
 
 
 def make_shapes(
-    out: Path, *, count: int, seed: int, codec: Literal["h264", "vp9"], num_objects: int, num_workers: int
-) -> IndexResult:
+    out: Path, *, count: int, seed: int, codec: Literal["h264", "vp9"], num_objects: int, num_workers: int,
+    camera: Camera = "drifting",
+) -> IndexResult:  # fmt: skip
     """Write `count` clips with captions.csv, boxes.parquet and manifest.parquet below `out`.
 
-    Every fifth clip is of the split "val", the others are "train".
+    Every fifth clip is of the split "val", the others are "train". Under one seed clips of different cameras show the
+    same objects before the same background.
     """
     if count < 1 or num_objects not in (1, 2):
         raise ValueError(f"expected at least one clip and 1 or 2 objects, got {count} and {num_objects}")
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects)
+    work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects, camera=camera)
     with make_pool(num_workers) as pool:
         clips = list(tqdm(pool.map(work, range(count), chunksize=4), total=count, desc="drawing", unit="clip"))
 

@@ -22,13 +22,16 @@ def read_objects(folder: Path) -> dict[str, list[MovingShape]]:
     """The objects of every clip of a shapes folder, by the clip's path; object i is what caption i names.
 
     boxes.parquet holds the seed they were drawn from; they are drawn again from it. Raises ValueError where the file
-    says nothing of a seed (it was written by an older version).
+    says nothing of a seed (an older version wrote it, or compacting changed pictures or frames).
     """
     file = folder / "boxes.parquet"
     table = pq.read_table(file)
     metadata = table.schema.metadata or {}
     if b"seed" not in metadata or b"num_objects" not in metadata:
-        raise ValueError(f"{file} does not say which seed its clips were drawn from; make the data set again")
+        raise ValueError(
+            f"{file} does not say which seed its clips were drawn from; take the data set before it was compacted, "
+            "or make it again"
+        )
     seed, num_objects = int(metadata[b"seed"]), int(metadata[b"num_objects"])
     paths = dict.fromkeys(table.column("path").to_pylist())
     return {path: clip_objects(seed, int(Path(path).stem), num_objects) for path in paths}

@@ -1,0 +1,164 @@
+"""tgmae-data compact: re-encode a data set for training, and report what that gained."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from dali_pipelines.decode import decode_frames
+from tgmae.compact import CompactConfig, CompactResult, compact
+from tgmae.files import write_atomically
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.types import Video
+from tgmae.workers import count_cores
+
+_ROUNDS = 3
+_SAMPLE_VIDEOS, _SAMPLE_FRAMES = 16, 600  # of how many videos, and how much of each, the speed is measured
+_WINDOWS, _WINDOW_FRAMES = 4, 16  # clips of each of these videos
+
+_Sample = list[tuple[str, Video]]
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Re-encode a data set for training: small pictures, frequent keyframes, no B frames. The originals stay.
+
+    Writes the videos, manifest.parquet and compact.json (bytes, and how fast frames and clips are decoded before and
+    after). A killed run goes on where it was.
+    """
+
+    manifest: Annotated[Path, tyro.conf.Positional]  # made by `tgmae-data index` or `tgmae-data shapes`
+    out: Path  # folder to write into: new, or begun by the same command
+    config: Annotated[CompactConfig, tyro.conf.arg(name="")] = field(default_factory=CompactConfig)
+    workers: int = field(default_factory=count_cores)  # processes that encode, a thread each
+
+    def run(self) -> None:
+        source = read_manifest(self.manifest)
+        if self.manifest.resolve().parent == self.out.resolve():
+            raise ValueError(f"expected --out apart from the manifest, got the folder of {self.manifest}")
+        result = compact(source, self.out, self.config, self.workers)
+        for excluded in result.excluded[:10]:
+            print(f"left out {excluded.path}: {excluded.reason}", file=sys.stderr)
+        num_new = len(result.rows) - result.num_reused
+        print(
+            f"{result.manifest}: {len(result.rows)} videos ({result.num_reused} done before), "
+            f"{len(result.excluded)} left out{f' ({result.report} says why)' * bool(result.excluded)}, "
+            f"{result.seconds:.1f} s"
+        )
+        path = self.out / "compact.json"
+        report = _read_report(path, len(result.rows))
+        if num_new or report is None:
+            report = make_report(source, result)
+            report["settings"] = asdict(self.config)
+            write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
+        else:
+            print("nothing was left to do; the report is of the run before")
+        Console().print(_draw_table(report))
+        print(f"report: {path}")
+
+
+def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
+    """Sizes of a data set before and after, and how fast one process decodes a sample of each, in turn."""
+    target = read_manifest(result.manifest)
+    pairs = [(source[row], target[place]) for place, row in enumerate(result.rows)]
+    places = np.unique(np.linspace(0, len(pairs) - 1, min(_SAMPLE_VIDEOS, len(pairs))).round().astype(int))
+    samples = {
+        "before": [(source.file(result.rows[place]), pairs[place][0]) for place in places],
+        "after": [(target.file(int(place)), pairs[place][1]) for place in places],
+    }
+    rates: dict[str, dict[str, list[float]]] = {when: {"frames_per_s": [], "clips_per_s": []} for when in samples}
+    bar = tqdm(total=4 * _ROUNDS, desc="measuring decode speed")
+    for _ in range(_ROUNDS):
+        for name, decode in (("frames_per_s", decode_whole), ("clips_per_s", decode_windows)):
+            for when, sample in samples.items():
+                rates[when][name].append(_rate_of(decode, sample))
+                bar.update()
+    bar.close()
+    sides = {"before": [before for before, _ in pairs], "after": [after for _, after in pairs]}
+    return {
+        **{when: {**_total(videos), **rates[when]} for when, videos in sides.items()},
+        "measured_on": [pairs[place][1].path for place in places],
+        "excluded": len(result.excluded),
+    }
+
+
+def decode_whole(file: str, video: Video, place: int) -> int:
+    """Decode a video from its start, 600 frames at most; returns the number of frames."""
+    return sum(1 for _ in decode_frames(file, video, range(min(video.num_frames, _SAMPLE_FRAMES)), seek=False))
+
+
+def decode_windows(file: str, video: Video, place: int) -> int:
+    """Decode windows of 16 frames, for one place always at the same shares of the length; returns their number."""
+    length = min(_WINDOW_FRAMES, video.num_frames)
+    for share in np.random.default_rng(place).random(_WINDOWS):
+        first = int(share * (video.num_frames - length + 1))
+        for _ in decode_frames(file, video, range(first, first + length), seek=True):
+            pass
+    return _WINDOWS
+
+
+def _rate_of(decode: Callable[[str, Video, int], int], sample: _Sample) -> float:
+    started = time.perf_counter()
+    count = sum(decode(file, video, place) for place, (file, video) in enumerate(sample))
+    return count / (time.perf_counter() - started)
+
+
+def _total(videos: list[Video]) -> dict[str, float]:
+    num_bytes = sum(video.num_bytes for video in videos)
+    pixels = sum(video.num_frames * video.width * video.height for video in videos)
+    return {
+        "files": len(videos),
+        "frames": sum(video.num_frames for video in videos),
+        "bytes": num_bytes,
+        "bits_per_pixel": 8 * num_bytes / pixels,
+        "hours": sum(video.num_frames / video.fps for video in videos if video.fps > 0) / 3600,
+    }
+
+
+def _read_report(path: Path, num_files: int) -> dict[str, Any] | None:
+    """The report of an earlier run; None where it is missing or of other videos."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return report if report["after"]["files"] == num_files else None
+
+
+def _draw_table(report: dict[str, Any]) -> Table:
+    before, after = report["before"], report["after"]
+    table = Table("", "before", "after", "ratio")
+
+    def add(name: str, old: float, new: float, text: Callable[[float], str]) -> None:
+        table.add_row(name, text(old), text(new), f"{new / old:.2f}" if old else "")
+
+    add("files", before["files"], after["files"], lambda value: f"{value:.0f}")
+    add("frames", before["frames"], after["frames"], lambda value: f"{value:.0f}")
+    add("length, h", before["hours"], after["hours"], lambda value: f"{value:.3f}")
+    add("size, MiB", before["bytes"] / 2**20, after["bytes"] / 2**20, lambda value: f"{value:.1f}")
+    add("bits a pixel", before["bits_per_pixel"], after["bits_per_pixel"], lambda value: f"{value:.3f}")
+    for name, unit in (("frames_per_s", "frames/s, whole"), ("clips_per_s", "clips/s, 16 frames")):
+        old, new = before[name], after[name]
+        ratio = statistics.median(new) / statistics.median(old)
+        table.add_row(unit, _spread(old), _spread(new), f"{ratio:.2f}")
+    table.caption = (
+        f"decode speed: one process, {len(report['measured_on'])} videos, "
+        f"median (lowest to highest) of {_ROUNDS} rounds in turn"
+    )
+    return table
+
+
+def _spread(rates: list[float]) -> str:
+    digits = 1 if min(rates) < 100 else 0
+    return f"{statistics.median(rates):.{digits}f} ({min(rates):.{digits}f} to {max(rates):.{digits}f})"

@@ -1,0 +1,150 @@
+"""Write a folder of maps (`tgmae.maps`): part by part, every video kept as soon as it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tgmae.files import replacing
+from tgmae.manifest import Manifest
+from tgmae.maps import SCHEMA, Key, make_record, part_path, write_key
+from tgmae.types import SkippedVideo
+
+PART_VIDEOS = 512  # of which a process holds the maps in memory while it writes them
+_STALE_S = 3600  # after which no process can still be writing a part
+
+# The maps of each of the given rows in turn, or the reason why there are none.
+Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | str]]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    num_videos: int  # done now
+    num_reused: int  # found in parts written before
+    skipped: list[SkippedVideo]
+    num_bytes: int  # of this process's parts
+    seconds: float
+
+
+def write_maps(
+    manifest: Manifest, digests: Sequence[str], out: Path, key: Key, command: str, compute: Compute,
+    share: int = 0, shares: int = 1,
+) -> BuildResult:  # fmt: skip
+    """Write the parts `share`, `share` + `shares`, … of a manifest's maps that are not there yet.
+
+    Raises ValueError where `out` holds maps that depend on something else.
+    """
+    started = time.perf_counter()
+    write_key(out, key, command)
+    paths = manifest.table.column("path").to_pylist()
+    parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
+    rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
+    wanted = {part: [(paths[row], digests[row]) for row in rows_of[part]] for part in parts}
+    missing: dict[int, list[int]] = {}  # rows to compute, of every part that is to be written
+    for part in parts:
+        _remove_stale(out, part)
+        known = _read_records(out, part)
+        if not _is_done(part_path(out, part), wanted[part]):
+            missing[part] = [row for row, name in zip(rows_of[part], wanted[part], strict=True) if name not in known]
+    rows = [row for part in missing.values() for row in part]
+    results = compute(rows)
+    skipped: list[SkippedVideo] = []
+    bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video")
+    for part in missing:
+        records = _read_records(out, part)
+        with _Journal(part_path(out, part)) as journal:
+            for row in missing[part]:
+                maps = next(results)
+                if isinstance(maps, str):
+                    skipped.append(SkippedVideo(row=row, path=paths[row], reason=maps))
+                    record = make_record(paths[row], digests[row], None, key)
+                else:
+                    record = make_record(paths[row], digests[row], maps, key)
+                    journal.write(record)
+                records[paths[row], digests[row]] = record
+                bar.update()
+        _write_part(out, part, [records[name] for name in wanted[part]])
+    bar.close()
+    num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
+    reused = sum(len(rows_of[part]) for part in parts) - len(rows)
+    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, time.perf_counter() - started)
+
+
+def _journals(folder: Path, part: int) -> list[Path]:
+    return list(folder.glob(f"{part_path(folder, part).name}.*.journal"))
+
+
+def _remove_stale(folder: Path, part: int) -> None:
+    """Half-written parts that a killed run left behind."""
+    for half_written in folder.glob(f"{part_path(folder, part).name}.*.tmp"):
+        if time.time() - half_written.stat().st_mtime > _STALE_S:
+            half_written.unlink()
+
+
+def _is_done(path: Path, wanted: list[tuple[str, str]]) -> bool:
+    """Whether a part holds just these paths and digests; one with an unreadable video is tried again."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+    found, digests, shapes = (table.column(name).to_pylist() for name in ("path", "digest", "shape"))
+    return list(zip(found, digests, strict=True)) == wanted and all(shapes)
+
+
+def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBatch]:
+    """What a part and the journals of broken-off runs hold, by path and digest, without unreadable videos."""
+    batches: list[pa.RecordBatch] = []
+    with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
+        batches += pa.ipc.open_file(pa.memory_map(str(part_path(folder, part)))).read_all().to_batches()
+    for journal in _journals(folder, part):
+        with contextlib.suppress(StopIteration, OSError, pa.ArrowInvalid):  # it may end in the middle of a record
+            stream = pa.ipc.open_stream(pa.memory_map(str(journal)))
+            while True:
+                batches.append(stream.read_next_batch())
+    records: dict[tuple[str, str], pa.RecordBatch] = {}
+    for batch in batches:
+        columns = (batch.column(name).to_pylist() for name in ("path", "digest", "shape"))
+        for place, (path, digest, shape) in enumerate(zip(*columns, strict=True)):
+            if shape:
+                records[path, digest] = batch.slice(place, 1)
+    return records
+
+
+class _Journal:
+    """Keeps each video's record on disk until its part is written, so that a killed run loses only the one at work.
+
+    Every process has its own: two that happen to do the same work do not mix.
+    """
+
+    def __init__(self, part: Path) -> None:
+        self.path = part.with_name(f"{part.name}.{os.getpid()}.journal")
+
+    def __enter__(self) -> _Journal:
+        self.file = pa.OSFile(str(self.path), "wb")
+        self.stream = pa.ipc.new_stream(self.file, SCHEMA)
+        return self
+
+    def write(self, record: pa.RecordBatch) -> None:
+        self.stream.write_batch(record)
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self.file.close()
+
+
+def _write_part(folder: Path, part: int, records: list[pa.RecordBatch]) -> None:
+    path = part_path(folder, part)
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, SCHEMA) as writer:
+        for record in records:
+            writer.write_batch(record)
+    for journal in _journals(folder, part):
+        journal.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""What a training run says: the choices it was made with, and what to do where it stops."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tgmae.checkpoint import newest_checkpoint
+from tgmae.config import MOTION_KINDS, TrainConfig
+from tgmae.distributed import World
+from tgmae.loader import Loader
+from tgmae.manifest import Manifest
+from tgmae.model import VideoMAE
+from tgmae.types import ClipRequest
+
+
+def describe_run(
+    config: TrainConfig,
+    world: World,
+    manifest: Manifest,
+    model: VideoMAE,
+    attention: str,
+    use_bf16: bool,
+    steps: str,
+) -> str:
+    """The choices this run was made with, those behind `auto` too."""
+    data, shape = config.data, config.model
+    on_gpu = world.device.type == "cuda" and data.decode != "cpu" and config.pipeline == "dali"
+    visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    accumulation = config.accumulation_steps(world.size)
+    return (
+        f"data      {len(manifest)} videos from {data.manifest}; "
+        f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
+        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
+        f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
+        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
+        f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
+        "tokens visible\n"
+        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
+        f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
+    )
+
+
+def _describe_mask(config: TrainConfig) -> str:
+    mask, clip = config.mask, config.clip
+    if mask.kind in MOTION_KINDS:
+        return f"{mask.kind}, motion from {mask.flow if mask.kind == 'mgmae' and mask.flow else mask.motion}"
+    if mask.kind != "tgm":
+        return mask.kind
+    which = {"dense": f" ({mask.dense})", "cached": f" ({mask.scores})", "student": f" ({mask.student})"}
+    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{which.get(mask.scorer, '')}, CLIP {clip.model}"
+    if mask.scorer == "cached":
+        return words
+    return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
+
+
+def describe_bad_loss(
+    losses: list[float], norm: float, step: int, requests: list[ClipRequest], manifest: Manifest, checkpoints: Path
+) -> str:
+    """Names the clips of the forward passes that went wrong; of the whole step where only the gradient did."""
+    size = len(requests) // len(losses)
+    bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+    clips = [request for number in bad for request in requests[number * size : (number + 1) * size]]
+    newest = newest_checkpoint(checkpoints)
+    return (
+        f"loss is {sum(losses) / len(losses)} and the gradient's norm {norm} at step {step + 1}; the weights were not "
+        f"updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
+        + "\n".join(f"  {request}  {manifest[request.row].path}" for request in clips)
+    )
+
+
+def describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
+    return (
+        f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
+        f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder anew with "
+        "--decode-all. The first:\n"
+        + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
+    )
