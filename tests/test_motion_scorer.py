@@ -184,6 +184,19 @@ def test_masks_depend_on_their_own_clip_only(tmp_path: Path) -> None:
             assert torch.equal(scorer(batch(one))[0], together[number])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["mgm", "mgm_box", "mgmae"])
+def test_a_gpu_scores_alike(kind: str, tmp_path: Path) -> None:
+    motion = np.random.default_rng(4).integers(-30, 30, (30, 2, SIDE, SIDE)).astype(np.int8)
+    manifest = folder_of(tmp_path, [make_video(width=PIXELS, height=PIXELS, num_frames=30)], [motion])
+    on_cpu, on_gpu = (
+        MotionScorer(config(tmp_path / "motion", kind), manifest, torch.device(name))(clip())
+        for name in ("cpu", "cuda")
+    )
+    assert on_gpu.is_cuda
+    np.testing.assert_allclose(on_gpu.cpu(), on_cpu, atol=1e-3)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mask\.kind mgm needs --mask\.motion FOLDER; .*tgmae-data motion MANIFEST$"):
         MaskConfig(kind="mgm")
