@@ -1,108 +1,217 @@
-"""How fast do clips come off the disk on a CPU, and what does each stage cost?
+"""How fast does each decoder deliver clips from random places, by codec, group of pictures, size and workers?
 
-    python -m bench.decode data/shapes/manifest.parquet [--clips 96] [--rounds 3] [--workers 2]
+    python -m bench.decode data/shapes/manifest.parquet [--videos 24] [--rounds 3] [--workers 1 2]
 
-Stages, each on the same requests (16 frames, stride 2, multi-scale crop, 224²), taken in turn in every round so that a
-drifting machine hurts all alike; clips/s as median (lowest to highest) over the rounds:
+Takes a minute on two cores, and once another to re-encode the videos. Writes bench/results/decode.<name>.<device>.json,
+named after the manifest or its folder.
 
-  decode      PyAV decodes the window, nothing is converted: the ceiling of one process
-  crop        PyAV decodes; FFmpeg crops, resizes and converts in one pass: what a DALI worker does
-  full rgb    PyAV decodes and converts whole frames: what a worker would do that leaves the crop to DALI
-  reference   the PyAV + torch pipeline, one process
-  dali        the DALI pipeline with its worker processes; start-up is not counted
+The first videos of the manifest are re-encoded by the project's own `tgmae.compact` into a handful of variants, which
+stay under --work-dir. Measured is decoding alone: 16 frames, stride 2, from a random place of a file that is opened for
+it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one thing around a base: H.264, a keyframe
+every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder must go through,
+from the keyframe before the window to its end ("frames a clip"). Decoders, in bench/decoders.py:
 
-Writes bench/results/decode.<folder of the manifest>.cpu.json.
+  PyAV         FFmpeg through PyAV with the manifest's keyframes: how this project decodes on a CPU
+  PyAV, YUV    the same without the conversion to RGB: what is left is FFmpeg
+  decord       where it is installed       torchcodec   likewise, with seek_mode="approximate"
+  DALI CPU     fn.decoders.video: VP8, VP9 and MJPEG only, so it is missing where the codec is another
+  DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
+
+A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads.
 """
 
 from __future__ import annotations
 
-import time
+import os
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
-from bench.report import format_rates, write_report
-from dali_pipelines.clips import DaliPipeline
-from dali_pipelines.decode import decode_clips, decode_frames
-from dali_pipelines.reference import ReferencePipeline
-from tgmae.config import DataConfig
+from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
+from bench.report import Row, Table, measure, write_report
+from tgmae.compact import CompactConfig, compact
+from tgmae.config import DEMO_MANIFEST, DataConfig
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.sampling import ClipSampler
-from tgmae.types import ClipPipeline, ClipRequest
+from tgmae.workers import make_pool
 
-NUM_FRAMES, SIZE, BATCH = 16, 224, 8
+NUM_FRAMES, STRIDE = 16, 2
+BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")
+
+
+def _powers_of_two() -> tuple[int, ...]:
+    cores = len(os.sched_getaffinity(0))
+    return tuple(2**power for power in range(cores.bit_length()))
 
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional]
-    clips: int = 96  # a stage and round; a multiple of 8
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    videos: int = 24  # taken from the manifest
+    clips: int | None = None  # different ones; by default one a video, ten on CUDA
+    seconds: float = 0.4  # of one measurement at least, in whole passes over the clips
     rounds: int = 3
-    workers: int = 2
+    workers: tuple[int, ...] = field(default_factory=_powers_of_two)  # by default powers of two up to the cores
+    short_sides: tuple[int, ...] = (128, 256)  # pixels; smaller videos give their own and half of it
+    work_dir: Path = Path("data/bench/decode")
 
 
-def decode_only(manifest: Manifest, request: ClipRequest) -> None:
-    for _ in decode_frames(manifest.file(request.row), manifest[request.row], request.frames, seek=True):
-        pass
+@dataclass(frozen=True)
+class Variant:
+    """Videos of one kind, and the clips that are decoded of them."""
+
+    name: str
+    clips: list[Clip]
+    codecs: frozenset[str]
+    kib: float  # of a video, mean
+
+    @property
+    def frames_a_clip(self) -> float:
+        return statistics.mean(clip.frames_passed for clip in self.clips)
 
 
-def decode_rgb(manifest: Manifest, request: ClipRequest) -> None:
-    video = manifest[request.row]
-    for _, frame in decode_frames(manifest.file(request.row), video, request.frames, seek=True):
-        frame.to_ndarray(format="rgb24")
+def make_variant(name: str, manifest: Manifest, num_clips: int) -> Variant:
+    """Windows of the first clips that training would draw."""
+    data = DataConfig(stride=STRIDE)
+    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=num_clips, seed=0)
+    clips = [Clip(manifest.file(r.row), manifest[r.row], r.frames) for r in plan(0)]
+    columns = {column: manifest.table.column(column).to_pylist() for column in ("codec", "num_bytes")}
+    return Variant(name, clips, frozenset(columns["codec"]), statistics.mean(columns["num_bytes"]) / 1024)
 
 
-def decode_cropped(manifest: Manifest, request: ClipRequest) -> None:
-    decode_clips(manifest.file(request.row), manifest[request.row], [request], SIZE)
+class Bench:
+    """The variants, made when they are first asked for, and what decodes them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.on_gpu = options, torch.cuda.is_available()
+        whole = read_manifest(options.manifest)
+        self.source = Manifest(whole.table.slice(0, options.videos), whole.root)
+        self.num_clips = options.clips or len(self.source) * (10 if self.on_gpu else 1)
+        sizes = zip(*(self.source.table.column(name).to_pylist() for name in ("width", "height")), strict=True)
+        self.own_side = int(statistics.median(min(size) for size in sizes)) // 2 * 2
+        sides = sorted({min(side, self.own_side) for side in options.short_sides})
+        self.sides = sides if len(sides) > 1 else [self.own_side // 4 * 2, self.own_side]
+        self.workers = max(options.workers)
+        self.pool = make_pool(self.workers)
+        self.variants: dict[tuple[str, int, int], Variant] = {}
+        self.working: dict[str, dict[str, Callable[[int], float]]] = {}  # by the variant's name
+        self.decoders = list(DECODERS)
+        self.missing: list[str] = []
+        for name, install in INSTALL.items():
+            try:
+                self.pool.submit(import_decoder, name).result()
+            except Exception:  # torchcodec without FFmpeg raises RuntimeError
+                self.decoders.remove(name)
+                self.missing.append(f"{name} is missing ({install})")
+
+    def variant(self, codec: str, side: int, gop: int) -> Variant:
+        """Re-encoded videos; taken over from an earlier run where they are the same."""
+        if (codec, side, gop) not in self.variants:
+            name = f"{codec}-{side}-gop{gop}"
+            out = self.options.work_dir / source_name(self.options) / name
+            print(f"re-encoding into {out}", flush=True)
+            config = CompactConfig(short_side=side, codec=codec, gop=gop)  # type: ignore[arg-type]
+            made = compact(self.source, out, config, self.workers)
+            if made.excluded:  # all variants and the originals hold the same videos
+                self.source = Manifest(self.source.table.take(list(made.rows)), self.source.root)
+                self.missing.append(f"{len(made.excluded)} videos are left out, {made.report} says why")
+            self.variants[codec, side, gop] = make_variant(name, read_manifest(made.manifest), self.num_clips)
+        return self.variants[codec, side, gop]
+
+    def ways(self, variant: Variant) -> dict[str, Callable[[int], float]]:
+        """What can decode a variant, (workers) → clips/s; each has decoded a little of it when this returns."""
+        if variant.name in self.working:
+            return self.working[variant.name]
+        from dali_pipelines.clips import NATIVE_CODECS
+
+        few = variant.clips[: 2 * self.workers]  # two a worker, so that each has imported the decoder
+        ways: dict[str, Callable[[int], float]] = {}
+        for name in self.decoders:
+            ways[name] = partial(rate_in_workers, name, variant.clips, self.pool, self.options.seconds)
+        for name, on_gpu in (("DALI CPU", False), ("DALI GPU", True)):
+            if variant.codecs <= NATIVE_CODECS["gpu" if on_gpu else "cpu"] and (self.on_gpu or not on_gpu):
+                ways[name] = partial(rate_of_dali, variant.clips, on_gpu, self.options.seconds)
+        for name in list(ways):
+            try:
+                if name in self.decoders:
+                    rate_in_workers(name, few, self.pool, 0, self.workers)
+                else:
+                    rate_of_dali(few, name == "DALI GPU", 0, self.workers)
+            except Exception as error:  # whatever a decoder raises that is not ours, the others go on
+                del ways[name]
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.missing.append(f"{name} cannot decode {variant.name}: {reason[:200]}")
+        self.working[variant.name] = ways
+        return ways
+
+    def table(self, title: str, rows: Sequence[tuple[str, Variant, int]], base: str) -> Table:
+        """Every decoder on every (label, variant, workers), compared with PyAV on the one labelled `base`."""
+        work: dict[str, Callable[[], float]] = {}
+        variants: dict[str, Variant] = {}
+        for label, variant, workers in rows:
+            for decoder, way in self.ways(variant).items():
+                work[f"{label}: {decoder}"] = partial(way, workers)
+                variants[f"{label}: {decoder}"] = variant
+        measured = []
+        for name, rates in measure(work, self.options.rounds, title).items():
+            per_clip = variants[name].frames_a_clip
+            facts = {
+                "frames/s": statistics.median(rates) * per_clip, "frames a clip": per_clip,
+                "KiB a video": variants[name].kib,
+            }  # fmt: skip
+            measured.append(Row(name, rates, facts))
+        first = f"{base}: PyAV"
+        note, self.missing = "\n".join(self.missing), []
+        return Table(title, "clips/s", measured, relative_to=first if first in work else None, note=note)
 
 
-def rate_of_function(
-    work: Callable[[Manifest, ClipRequest], None], manifest: Manifest, requests: Sequence[ClipRequest]
-) -> float:
-    """Clips a second in this process."""
-    started = time.perf_counter()
-    for request in requests:
-        work(manifest, request)
-    return len(requests) / (time.perf_counter() - started)
+def source_name(options: Options) -> str:
+    """The manifest's name, or its folder's where it is called like all others."""
+    path = options.manifest.resolve()
+    return path.parent.name if path.stem == "manifest" else path.stem
 
 
-def rate_of_pipeline(pipeline: ClipPipeline, num_batches: int) -> float:
-    """Clips a second after the first two batches, which start the workers and fill the queues."""
-    try:
-        for _ in range(2):
-            pipeline.next_batch()
-        started = time.perf_counter()
-        for _ in range(num_batches):
-            pipeline.next_batch()
-        return num_batches * BATCH / (time.perf_counter() - started)
-    finally:
-        pipeline.close()
+def run(options: Options) -> None:
+    if options.manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
+        from tgmae.cli.data import Shapes
+
+        Shapes(out=DEMO_MANIFEST.parent).run()
+    bench = Bench(options)
+    with bench.pool:
+        side, workers = bench.sides[-1], bench.workers
+        by_codec = [(codec, bench.variant(codec, side, BASE_GOP), workers) for codec in CODECS]
+        original = make_variant("as it came", bench.source, bench.num_clips)
+        by_gop = [(f"every {gop}", bench.variant("h264", side, gop), workers) for gop in GOPS]
+        by_size = [(f"short side {s}", bench.variant("h264", s, BASE_GOP), workers) for s in bench.sides[::-1]]
+        by_size.append((f"as it came ({', '.join(sorted(original.codecs))})", original, workers))
+        by_workers = [
+            (f"{codec}, {number}", bench.variant(codec, side, BASE_GOP), number)
+            for codec in ("h264", "vp9")  # VP9 for DALI on a CPU
+            for number in options.workers
+        ]
+        gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
+        tables = [
+            bench.table(f"By codec: {sized}, {gop}, {working}", by_codec, "h264"),
+            bench.table(f"By keyframes: H.264, {sized}, {working}", by_gop, f"every {BASE_GOP}"),
+            bench.table(f"By size: H.264, {gop}, {working}", by_size, sized),
+            bench.table(f"By workers: {sized}, {gop}", by_workers, f"h264, {options.workers[0]}"),
+        ]
+    headline = {}
+    for table in tables:
+        best = max((row for row in table.rows if "YUV" not in row.name), key=lambda row: statistics.median(row.values))
+        headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
+    device = torch.device("cuda" if bench.on_gpu else "cpu")
+    write_report(f"decode.{source_name(options)}", tables, headline, device, {"clips": bench.num_clips})
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    manifest = read_manifest(options.manifest)
-    data = DataConfig(manifest=options.manifest, stride=2, num_workers=options.workers)
-    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=BATCH, seed=0)
-    num_batches = options.clips // BATCH
-    requests = [request for batch in range(num_batches) for request in plan(batch)]
-    stages: dict[str, Callable[[], float]] = {
-        "decode": lambda: rate_of_function(decode_only, manifest, requests),
-        "crop": lambda: rate_of_function(decode_cropped, manifest, requests),
-        "full rgb": lambda: rate_of_function(decode_rgb, manifest, requests),
-        "reference": lambda: rate_of_pipeline(ReferencePipeline(manifest, plan, SIZE), num_batches),
-        "dali": lambda: rate_of_pipeline(DaliPipeline(manifest, plan, data, SIZE), num_batches),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in stages}
-    for _ in range(options.rounds):
-        for name, measure in stages.items():
-            rates[name].append(measure())
-    print(format_rates(rates, "clips/s", relative_to="decode"))
-    name = f"decode.{options.manifest.resolve().parent.name}.cpu"
-    print(write_report(name, {"clips_per_s": rates, "clips": options.clips, "workers": options.workers}))
+    run(tyro.cli(Options, description=__doc__))
 
 
 if __name__ == "__main__":

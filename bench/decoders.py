@@ -1,0 +1,135 @@
+"""Every decoder that bench/decode.py compares: one clip, opened, sought and decoded into whole RGB frames.
+
+Dimensions: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali_pipelines.decode import decode_frames
+from tgmae.types import Video
+
+DALI_BATCH = 8  # clips
+INSTALL = {
+    "decord": "pip install decord==0.6.0",
+    "torchcodec": "pip install --no-deps torchcodec==0.11.1 and FFmpeg's libraries, apt install ffmpeg",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decode: a file and the frames wanted of it."""
+
+    file: str
+    video: Video
+    frames: tuple[int, ...]
+
+    @property
+    def frames_passed(self) -> int:
+        """Frames from the keyframe before the window to its end."""
+        return self.frames[-1] + 1 - max(key for key in self.video.keyframes if key <= self.frames[0])
+
+
+def pyav_rgb(clip: Clip) -> NDArray[np.uint8]:
+    # Left to itself, PyAV converts every frame on new threads, which workers side by side pay for dearly.
+    found = {
+        number: frame.to_ndarray(format="rgb24", threads=1)
+        for number, frame in decode_frames(clip.file, clip.video, clip.frames, seek=True)
+    }
+    return np.stack([found[number] for number in clip.frames])
+
+
+def pyav_yuv(clip: Clip) -> None:
+    for _ in decode_frames(clip.file, clip.video, clip.frames, seek=True):
+        pass
+
+
+def decord_rgb(clip: Clip) -> NDArray[np.uint8]:
+    decord = importlib.import_module("decord")
+    frames: NDArray[np.uint8] = decord.VideoReader(clip.file, num_threads=1).get_batch(list(clip.frames)).asnumpy()
+    return frames
+
+
+def torchcodec_rgb(clip: Clip) -> NDArray[np.uint8]:
+    import torch  # worker processes do without, but for this
+
+    torch.set_num_threads(1)
+    decoders = importlib.import_module("torchcodec.decoders")
+    reader = decoders.VideoDecoder(clip.file, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="approximate")
+    frames: NDArray[np.uint8] = reader.get_frames_at(list(clip.frames)).data.numpy()
+    return frames
+
+
+DECODERS: dict[str, Callable[[Clip], object]] = {
+    "PyAV": pyav_rgb, "PyAV, YUV": pyav_yuv, "decord": decord_rgb, "torchcodec": torchcodec_rgb,
+}  # fmt: skip
+
+
+def decode_share(decoder: str, clips: Sequence[Clip], seconds: float) -> float:
+    """What one worker does: its clips again and again for at least so long, in whole passes; clips a second."""
+    decode, passes, started = DECODERS[decoder], 0, time.perf_counter()
+    while not passes or time.perf_counter() - started < seconds:
+        for clip in clips:
+            decode(clip)
+        passes += 1
+    return passes * len(clips) / (time.perf_counter() - started)
+
+
+def rate_in_workers(
+    decoder: str, clips: Sequence[Clip], pool: ProcessPoolExecutor, seconds: float, num_workers: int
+) -> float:
+    """Clips a second of so many workers, each with its share."""
+    shares = [clips[worker::num_workers] for worker in range(min(num_workers, len(clips)))]
+    rates = [pool.submit(decode_share, decoder, share, seconds) for share in shares]
+    return sum(rate.result() for rate in rates)
+
+
+def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool) -> Any:
+    """A DALI pipeline that decodes the clips in turn, endlessly, and does nothing else."""
+    from nvidia.dali import Pipeline, fn, types
+
+    def source(iteration: int) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]]]:
+        chosen = [clips[(iteration * batch + place) % len(clips)] for place in range(batch)]
+        return [np.fromfile(clip.file, np.uint8) for clip in chosen], [np.array(c.frames, np.int32) for c in chosen]
+
+    pipeline = Pipeline(batch_size=batch, num_threads=num_threads, device_id=0 if on_gpu else None)
+    with pipeline:
+        encoded, frames = fn.external_source(source=source, num_outputs=2, dtype=[types.UINT8, types.INT32])
+        pipeline.set_outputs(fn.decoders.video(encoded, frames=frames, device="mixed" if on_gpu else "cpu"))
+    pipeline.build()
+    return pipeline
+
+
+def rate_of_dali(clips: Sequence[Clip], on_gpu: bool, seconds: float, num_threads: int) -> float:
+    """Clips a second after two batches, which fill the queues. Ends with the pipeline: it would decode on."""
+    pipeline = dali_pipeline(clips, DALI_BATCH, num_threads, on_gpu)
+    finish = _wait_for_gpu if on_gpu else lambda: None
+    for _ in range(2):
+        pipeline.run()
+    finish()
+    num_batches, started = 0, time.perf_counter()
+    while num_batches * DALI_BATCH < len(clips) or time.perf_counter() - started < seconds:
+        pipeline.run()
+        num_batches += 1
+    finish()
+    return num_batches * DALI_BATCH / (time.perf_counter() - started)
+
+
+def _wait_for_gpu() -> None:
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def import_decoder(name: str) -> None:
+    """In a worker. Raises whatever the decoder raises."""
+    importlib.import_module("torchcodec.decoders" if name == "torchcodec" else name)

@@ -1,0 +1,298 @@
+"""How fast is the training step alone, and how much of the machine's arithmetic does it use?
+
+    python -m bench.step [--rounds 3] [--batches 32 64 128] [--ratios 0.9 0.75 0.65 0.6]
+
+Takes about a minute. Writes bench/results/step.<cpu or GPU>.json.
+
+The batch (random frames and masks) lies on the device; a step is what train.py does with it: forward and loss,
+backward, gradient norm, AdamW, zero_grad, and the two numbers it reads back (norm and reading are in no stage's share);
+bfloat16 autocast on CUDA, float32 on a CPU. Rows are in TFLOP/s: a clip's matrix products, counted in the forward pass
+and taken three times for forward and backward, by the time of the step. `limit` is the fastest large matrix product of
+that precision in the same rounds; "of peak" the share of the data sheet's figure (model FLOP utilisation), where known.
+
+Tables: the large presets' network by mask ratio and attention, and by batch size; the demo's network. A CPU takes one
+clip of the large network a step, at two ratios. What does not fit the GPU's memory is left out and named.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+import torch
+import tyro
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.report import Row, Table, measure, write_report
+from kernels.topk_mask import topk_mask
+from tgmae.attention import Backend, choose_attention
+from tgmae.config import MaskConfig, ModelConfig, TrainConfig
+from tgmae.distributed import choose_device
+from tgmae.model import Attention, VideoMAE
+from tgmae.optim import make_optimizer
+from tgmae.presets import PRESETS
+from tgmae.types import MaskPlan
+
+# Dense bfloat16 TFLOP/s without sparsity, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
+PEAKS = {
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200 NVL": 835.0, "H200": 989.0, "B200": 2250.0,
+    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0,
+}  # fmt: skip
+MATMUL = "matrix product"
+STAGES = ("forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Options:
+    rounds: int = 3
+    steps: int = 5  # timed in a round; on a CPU one of the large network
+    batch: int = 64  # of the table of ratios, on CUDA
+    batches: tuple[int, ...] = (32, 64, 128)  # on CUDA
+    ratios: tuple[float, ...] = (0.9, 0.75, 0.65, 0.6)
+    large: bool = True  # --no-large measures the demo's network only
+
+
+@dataclass
+class Case:
+    """One row: what is run, and what was seen of it."""
+
+    preset: TrainConfig
+    batch: int
+    ratio: float
+    attention: Backend
+    steps: int  # timed in a round
+    warmup: int  # before them
+    shares: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    milliseconds: list[float] = field(default_factory=list)
+    peak_gib: float = 0.0
+
+    def forget(self) -> None:
+        """Throw away what was seen: it was a warm-up."""
+        self.milliseconds.clear()
+        self.shares = {stage: [] for stage in STAGES}
+
+    @property
+    def name(self) -> str:
+        return f"γ {self.ratio}, {self.attention}, batch {self.batch}"
+
+
+@cache
+def count_gflop(model: ModelConfig, ratio: float) -> float:
+    """Floating-point operations of forward and backward for one clip, in 1e9; a multiply-add counts as two.
+
+    Counted on tensors without contents: matrix products and attention of the forward pass, taken three times.
+    """
+    num_masked = MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
+    # torch counts matrix products only; attention shows as such under its plain kernel.
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network = VideoMAE(model)
+        frames = torch.empty(1, model.num_frames, model.image_size, model.image_size, 3, dtype=torch.uint8)
+        visible, masked = (torch.empty(1, n, dtype=torch.int32) for n in (model.num_tokens - num_masked, num_masked))
+        network(frames, MaskPlan(visible=visible, masked=masked))
+    return 3 * float(counter.get_total_flops()) / 1e9
+
+
+class Trainer:
+    """Network, optimiser and batches of one preset on the device, and the training step."""
+
+    def __init__(self, preset: TrainConfig, largest_batch: int, device: torch.device) -> None:
+        self.preset, self.device, config = preset, device, preset.model
+        torch.manual_seed(0)
+        self.model = VideoMAE(config).to(device)
+        self.optimizer = make_optimizer(self.model, preset.optim)
+        shape = (largest_batch, config.num_frames, config.image_size, config.image_size, 3)
+        self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
+
+    def run(self, case: Case) -> float:
+        """Train for the case's steps; TFLOP/s. Notes milliseconds a step, each stage's share and the peak of memory."""
+        on_cuda = self.device.type == "cuda"
+        for module in self.model.modules():
+            if isinstance(module, Attention):
+                module.backend = case.attention
+        k = MaskConfig(ratio=case.ratio).masked_per_slot(case.preset.model.patches_per_slot)
+        visible, masked = topk_mask(self.scores[: case.batch], k)
+        frames, plan = self.frames[: case.batch], MaskPlan(visible=visible, masked=masked)
+        if on_cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(case.warmup):
+            self._step(frames, plan, _Stopwatch(self.device))
+        watch = _Stopwatch(self.device)
+        started = watch.now()
+        for _ in range(case.steps):
+            self._step(frames, plan, watch)
+        seconds = (watch.now() - started) / case.steps
+        for stage, spent in watch.seconds().items():
+            case.shares[stage].append(spent / case.steps / seconds)
+        case.milliseconds.append(seconds * 1000)
+        if on_cuda:
+            case.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+        return count_gflop(case.preset.model, case.ratio) * case.batch / seconds / 1000
+
+    def _step(self, frames: Tensor, plan: MaskPlan, watch: _Stopwatch) -> None:
+        """As in train.py."""
+        kind = self.device.type
+        with watch("forward"), torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss, _ = self.model(frames, plan)
+        with watch("backward"):
+            loss.backward()
+        loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optim.clip_norm or math.inf)
+        assert math.isfinite(float(norm))
+        with watch("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
+class _Stopwatch:
+    """`with watch("forward"): …`: seconds of each stage, by events on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_cuda = device.type == "cuda"
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self.spent = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        if not self.on_cuda:
+            started = time.perf_counter()
+            yield
+            self.spent[stage] += time.perf_counter() - started
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        yield
+        end.record()
+        self.events.append((stage, begin, end))
+
+    def now(self) -> float:
+        """Seconds, when all that was asked for is done."""
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """Each stage's so far; call `now` before."""
+        spent = dict(self.spent)
+        for stage, begin, end in self.events:
+            spent[stage] += begin.elapsed_time(end) / 1000
+        return spent
+
+
+def matmul_ceiling(device: torch.device) -> float:
+    """TFLOP/s of the fastest of some large square matrix products, in the step's precision."""
+    on_cuda = device.type == "cuda"
+    dtype, repeats = (torch.bfloat16, 10) if on_cuda else (torch.float32, 2)
+    best = 0.0
+    for side in (4096, 8192) if on_cuda else (1024, 2048):
+        a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+        watch = _Stopwatch(device)
+        a @ b
+        started = watch.now()
+        for _ in range(repeats):
+            a @ b
+        best = max(best, 2 * side**3 * repeats / (watch.now() - started) / 1e12)
+    return best
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """The data sheet's dense bfloat16 figure; None for what `PEAKS` does not know, and for a CPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def measure_cases(title: str, cases: Sequence[Case], options: Options, device: torch.device) -> Table:
+    """One table: the cases and the matrix product in turn, round after round."""
+    trainer = Trainer(cases[0].preset, max(case.batch for case in cases), device)
+    fitting, left_out = list(cases), []
+    for case in cases if device.type == "cuda" else cases[:1]:  # unmeasured: memory, libraries, compilation
+        try:
+            trainer.run(case)
+        except (torch.cuda.OutOfMemoryError, NotImplementedError) as error:  # xformers: no kernel for this GPU
+            trainer.optimizer.zero_grad(set_to_none=True)
+            fitting.remove(case)
+            left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
+        case.forget()
+    work: dict[str, Callable[[], float]] = {case.name: partial(trainer.run, case) for case in fitting}
+    work[MATMUL] = partial(matmul_ceiling, device)
+    found = measure(work, options.rounds, title)
+    limit = statistics.median(found[MATMUL])
+    rows = [Row(case.name, found[case.name], _facts(case, found[case.name], limit, device)) for case in fitting]
+    rows.append(Row(MATMUL, found[MATMUL]))
+    return Table(title, "TFLOP/s", rows, limit=limit, note="\n".join(left_out))
+
+
+def _facts(case: Case, rates: Sequence[float], limit: float, device: torch.device) -> dict[str, float | str]:
+    milliseconds, rate = statistics.median(case.milliseconds), statistics.median(rates)
+    facts: dict[str, float | str] = {
+        "clips/s": case.batch / milliseconds * 1000,
+        "ms a step": milliseconds,
+        "GFLOP a clip": count_gflop(case.preset.model, case.ratio),
+        **{stage: f"{statistics.median(case.shares[stage]):.0%}" for stage in STAGES},
+        "of limit": rate / limit,
+    }
+    if (peak := peak_tflops(device)) is not None:
+        facts["of peak"] = rate / peak
+    if device.type == "cuda":
+        facts["peak GiB"] = case.peak_gib
+    return facts
+
+
+def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[Case]]]:
+    """What is measured: (title, rows) of each table."""
+    large, demo, steps = PRESETS["ssv2"], PRESETS["demo"], options.steps
+    tables: list[tuple[str, list[Case]]] = []
+    if device.type == "cpu":
+        cases = [Case(demo, demo.device_batch_size, ratio, "sdpa", steps, 1) for ratio in options.ratios]
+        tables.append(("demo's network, 8×96²", cases))
+        if options.large:
+            ratios = sorted({max(options.ratios), min(options.ratios)}, reverse=True)
+            tables.append(("ViT-B, 16×224²", [Case(large, 1, ratio, "sdpa", 1, 0) for ratio in ratios]))
+        return tables
+    backends = available_attention(device)
+    if options.large:
+        cases = [Case(large, options.batch, r, a, steps, 2) for a in backends for r in options.ratios]
+        tables.append(("ViT-B, 16×224², by mask ratio and attention", cases))
+        ratio = min(options.ratios)
+        cases = [Case(large, batch, ratio, a, steps, 2) for a in backends for batch in options.batches]
+        tables.append(("ViT-B, 16×224², by batch size", cases))
+    cases = [Case(demo, demo.device_batch_size, ratio, "sdpa", 4 * steps, 5) for ratio in options.ratios]
+    return [*tables, ("demo's network, 8×96²", cases)]
+
+
+def available_attention(device: torch.device) -> list[Backend]:
+    """sdpa, and xformers where it runs; says so where it does not."""
+    try:
+        return ["sdpa", choose_attention("xformers", device)]
+    except ValueError as error:
+        print(error)
+        return ["sdpa"]
+
+
+def run(options: Options) -> None:
+    device = choose_device("auto")
+    tables, headline = [], {}
+    for title, cases in plan_tables(options, device):
+        table = measure_cases(title, cases, options, device)
+        tables.append(table)
+        for row in table.rows[:-1]:  # the last is the matrix product
+            facts = row.facts
+            headline[f"{title}, {row.name}"] = f"{facts['clips/s']:.3g} clips/s, {facts['of limit']:.0%} of the limit"
+    write_report("step", tables, headline, device, results={"peak_tflops": peak_tflops(device)})
+
+
+def main() -> None:
+    run(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

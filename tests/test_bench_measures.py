@@ -1,0 +1,203 @@
+"""The benchmarks of decoders, kernels and step: what they count is right, and each runs through at its smallest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bench.report
+from bench import decode, kernels, step
+from bench.decoders import DECODERS, Clip, dali_pipeline, import_decoder
+from kernels.gather_tokens import gather_tokens_reference
+from kernels.masked_mse import masked_mse_reference
+from tests.videos import read_number, write_numbered
+from tgmae.config import MaskConfig, ModelConfig
+from tgmae.indexing import index_folder
+from tgmae.manifest import Manifest, read_manifest
+
+# Forward and backward of one clip by mask ratio, 1e9 (docs/recipes.md of the project's material).
+PUBLISHED_GFLOP = {0.9: 213, 0.75: 345, 0.65: 443, 0.6: 494}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "results"
+    monkeypatch.setattr(bench.report, "RESULTS", folder)
+    return folder
+
+
+def read_report(results: Path, name: str) -> dict[str, Any]:
+    (path,) = results.glob(f"{name}.*.json")
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
+
+
+# ---- decoders -------------------------------------------------------------------------------------------------------
+
+WINDOW = tuple(range(17, 49, 2))  # from the middle of a group of 12, over several
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("numbered")
+    for name, options in {
+        "a_h264.mp4": dict(codec="libx264", g="12", bf="2"),
+        "b_vp9.webm": dict(codec="libvpx-vp9", g="12"),
+        # Closed groups, as tgmae.compact makes them: decord 0.6 misses frames at the seams of open ones.
+        "c_hevc.mp4": dict(codec="libx265", g="12", **{"x265-params": "log-level=none:open-gop=0"}),
+    }.items():
+        write_numbered(folder / name, num_frames=60, **options)  # type: ignore[arg-type]
+    index_folder(folder, folder / "manifest.parquet")
+    return read_manifest(folder / "manifest.parquet")
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "PyAV, YUV"])
+def test_decoders_give_the_frames_asked_for(numbered: Manifest, name: str) -> None:
+    if name != "PyAV":
+        try:
+            import_decoder(name)
+        except (ImportError, RuntimeError, OSError) as error:
+            pytest.skip(f"{name} does not import: {str(error).splitlines()[0]}")
+    for row in range(len(numbered)):
+        frames: Any = DECODERS[name](Clip(numbered.file(row), numbered[row], WINDOW))
+        assert frames.shape == (16, 120, 160, 3)
+        assert frames.dtype == np.uint8
+        assert tuple(read_number(picture) for picture in frames) == WINDOW
+
+
+@pytest.mark.parametrize(("on_gpu", "rows"), [(False, [1]), pytest.param(True, [0, 1, 2], marks=pytest.mark.gpu)])
+def test_dali_gives_the_frames_asked_for(numbered: Manifest, on_gpu: bool, rows: list[int]) -> None:
+    """On a CPU VP9 only."""
+    windows = (WINDOW, tuple(frame - 10 for frame in WINDOW), (3, 3, 59))
+    for row in rows:
+        clips = [Clip(numbered.file(row), numbered[row], window) for window in windows]
+        (decoded,) = dali_pipeline(clips, batch=3, num_threads=1, on_gpu=on_gpu).run()
+        frames = decoded.as_cpu() if on_gpu else decoded
+        for place, window in enumerate(windows):
+            assert tuple(read_number(picture) for picture in np.asarray(frames.at(place))) == window
+
+
+def test_frames_passed_are_counted_from_the_keyframe(numbered: Manifest) -> None:
+    h264 = numbered[0]
+    assert h264.keyframes[:3] == (0, 12, 24)
+    for first, last, passed in ((17, 47, 36), (12, 42, 31), (0, 0, 1), (11, 12, 13)):
+        assert Clip("", h264, (first, last)).frames_passed == passed
+
+
+def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) -> None:
+    manifest = numbered.root / "manifest.parquet"
+    decode.run(decode.Options(manifest, videos=1, clips=2, seconds=0, rounds=1, workers=(1,), work_dir=tmp_path))
+    report = read_report(results, f"decode.{numbered.root.name}")
+    codecs, keyframes, sizes, workers = report["tables"]
+    for table in report["tables"]:
+        for row in table["rows"]:
+            assert row["median"] > 0
+            assert row["frames/s"] == pytest.approx(row["median"] * row["frames a clip"])
+            assert 31 <= row["frames a clip"] <= 60  # a window of 16 frames, stride 2; videos of 60 frames
+    assert names(codecs) >= {f"{codec}: {decoder}" for codec in decode.CODECS for decoder in ("PyAV", "PyAV, YUV")}
+    assert "vp9: DALI CPU" in names(codecs)
+    assert "h264: DALI CPU" not in names(codecs)
+    passed = [next(row for row in keyframes["rows"] if row["name"] == f"every {gop}: PyAV") for gop in decode.GOPS]
+    assert [row["frames a clip"] for row in passed] == sorted(row["frames a clip"] for row in passed)
+    assert names(sizes) >= {"short side 120: PyAV", "short side 60: PyAV", "as it came (h264): PyAV"}
+    assert names(workers) >= {"h264, 1: PyAV", "vp9, 1: DALI CPU"}
+
+
+def names(table: dict[str, Any]) -> set[str]:
+    return {row["name"] for row in table["rows"]}
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------------
+
+TINY = ModelConfig(image_size=32, num_frames=4, patch_size=8, width=32, depth=1, num_heads=2, decoder_width=32,
+                   decoder_depth=1, decoder_num_heads=2)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_moved_are_those_of_the_tensors(dtype: torch.dtype) -> None:
+    size = kernels.Size("tiny", TINY, batch=3, ratio=0.6, dtype=dtype)
+    inputs = kernels.Inputs(size, torch.device("cpu"))
+    cube = (TINY.patch_size, TINY.tubelet_size)
+    visible, masked, prediction = inputs.visible, inputs.masked, inputs.prediction
+    moved = inputs.scores.nbytes + visible.nbytes + masked.nbytes
+    assert size.bytes_moved("topk_mask") == moved
+
+    tokens = gather_tokens_reference(inputs.frames, visible, *cube, dtype, kernels.MEAN, kernels.STD)
+    share = visible.shape[1] / TINY.num_tokens
+    moved = round(inputs.frames.nbytes * share) + visible.nbytes + tokens.nbytes
+    assert size.bytes_moved("gather_tokens") == moved
+
+    read = round(inputs.frames.nbytes * (1 - share)) + masked.nbytes + prediction.nbytes
+    saved = torch.empty(3, masked.shape[1], 3, 2)  # mean and reciprocal deviation, as masked_mse.py keeps them
+    sums = torch.empty(3, masked.shape[1])
+    assert size.bytes_moved("masked_mse forward") == read + saved.nbytes + sums.nbytes
+    loss = masked_mse_reference(prediction, inputs.frames, masked, *cube)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    assert gradient.dtype == dtype
+    assert size.bytes_moved("masked_mse backward") == read + saved.nbytes + gradient.nbytes
+
+
+def test_production_bytes_agree_with_the_kernels_own_figures() -> None:
+    """In bfloat16, 64 clips of 16×224², γ = .6; the figures are those of the kernels' docstrings."""
+    size = kernels.Size("", ModelConfig(), batch=64, ratio=0.6, dtype=torch.bfloat16)
+    assert size.bytes_moved("topk_mask") / 1e6 == pytest.approx(0.8, rel=0.02)
+    assert size.bytes_moved("gather_tokens") / 1e6 == pytest.approx(62 + 124, rel=0.02)
+    assert size.bytes_moved("masked_mse forward") / 1e6 == pytest.approx(276, rel=0.02)
+    assert size.bytes_moved("masked_mse backward") / 1e6 == pytest.approx(460, rel=0.02)
+
+
+def test_kernels_run_through(results: Path) -> None:
+    kernels.run(kernels.Options(rounds=1, batches=(1,), ratios=(0.9,), repeats=1, copy_mib=8))
+    report = read_report(results, "kernels")
+    assert [table["title"] for table in report["tables"]] == list(kernels.OPERATIONS)
+    for table in report["tables"]:
+        (copy,) = [row for row in table["rows"] if row["name"] == kernels.COPY]
+        assert table["limit"] == copy["median"]
+        for row in table["rows"]:
+            assert row["MB moved"] / row["µs"] == pytest.approx(row["median"] / 1000)
+            if row["name"].endswith("reference"):
+                assert row["× reference"] == 1
+
+
+# ---- training step --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", PUBLISHED_GFLOP)
+def test_counted_arithmetic_agrees_with_the_published(ratio: float) -> None:
+    """The published figures embed every patch; this model embeds the visible ones only."""
+    model = ModelConfig()
+    num_masked = MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
+    spared = 3 * 2 * num_masked * model.values_per_token * model.width / 1e9
+    assert step.count_gflop(model, ratio) + spared == pytest.approx(PUBLISHED_GFLOP[ratio], rel=0.005)
+
+
+def test_peaks_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    for name, peak in {
+        "NVIDIA H200": 989, "NVIDIA H200 NVL": 835, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756,
+        "NVIDIA A100-SXM4-80GB": 312, "NVIDIA L40S": 362, "NVIDIA L4": 121, "NVIDIA B200": 2250, "Tesla T4": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert step.peak_tflops(device) == peak
+    assert step.peak_tflops(torch.device("cpu")) is None
+
+
+def test_step_runs_through(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step.PRESETS, "demo", replace(step.PRESETS["demo"], batch_size=2, device_batch_size=2))
+    step.run(step.Options(rounds=1, steps=1, ratios=(0.9, 0.6), large=False))
+    report = read_report(results, "step")
+    (table,) = report["tables"]
+    *rows, matmul = table["rows"]
+    assert len(rows) == 2
+    assert table["limit"] == matmul["median"] > 0
+    for row in rows:
+        assert row["median"] == pytest.approx(row["clips/s"] * row["GFLOP a clip"] / 1000)
+        assert row["ms a step"] == pytest.approx(2 / row["clips/s"] * 1000)
+        shares = [float(row[stage].rstrip("%")) for stage in step.STAGES]
+        assert 20 < sum(shares) <= 102  # the rest: the gradient's norm; rounded to whole percents
