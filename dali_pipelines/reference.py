@@ -56,7 +56,8 @@ def read_clip(file: str, video: Video, request: ClipRequest, size: int) -> torch
     resized = {}
     for number, frame in decode_frames(file, video, request.frames, seek=False):
         with named_range("augment"):
-            picture = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+            # One thread: the conversion's own are slower than the work they share as soon as cores are busy.
+            picture = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
             picture = picture[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width].permute(2, 0, 1)
             small = F.interpolate(picture[None].float(), (size, size), mode="bilinear", antialias=True)
             resized[number] = small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)

@@ -46,14 +46,17 @@ def cube_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
     plus 1e-6, as in VideoMAE's engine_for_pretraining.py.
     """
     pixels = cubes.view(*cubes.shape[:-1], -1, 3)
-    return pixels.mean(-2, keepdim=True), pixels.var(-2, unbiased=True, keepdim=True).sqrt() + 1e-6
+    mean = pixels.mean(-2, keepdim=True)
+    # torch's own var over a dimension that is not the last takes four times as long on a CPU.
+    variance = (pixels - mean).square_().sum(-2, keepdim=True) / (pixels.shape[-2] - 1)
+    return mean, variance.sqrt_().add_(1e-6)
 
 
 def normalised_targets(frames: Tensor, masked: Tensor, patch: int, tubelet: int, dtype: torch.dtype) -> Tensor:
     """What the decoder must predict: uint8 [B, T, H, W, 3], int32 [B, M] → `dtype` [B, M, P]."""
-    cubes = gather_cubes(frames, masked, patch, tubelet).to(dtype) / 255
+    cubes = gather_cubes(frames, masked, patch, tubelet).to(dtype).div_(255)
     mean, deviation = cube_statistics(cubes)
-    return ((cubes.view(*cubes.shape[:-1], -1, 3) - mean) / deviation).flatten(-2)
+    return (cubes.view(*cubes.shape[:-1], -1, 3) - mean).div_(deviation).flatten(-2)
 
 
 def masked_mse_reference(prediction: Tensor, frames: Tensor, masked: Tensor, patch: int, tubelet: int) -> Tensor:
