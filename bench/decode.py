@@ -128,7 +128,7 @@ class Bench:
         """What can decode a variant, (workers) → clips/s; each has decoded a little of it when this returns."""
         if variant.name in self.working:
             return self.working[variant.name]
-        from dali_pipelines.clips import NATIVE_CODECS
+        from dali_pipelines.source import NATIVE_CODECS
 
         few = variant.clips[: 2 * self.workers]  # two a worker, so that each has imported the decoder
         ways: dict[str, Callable[[int], float]] = {}

@@ -1,136 +1,61 @@
 """The DALI pipeline: compressed video to uint8 clips, on the CPU or the GPU.
 
     worker processes (parallel external source)            DALI graph
-    read bytes ─── codec DALI decodes on this device ───►  decode → crop + resize ─┐
-    └─ other codecs: PyAV decodes, crops and resizes ──────────────────────────────┴─► turn, flip → [B, T, H, W, 3]
+    read bytes ─── codec DALI decodes on this device ───►  decode → crop + resize → turn ─┐
+    └─ other codecs: PyAV decodes; crop, resize, turn ────────────────────────────────────┴─► flip → [B, T, H, W, 3]
 
 `fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it knows VP8, VP9
 and MJPEG. It does not survive a broken file, so a worker passes on only what still has the size of its index entry,
 and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV.
+
+Dimensions: U decodes a batch, R clips from each decode (data.repeat), B = U · R, T frames, S height and width.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import warnings
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.decode import DecodeError, decode_clips
-from dali_pipelines.geometry import coded_crop, orientation
 from dali_pipelines.reference import find_stand_in, replace_skipped
+from dali_pipelines.source import ClipSource
 from tgmae.config import DataConfig
-from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
-from tgmae.workers import end_with_parent
-
-# What fn.decoders.video of DALI 2.4 decodes; the GPU list is from its documentation and has not been run here.
-NATIVE_CODECS = {
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-    "gpu": frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"}),
-}
-_NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
-_NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
-
-
-@dataclass
-class ClipSource:
-    """Callback of the parallel external source: one call is one decode, in a worker process."""
-
-    videos: VideoTable
-    plan: BatchPlan
-    size: int
-    repeat: int
-    first_batch: int
-    decode: Literal["cpu", "gpu"]
-    distrusted: frozenset[int]  # rows that DALI must not decode
-    _planned: tuple[int, tuple[ClipRequest, ...]] = field(default=(-1, ()), repr=False)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrival in a worker process: Ctrl-C and SIGTERM leave it alone, so that the step can finish; it ends with its
-        parent.
-        """
-        self.__dict__.update(state)
-        end_with_parent()
-        if multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def __call__(self, sample: types.SampleInfo) -> tuple[NDArray[Any], ...]:
-        """Returns (encoded, frames, native, decoded, crops, turns, error); see `_graph`."""
-        batch = self.first_batch + sample.iteration
-        if self._planned[0] != batch:
-            self._planned = (batch, self.plan(batch))
-        start = sample.idx_in_batch * self.repeat
-        requests = self._planned[1][start : start + self.repeat]
-        row = requests[0].row
-        video, file = self.videos[row], self.videos.file(row)
-
-        encoded, decoded, error = _NO_BYTES, _NO_PICTURE, ""
-        native = (
-            video.codec in NATIVE_CODECS[self.decode] and row not in self.distrusted and _has_indexed_size(file, video)
-        )
-        try:
-            if native:
-                encoded = np.fromfile(file, np.uint8)
-            else:
-                decoded = decode_clips(file, video, requests, self.size).reshape(-1, self.size, self.size, 3)
-        except (DecodeError, OSError) as problem:
-            native, error = False, str(problem)
-            decoded = np.zeros((self.repeat * len(requests[0].frames), self.size, self.size, 3), np.uint8)
-
-        crops, turns = [], []
-        for request in requests:
-            crop, turn = coded_crop(video, request.crop), orientation(video, request.flip)
-            crops.append([crop.y, crop.x, crop.y + crop.height, crop.x + crop.width])
-            turns.append([turn.transpose, turn.flip_vertical, turn.flip_horizontal])
-        return (
-            encoded,
-            np.array(requests[0].frames, np.int32),
-            np.array([native], np.int32),
-            decoded,
-            np.array(crops, np.float32),
-            np.array(turns, np.int32),
-            np.frombuffer(error.encode() or b"\0", np.uint8),
-        )
+from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
-def _graph(source: ClipSource, num_frames: int, decode: str, prefetch: int) -> tuple[Any, ...]:
-    """R = source.repeat outputs of [U, T, size, size, 3], U decodes a batch, then the error texts."""
-    encoded, frames, native, decoded, crops, turns, error = fn.external_source(
-        source=source, num_outputs=7, batch=False, parallel=True, prefetch_queue_depth=prefetch,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.UINT8, types.FLOAT, types.INT32, types.UINT8],
-        ndim=[1, 1, 1, 4, 2, 2, 1], layout=["", "", "", "FHWC", "", "", ""],
+def _graph(source: ClipSource, decode: str, prefetch: int) -> tuple[Any, ...]:
+    """R times clips uint8 [U, T, S, S, 3], then the error texts."""
+    encoded, frames, native, crops, flips, error, *decoded = fn.external_source(
+        source=source, num_outputs=6 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8]
+        + [types.UINT8] * source.repeat,
+        ndim=[1, 1, 1, 2, 2, 1] + [4] * source.repeat, layout=[""] * 6 + ["FHWC"] * source.repeat,
     )  # fmt: skip
     on_gpu = decode == "gpu"
-    clips = []
     if native[0] == 1:
         video = fn.decoders.video(encoded, frames=frames, device="mixed" if on_gpu else "cpu")
-        resized = [
+        clips = [
             fn.resize(
                 video, size=[source.size, source.size], roi_start=crops[repeat, :2], roi_end=crops[repeat, 2:],
                 interp_type=types.INTERP_LINEAR, antialias=True,
             )
             for repeat in range(source.repeat)
         ]  # fmt: skip
+        if native[1] == 1:
+            clips = [fn.transpose(clip, perm=[0, 2, 1, 3], transpose_layout=False) for clip in clips]
     else:
-        pictures = decoded.gpu() if on_gpu else decoded
-        resized = [pictures[repeat * num_frames : (repeat + 1) * num_frames] for repeat in range(source.repeat)]
-    for repeat in range(source.repeat):
-        clip = resized[repeat]
-        if turns[repeat, 0] == 1:
-            clip = fn.transpose(clip, perm=[0, 2, 1, 3], transpose_layout=False)
-        clips.append(fn.flip(clip, vertical=turns[repeat, 1], horizontal=turns[repeat, 2]))
-    # Outputs of a parallel source must pass an operator before they leave the graph (DALI 2.1.1, known issues).
-    return (*clips, fn.copy(error))
+        clips = [clip.gpu() if on_gpu else clip for clip in decoded]
+    # Outputs of a parallel source must pass an operator before they leave the graph (DALI 2.1.1, known issues). For
+    # clips the flip is that operator, also where nothing is flipped.
+    flipped = [
+        fn.flip(clip, vertical=flips[repeat, 0], horizontal=flips[repeat, 1]) for repeat, clip in enumerate(clips)
+    ]
+    return (*flipped, fn.copy(error))
 
 
 class DaliPipeline:
@@ -161,7 +86,7 @@ class DaliPipeline:
             decode=decode, distrusted=self.distrusted,
         )  # fmt: skip
         self.pipe = _graph(
-            source, len(requests[0].frames), decode, self.data.prefetch,
+            source, decode, self.data.prefetch,
             batch_size=len(requests) // self.data.repeat, num_threads=self.data.num_workers,
             device_id=self.device_id,
             py_num_workers=self.data.num_workers, py_start_method="spawn",
@@ -179,8 +104,7 @@ class DaliPipeline:
             *outputs, errors = self.pipe.run(stream)
         requests = self.plan(self.batch)
         self.batch += 1
-        # DALI reuses its buffers in the next run while the loader still holds this batch: hence the copy.
-        clips = torch.stack([from_dlpack(output.as_tensor()) for output in outputs], dim=1).flatten(0, 1)
+        clips = _as_batch(outputs, copy=self.device_id is not None)
         skipped = []
         for unit in range(len(errors)):
             if text := errors.at(unit).tobytes().strip(b"\0").decode():
@@ -224,12 +148,16 @@ class DaliPipeline:
         self.pipe = None
 
 
-def _has_indexed_size(file: str, video: Video) -> bool:
-    """Size but not date: a copy of a data set has new dates."""
-    try:
-        return os.stat(file).st_size == video.num_bytes
-    except OSError:
-        return False
+def _as_batch(outputs: list[Any], copy: bool) -> torch.Tensor:
+    """R outputs of DALI, each [U, T, S, S, 3] → [U·R, T, S, S, 3].
+
+    copy   where a CUDA stream that DALI knows nothing of may still read the memory when Python lets go of it
+           (Tensor.record_stream holds back torch's own memory only)
+    """
+    clips = [from_dlpack(output.as_tensor()) for output in outputs]
+    if len(clips) == 1 and not copy:
+        return clips[0]  # DALI's executor gives every run new buffers and frees those that nobody holds
+    return torch.stack(clips, dim=1).flatten(0, 1)
 
 
 def _decodes(videos: VideoTable, request: ClipRequest, size: int) -> bool:

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
 from dali_pipelines.reference import ReferencePipeline
+from dali_pipelines.source import ClipSource
 from tests.videos import read_number, write_numbered
 from tgmae.config import DataConfig
 from tgmae.indexing import index_folder
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.types import ClipPipeline, ClipRequest, CropBox
+from tgmae.sampling import ClipSampler
+from tgmae.types import BatchPlan, ClipPipeline, ClipRequest, CropBox
 
 SIZE, NUM_FRAMES = 64, 8
 
@@ -154,8 +157,6 @@ def test_repeat_cuts_several_clips_from_one_decode(numbered: Manifest) -> None:
 
 def test_first_batch_is_where_a_resumed_run_goes_on(shapes: Path) -> None:
     """Batch 3 of a fresh pipeline equals the first batch of one that starts there; both are deterministic."""
-    from tgmae.sampling import ClipSampler
-
     manifest = read_manifest(shapes)
     data = DataConfig(manifest=shapes, stride=2, num_workers=2)
     plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=4, seed=3)
@@ -169,6 +170,51 @@ def test_first_batch_is_where_a_resumed_run_goes_on(shapes: Path) -> None:
     assert again.requests == batches[3].requests == plan(3)
     assert torch.equal(again.frames, batches[3].frames)
     assert not torch.equal(batches[0].frames, batches[1].frames)
+
+
+def test_repeat_of_turned_videos(numbered: Manifest) -> None:
+    """data.repeat with rotated videos of either kind of decoding, one clip flipped and one not."""
+    rows = [row for row in range(len(numbered)) if numbered[row].rotation]
+    assert {numbered[row].codec for row in rows} == {"h264", "vp9"}
+    requests = [
+        request(numbered, row, tuple(range(0, 24, 3)), crop=CropBox(x=x, y=11, width=90, height=80), flip=x > 0)
+        for row in rows
+        for x in (0, 31)
+    ]
+    fast, slow = both(numbered, tuple(requests), repeat=2)
+    for clip, other, wanted in zip(fast, slow, requests, strict=True):
+        assert (clip.float() - other.float()).abs().mean() < MEAN_TOLERANCE, wanted
+
+
+def test_batches_stay_as_they_were(shapes: Path) -> None:
+    """The loader holds one batch while the next ones are made, and pictures are drawn after the pipeline is closed."""
+    manifest = read_manifest(shapes)
+    data = DataConfig(manifest=shapes, stride=2, num_workers=1)
+    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=4, seed=3)
+    pipeline = DaliPipeline(manifest, plan, data, SIZE)
+    try:
+        held = [pipeline.next_batch().frames for _ in range(3)]
+        copies = [frames.clone() for frames in held]
+        for _ in range(8):
+            pipeline.next_batch()
+    finally:
+        pipeline.close()
+    assert all(torch.equal(frames, copy) for frames, copy in zip(held, copies, strict=True))
+    held[0].fill_(0)  # nobody else's memory: the others keep what they hold
+    assert all(torch.equal(frames, copy) for frames, copy in zip(held[1:], copies[1:], strict=True))
+
+
+def test_workers_plan_their_own_decode_only(shapes: Path) -> None:
+    """With a plan that knows its units, and with one that does not, a worker gets the same clip."""
+    manifest = read_manifest(shapes)
+    data = DataConfig(manifest=shapes, stride=2, repeat=2, flip=True)
+    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=6, seed=3)
+    whole: BatchPlan = lambda batch: plan(batch)  # noqa: E731
+    for unit in range(3):
+        sample = SampleInfo(0, unit, 0, 0)
+        first, second = (ClipSource(manifest, p, SIZE, 2, 5, "cpu", frozenset())(sample) for p in (plan, whole))
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        assert first[1].tolist() == list(plan(5)[2 * unit].frames)
 
 
 class TestBrokenFiles:

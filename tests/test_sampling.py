@@ -66,6 +66,18 @@ def test_requests_depend_on_the_place_in_the_stream_not_on_rank_or_batch_size() 
     assert [r for batch in range(6) for sampler in ranks for r in sampler(batch)] == whole
 
 
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_a_batch_is_its_units(repeat: int) -> None:
+    """What a worker plans for one decode is what the batch has there, in any order and without the rest."""
+    for rank in range(2):
+        sampler = make_sampler(7, DataConfig(repeat=repeat, flip=True), batch_size=4 * repeat, rank=rank, world_size=2)
+        alone = make_sampler(7, DataConfig(repeat=repeat, flip=True), batch_size=4 * repeat, rank=rank, world_size=2)
+        for batch in (5, 0, 2):
+            units = {unit: alone.unit(batch, unit) for unit in (3, 0, 2, 1)}
+            assert sampler(batch) == tuple(request for unit in range(4) for request in units[unit])
+            assert all(len(unit) == repeat for unit in units.values())
+
+
 # Epochs
 
 

@@ -49,16 +49,12 @@ class ClipSampler:
 
     def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
         """The requests of a batch; those that share a decode stand next to each other."""
-        units = self.batch_size // self.data.repeat
-        first = (batch * self.world_size + self.rank) * units
-        requests: list[ClipRequest] = []
-        for number in range(first, first + units):
-            epoch, place = divmod(number, len(self.manifest))
-            requests.extend(self._requests(epoch, place))
-        return tuple(requests)
+        return tuple(request for unit in range(self._units) for request in self.unit(batch, unit))
 
-    def _requests(self, epoch: int, place: int) -> list[ClipRequest]:
-        """The `repeat` requests of the video at one place of an epoch's order."""
+    def unit(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
+        """The `repeat` requests of a batch that share its decode number `unit`."""
+        number = (batch * self.world_size + self.rank) * self._units + unit
+        epoch, place = divmod(number, len(self.manifest))
         row = int(self._epoch_order(epoch)[place])
         video = self.manifest[row]
         frames = sample_frames(_generator(self.seed, _FRAMES, epoch, place), video, self.data, self.num_frames)
@@ -78,7 +74,11 @@ class ClipSampler:
                     mask_seed=int(generator.integers(2**63)),
                 )
             )
-        return requests
+        return tuple(requests)
+
+    @property
+    def _units(self) -> int:
+        return self.batch_size // self.data.repeat
 
     def _sample_caption(self, generator: Generator, video: Video) -> int:
         drawn = int(generator.integers(max(len(video.captions), 1)))

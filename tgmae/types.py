@@ -7,10 +7,9 @@ Dimensions: B clips, T frames, H W pixels, S slots, N patches a slot, V visible 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 # Decode workers import this module and hold no tensor: they do without torch (1.5 s and 300 MB each).
 if TYPE_CHECKING:
@@ -72,8 +71,19 @@ class ClipRequest:
         return f"epoch {self.epoch} position {self.position} row {self.row}"
 
 
-# The requests of one batch, by batch number. Requests that share a decode stand next to each other.
-BatchPlan = Callable[[int], tuple[ClipRequest, ...]]
+class BatchPlan(Protocol):
+    """The requests of one batch, by batch number. Requests that share a decode stand next to each other."""
+
+    def __call__(self, batch: int, /) -> tuple[ClipRequest, ...]: ...
+
+
+@runtime_checkable
+class UnitPlan(BatchPlan, Protocol):
+    """A `BatchPlan` that also plans a single decode of a batch, for workers that need no more of it."""
+
+    def unit(self, batch: int, unit: int, /) -> tuple[ClipRequest, ...]:
+        """The requests that share decode number `unit` of the batch."""
+        ...
 
 
 class VideoTable(Protocol):

@@ -48,7 +48,7 @@ def backends() -> dict[str, str]:
     """Each choice a run can make: "yes", perhaps with what it covers, or "no" and the reason."""
     found = {"pipeline pyav": "yes", "attention sdpa": "yes", "engine torch": "yes"}
     try:
-        from dali_pipelines.clips import NATIVE_CODECS
+        from dali_pipelines.source import NATIVE_CODECS
 
         found["pipeline dali, cpu"] = (
             f"yes; decodes {', '.join(sorted(NATIVE_CODECS['cpu']))} itself, the rest with PyAV"

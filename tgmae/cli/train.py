@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import tyro
 
 from tgmae.config import DEMO_MANIFEST, TrainConfig
 from tgmae.presets import PRESETS
-from tgmae.train import TrainResult, train
+
+if TYPE_CHECKING:  # decode workers import this module anew, and do without torch
+    from tgmae.train import TrainResult
 
 
 def parse(arguments: list[str]) -> TrainConfig:
@@ -43,6 +46,8 @@ def run(config: TrainConfig) -> TrainResult:
         from tgmae.cli.data import Shapes
 
         Shapes(out=DEMO_MANIFEST.parent).run()
+    from tgmae.train import train
+
     return train(config)
 
 
