@@ -1,11 +1,14 @@
 # make train   set up .venv, make the demo data set, train on it; ARGS="ssv2 --epochs 200" trains something else
 # make test    set up .venv, then lint, types and tests
 # make gpu     GPU tests only; a missing GPU fails instead of skipping
+# make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and a picture of them
 # make tiny-clip   train the demo's own CLIP anew into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
 #
 # PYTHON=python3 uses that interpreter as it is and installs nothing, for machines without a network.
 
 VENV := .venv
+# As the console scripts do (tgmae/cli/__init__.py).
+export OMP_WAIT_POLICY ?= PASSIVE
 ifdef PYTHON
   SETUP :=
 else
@@ -14,7 +17,7 @@ else
 endif
 ARGS ?=
 
-.PHONY: train test lint types gpu tiny-clip clean
+.PHONY: train test lint types gpu bench tiny-clip clean
 
 train: $(SETUP)
 	$(PYTHON) -m tgmae.cli.train $(ARGS) --pipeline dali
@@ -35,6 +38,15 @@ types: $(SETUP)
 
 gpu: $(SETUP)
 	TGMAE_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu $(ARGS)
+
+# A part that fails does not keep the others from running.
+bench: $(SETUP)
+	@failed=""; \
+	for name in decode loader masks kernels step train; do \
+	  $(PYTHON) -m bench.$$name || failed="$$failed $$name"; \
+	done; \
+	$(PYTHON) -m tgmae.cli.viz bench || failed="$$failed picture"; \
+	[ -z "$$failed" ] || { echo "make bench: failed:$$failed"; exit 1; }
 
 tiny-clip: $(SETUP)
 	$(PYTHON) -m tgmae.shapes.tiny_clip $(ARGS)

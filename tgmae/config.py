@@ -273,6 +273,7 @@ class TrainConfig(InputConfig):
     max_steps: int | None = None  # stop after so many optimiser steps; the schedule still spans `epochs`
     batch_size: int = 2048  # clips an optimiser step, over all processes
     device_batch_size: int = 64  # clips a forward pass on one process; the rest is gradient accumulation
+    compile: bool = False  # torch.compile the transformer blocks: minutes at the start, needs a C++ compiler
     profile: int = 0  # steps to profile, after ten of warm-up, into run_dir/profile; docs/profiling.md
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,18 @@ class World:
 
     def mean(self, value: float) -> float:
         """Mean over all processes; every process must call it."""
-        if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total) / self.size
+        return float(self._sum([value])[0]) / self.size
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; every process must call it."""
-        return self.mean(float(flag)) > 0
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is up in any process; every process must call it."""
+        return tuple(bool(count) for count in self._sum(flags))
+
+    def _sum(self, values: Sequence[float]) -> Tensor:
+        """On the CPU, so that no GPU has to wait."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
 
     def union(self, numbers: set[int]) -> set[int]:
         """All processes' numbers together; every process must call it."""
@@ -57,7 +62,7 @@ def start(device: Literal["auto", "cuda", "cpu"]) -> World:
     chosen = choose_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     return World(rank=int(os.environ.get("RANK", "0")), size=size, device=chosen)
 
 

@@ -11,7 +11,7 @@ from tgmae.distributed import World
 from tgmae.loader import Loader
 from tgmae.manifest import Manifest
 from tgmae.model import VideoMAE
-from tgmae.types import ClipRequest
+from tgmae.readback import StepRecord
 
 
 def describe_run(
@@ -34,7 +34,8 @@ def describe_run(
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
         f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
         f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
-        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}\n"
+        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}"
+        f"{', compiled blocks' if config.compile else ''}\n"
         f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
@@ -55,17 +56,15 @@ def _describe_mask(config: TrainConfig) -> str:
     return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
 
 
-def describe_bad_loss(
-    losses: list[float], norm: float, step: int, requests: list[ClipRequest], manifest: Manifest, checkpoints: Path
-) -> str:
+def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -> str:
     """Names the clips of the forward passes that went wrong; of the whole step where only the gradient did."""
-    size = len(requests) // len(losses)
+    losses, size = seen.losses, len(seen.requests) // len(seen.losses)
     bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
-    clips = [request for number in bad for request in requests[number * size : (number + 1) * size]]
+    clips = [request for number in bad for request in seen.requests[number * size : (number + 1) * size]]
     newest = newest_checkpoint(checkpoints)
     return (
-        f"loss is {sum(losses) / len(losses)} and the gradient's norm {norm} at step {step + 1}; the weights were not "
-        f"updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
+        f"loss is {sum(losses) / len(losses)} and the gradient's norm {seen.grad_norm} at step {seen.step}; the "
+        f"weights were not updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
         + "\n".join(f"  {request}  {manifest[request.row].path}" for request in clips)
     )
 

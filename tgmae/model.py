@@ -94,6 +94,11 @@ class VideoMAE(nn.Module):
         loss = masked_mse(prediction, frames, plan.masked, self.config.patch_size, self.config.tubelet_size)
         return loss, prediction
 
+    def compile_blocks(self) -> None:
+        """Let torch.compile fuse what it can inside each block; all blocks of one width share one compilation."""
+        for block in [*self.encoder, *self.decoder]:
+            block.compile(dynamic=False)
+
     def encode(self, frames: Tensor, visible: Tensor) -> Tensor:
         """uint8 frames [B, T, H, W, 3], token numbers int32 [B, V] → features [B, V, D]."""
         self._check_frames(frames)

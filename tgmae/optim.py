@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tgmae.config import OptimConfig
 
@@ -17,8 +17,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     plain = [p for name, p in named if p.dim() < 2 or name.endswith("mask_token")]
     matrices = [p for name, p in named if not (p.dim() < 2 or name.endswith("mask_token"))]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    on_cuda = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=on_cuda)
+    return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=True)
+
+
+def step_if_finite(optimizer: torch.optim.AdamW, grad_norm: Tensor) -> None:
+    """An optimiser step that changes nothing, moments included, where the gradients' norm is not a finite number.
+
+    Decided on the device, so the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for
+    torch's GradScaler.
+    """
+    optimizer.found_inf = grad_norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,10 @@ from tgmae.manifest import Manifest, read_manifest
 from tgmae.messages import describe_bad_loss, describe_run, describe_skipped
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
-from tgmae.optim import Schedule, make_optimizer
+from tgmae.optim import Schedule, make_optimizer, step_if_finite
 from tgmae.profiling import StepProfiler
 from tgmae.ranges import named_range
+from tgmae.readback import Readback
 from tgmae.scoring.captions import require_captions
 from tgmae.scoring.choose import make_scorer
 from tgmae.stages import StageClock
@@ -83,6 +84,8 @@ def train(config: TrainConfig) -> TrainResult:
     start, resume_notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
     notes += resume_notes
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
+    if config.compile:
+        model.compile_blocks()
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
     say(describe_run(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
@@ -106,11 +109,20 @@ def train(config: TrainConfig) -> TrainResult:
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
     window, clock = Throughput(), StageClock(world.device)
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
-    loss_mean, step, saved_step = math.nan, start, start
+    readback, loss_mean, grad_norm, step, saved_step = Readback(world.device), math.nan, math.nan, start, start
     skipped: set[int] = set()  # manifest rows that could not be read, over all processes
+
+    def read_losses(wait: bool) -> None:
+        nonlocal grad_norm
+        for seen in readback.pop(wait):
+            if not seen.is_finite:
+                raise ValueError(describe_bad_loss(seen, manifest, checkpoints))
+            window.count(config.batch_size, sum(seen.losses) / accumulation)
+            grad_norm = seen.grad_norm
 
     def save() -> None:
         nonlocal saved_step
+        read_losses(wait=True)
         if world.is_main and step > saved_step:
             save_checkpoint(checkpoints, step, model, optimizer, config, manifest.fingerprint)
             prune_checkpoints(checkpoints, config.log.keep_checkpoints)
@@ -123,7 +135,7 @@ def train(config: TrainConfig) -> TrainResult:
                 rate = schedule.rate(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                losses: list[float] = []
+                losses: list[torch.Tensor] = []
                 requests: list[ClipRequest] = []
                 for micro in range(accumulation):
                     try:
@@ -138,29 +150,29 @@ def train(config: TrainConfig) -> TrainResult:
                         loss, prediction = step_model(batch.clips.frames, batch.plan)
                     with clock("backward"):
                         (loss / accumulation).backward()
-                    losses.append(loss.item())
+                    losses.append(loss)
                     requests.extend(batch.clips.requests)
-                # The norm is of all processes' gradients, so that all of them stop here or none.
-                norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf))
-                if not math.isfinite(sum(losses) + norm):
-                    raise ValueError(describe_bad_loss(losses, norm, step, requests, manifest, checkpoints))
                 with clock("optimizer"):
-                    optimizer.step()
+                    # The norm is of all processes' gradients, so that all of them skip a step or none.
+                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
+                    step_if_finite(optimizer, norm)
                     optimizer.zero_grad(set_to_none=True)
                 step += 1
                 profiler.step()
-                window.count(config.batch_size, sum(losses) / accumulation)
                 bar.update()
+                readback.push(step, losses, norm, requests)
+                read_losses(wait=False)
 
-                if world.any(not skipped.issuperset(loader.skipped)):
+                found_skipped, stopping = world.any(not skipped.issuperset(loader.skipped), stop.requested)
+                if found_skipped:
                     skipped = world.union(set(loader.skipped))
-                stopping = world.any(stop.requested)
                 if step % config.log.metrics_every == 0 or step == last_step or stopping:
+                    read_losses(wait=True)
                     report = {
                         "epoch": step / steps_per_epoch,
                         **window.report(loader.waited_s, loader.clock.totals() | clock.totals()),
                         "learning_rate": rate,
-                        "grad_norm": norm,
+                        "grad_norm": grad_norm,
                         "skipped_videos": len(skipped),
                     }
                     report["loss"] = loss_mean = world.mean(report["loss"])

@@ -1,0 +1,111 @@
+"""What the benchmarks of masks and of training run on: videos with motion vectors and score maps, and the scorers.
+
+All of it is made where it is missing, by the functions behind `tgmae-data shapes`, `motion` and `scores`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import open_clip
+import torch
+
+from engines.clip import Clip, fingerprint
+from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.masking import Scorer
+from tgmae.scoring.build_maps import build_scores
+from tgmae.scoring.build_motion import build_motion
+from tgmae.scoring.captions import require_captions
+from tgmae.scoring.choose import make_scorer
+from tgmae.scoring.text_scorer import TextScorer
+from tgmae.workers import count_cores
+
+Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+ALL_STRATEGIES = (
+    "random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached",
+)  # fmt: skip
+_LARGE_CLIP = "ViT-B-32-quickgelu"
+_EVERY = 2  # video frames between two score maps: the default of `tgmae-data scores`
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A manifest whose videos all have captions, and what masks need beside it."""
+
+    manifest: Manifest
+    motion: Path  # folder of motion vectors
+    scores: Path  # folder of score maps
+    cache: Path  # caption embeddings, graphs and plans
+
+
+def prepare(
+    work_dir: Path, manifest_path: Path, model: ModelConfig, device: torch.device, first: int | None = None
+) -> Videos:
+    """Make below `work_dir` what is not there yet for clips of the model's size.
+
+    first  take so many of the manifest's videos, where no more are needed
+
+    The maps are those of scorer dense with the tiny CLIP, the quickest to make: what reading maps costs does not depend
+    on how they were made.
+    """
+    if manifest_path == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
+        from tgmae.cli.data import Shapes
+
+        Shapes(out=DEMO_MANIFEST.parent).run()
+    manifest, note = require_captions(read_manifest(manifest_path), "label")
+    if note:
+        print(note)
+    path = manifest_path.resolve()
+    folder = work_dir / (path.parent.name if path.stem == "manifest" else path.stem)
+    if first is not None:
+        manifest, folder = Manifest(manifest.table.slice(0, first), manifest.root), folder / f"first-{first}"
+    cells = model.image_size // model.patch_size
+    videos = Videos(manifest, folder / "motion", folder / f"scores-{cells}", work_dir / "cache")
+    build_motion(manifest, videos.motion, count_cores())
+    build_scores(
+        manifest, videos.scores, _tiny_clip(videos, "torch"), MaskConfig(scorer="dense"), cells=cells,
+        patch_size=model.patch_size, every=_EVERY, device=device, num_workers=count_cores(),
+    )  # fmt: skip
+    return videos
+
+
+def choose_mask(
+    strategy: str, preset: MaskConfig, videos: Videos, ratio: float, student: Path | None = None
+) -> MaskConfig:
+    """What `tgm patch`, `tgm dense`, `tgm cached`, `tgm student`, `mgm`, `mgm_box`, `mgmae`, `random` or `tube` means.
+
+    Raises ValueError for another name.
+    """
+    kind, _, scorer = strategy.partition(" ")
+    if strategy not in ALL_STRATEGIES:
+        raise ValueError(f"no mask strategy {strategy!r} (there are: {', '.join(ALL_STRATEGIES)})")
+    files = {"motion": videos.motion, "scores": videos.scores, "student": student}
+    return replace(preset, kind=kind, scorer=scorer or "patch", ratio=ratio, **files)  # type: ignore[arg-type]
+
+
+def make_strategy(
+    config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: Clip | None = None
+) -> Scorer:
+    """The scorer of `config.mask`; text-guided with the tiny CLIP, or with `clip` where one is given."""
+    config = replace(config, clip=_tiny_clip(videos, engine))
+    if clip is not None and config.mask.kind == "tgm" and config.mask.scorer in ("patch", "dense"):
+        large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
+        return TextScorer(large, videos.manifest, device, clip)
+    return make_scorer(config, videos.manifest, device)
+
+
+def make_random_clip() -> Clip:
+    """CLIP ViT-B/32 with random weights: what scoring costs does not depend on them, and nothing is downloaded."""
+    torch.manual_seed(0)
+    model = open_clip.create_model(_LARGE_CLIP, pretrained=None).eval().requires_grad_(False)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as OpenAI's
+    tokenizer = open_clip.get_tokenizer(_LARGE_CLIP)
+    name = fingerprint(model.state_dict(), "random")
+    return Clip(model=model, tokenizer=tokenizer, mean=mean, std=std, fingerprint=name)
+
+
+def _tiny_clip(videos: Videos, engine: Engine) -> ClipConfig:
+    return ClipConfig(model="shapes", engine=engine, cache_dir=videos.cache)

@@ -1,0 +1,170 @@
+"""What does a mask cost, by strategy and scorer, beside the training step it is for?
+
+    python -m bench.masks [MANIFEST] [--student FILE] [--rounds 3] [--engine tensorrt]
+
+Takes about a minute on two idle cores. Writes bench/results/masks.<cpu or GPU>.json.
+
+Rows are milliseconds a clip, clips in memory: the scores of a batch and the top-k of each slot, timed one after the
+other and added. "of limit" is the arithmetic of CLIP by that time, as a share of what the fastest large matrix product
+reaches in the same rounds. Motion vectors and score maps are read from disk, after the first time from the page cache.
+They are made below --work-dir where they are missing, and the demo data set too.
+
+Tables: the demo's clips (8×96², its tiny CLIP) and clips of production size (16×224²). There CLIP is ViT-B/32 with
+random weights, which cost what others cost; a CPU leaves those scorers out. --student is one of the tiny CLIP's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import tyro
+
+from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.report import Row, Table, measure, write_report
+from bench.step import MATMUL, Case, Trainer, matmul_ceiling
+from engines.clip import load_clip
+from tgmae.attention import choose_attention
+from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, TrainConfig
+from tgmae.distributed import choose_device
+from tgmae.masking import Scorer, plan_masks
+from tgmae.presets import PRESETS
+from tgmae.scoring.agreement import count_gflop, load_clips
+from tgmae.types import ClipBatch
+
+STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm cached")
+WITH_CLIP = ("tgm patch", "tgm dense", "tgm student")
+STEP = "training step"
+_BATCHES = 2  # taken in turn
+
+
+@dataclass(frozen=True)
+class Options:
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    work_dir: Path = Path("data/bench")  # motion vectors, score maps and caches
+    rounds: int = 3
+    seconds: float = 0.3  # of scoring in a round, and as much of top-k; at least one batch
+    ratio: float = 0.6
+    batch: int | None = None  # clips; by default 16 of the demo's, and of production size 8 on a CPU, 64 on CUDA
+    student: Path | None = None
+    engine: Engine = "torch"  # that runs CLIP
+    large: bool = True  # --no-large measures the demo's size only
+
+
+@dataclass
+class Strategy:
+    """One row: scores and masks of batches that are in memory."""
+
+    config: InputConfig
+    scorer: Scorer
+    batches: Sequence[ClipBatch]
+    seconds: float
+    gflop: float | None  # of CLIP for a clip
+    score_ms: list[float] = field(default_factory=list)  # a clip, by round
+    topk_ms: list[float] = field(default_factory=list)
+
+    def run(self) -> float:
+        """Milliseconds a clip."""
+        scores = [self.scorer(clips) for clips in self.batches]
+        masks = [partial(plan_masks, self.config.mask, self.config.model, x) for x in scores]
+        self.score_ms.append(self._time([partial(self.scorer, clips) for clips in self.batches]))
+        self.topk_ms.append(self._time(masks))
+        return self.score_ms[-1] + self.topk_ms[-1]
+
+    def _time(self, work: Sequence[Callable[[], object]]) -> float:
+        """Milliseconds a clip of work on a batch, done again and again; the first time is not counted."""
+        device = self.batches[0].frames.device
+        work[0]()
+        started, count = _now(device), 0
+        while not count or time.perf_counter() - started < self.seconds:
+            work[count % len(work)]()
+            count += 1
+        return (_now(device) - started) * 1000 / count / len(self.batches[0].requests)
+
+    def facts(self, limit: float) -> dict[str, float | str]:
+        score, topk = median(self.score_ms), median(self.topk_ms)
+        found: dict[str, float | str] = {"clips/s": 1000 / (score + topk), "score ms": score, "top-k ms": topk}
+        if self.gflop is not None:
+            found |= {"GFLOP a clip": self.gflop, "of limit": self.gflop / score / limit}
+        return found
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked for is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure_size(
+    title: str, preset: TrainConfig, names: Sequence[str], batch: int, options: Options, device: torch.device
+) -> Table:
+    """The table of one clip size."""
+    is_demo, on_cuda = preset.clip.model == "shapes", device.type == "cuda"
+    # Large score maps of all videos take a CPU minutes.
+    first = None if is_demo or on_cuda else _BATCHES * batch
+    videos = prepare(options.work_dir, options.manifest, preset.model, device, first)
+    clip = load_clip(ClipConfig(model="shapes")) if is_demo else None
+    if clip is None and set(names) & set(WITH_CLIP):
+        clip = make_random_clip()
+    seen = InputConfig(model=preset.model, data=preset.data, mask=MaskConfig(kind="tube"))
+    batches = load_clips(seen, videos.manifest, _BATCHES * batch, batch, device)
+    strategies = {}
+    for name in names:
+        config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio, options.student))
+        scorer = make_strategy(config, videos, device, options.engine, None if is_demo else clip)
+        gflop = count_gflop(clip, preset.model, config.mask) if clip and name in WITH_CLIP else None
+        strategies[name] = Strategy(config, scorer, batches, options.seconds, gflop)
+    work: dict[str, Callable[[], float]] = {name: strategy.run for name, strategy in strategies.items()}
+    if is_demo or on_cuda:  # a CPU takes seconds for a step of the large network: bench.step has it
+        attention = choose_attention("auto", device)
+        case = Case(preset, batch, options.ratio, attention, steps=5 if on_cuda else 2, warmup=2 if on_cuda else 1)
+        trainer = Trainer(preset, batch, device)
+
+        def step() -> float:
+            trainer.run(case)
+            return case.milliseconds[-1] / batch
+
+        work[STEP] = step
+    work[MATMUL] = partial(matmul_ceiling, device)
+    found = measure(work, options.rounds, title)
+    limit = median(found.pop(MATMUL))
+    facts = {name: strategy.facts(limit) for name, strategy in strategies.items()}
+    rows = [Row(name, values, facts.get(name, {"clips/s": 1000 / median(values)})) for name, values in found.items()]
+    weights = "the tiny CLIP" if is_demo else "CLIP ViT-B/32 with random weights"
+    note = f"tgm scores with {weights}; " * (clip is not None) + f"the fastest matrix product: {limit:.3g} TFLOP/s"
+    return Table(f"{title}, γ {options.ratio}, batch {batch}", "ms a clip", rows, "mgm", note=note)
+
+
+def run(options: Options) -> None:
+    device = choose_device("auto")
+    demo, large = PRESETS["demo"], PRESETS["ssv2"]
+    names = [*STRATEGIES, *(["tgm student"] if options.student else [])]
+    tables = [measure_size("demo's clips, 8×96²", demo, names, options.batch or demo.batch_size, options, device)]
+    if options.large:
+        on_cuda = device.type == "cuda"
+        names = [name for name in STRATEGIES if on_cuda or name not in WITH_CLIP]
+        batch = options.batch or (64 if on_cuda else 8)
+        tables.append(measure_size("16×224²", large, names, batch, options, device))
+    headline = {}
+    for table in tables:
+        costs = {row.name: median(row.values) for row in table.rows}
+        for name in ("tgm patch", "tgm dense", "tgm cached", "mgm"):
+            if name in costs:
+                share = f", {costs[name] / costs[STEP]:.2g} training steps" if STEP in costs else ""
+                headline[f"{table.title}: {name}"] = f"{costs[name]:.3g} ms a clip{share}"
+    write_report("masks", tables, headline, device)
+
+
+def main() -> None:
+    run(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

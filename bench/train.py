@@ -1,0 +1,272 @@
+"""End to end: what do text-guided masks cost in wall clock beside motion-guided ones, and how far from the step alone?
+
+    python -m bench.train [MANIFEST] [--rounds 3] [--model vit-b] [--strategies "tgm cached" mgm] [--engine tensorrt]
+
+Takes about three minutes on two cores; on CUDA it has not run yet. Writes bench/results/train.<cpu or GPU>.json.
+
+Rows are clips/s of training: files, decoding, scores, masks and the step of train.py, in turn in every round. "ceiling"
+is that step on a batch that lies on the device, without a loader. First at one ratio, as the paper timed it (TGM 15 h,
+MGM 13 h: 1.154), then each strategy at its own. "waiting" is the share of the time in which the step waited for input;
+load, score and mask are the loader's stages, in ms a batch, beside the step; TFLOP/s counts the step's arithmetic only.
+
+CPU: the demo's network and clips (8×96², batch 16), its tiny CLIP. CUDA: ViT-B, 16×224², bfloat16, batch 64, and CLIP
+ViT-B/32 with random weights. The hours are 168,913 videos (SSv2) × 200 epochs by clips/s on one such machine, with the
+videos of the manifest, which are smaller than SSv2's; for the demo's network they are projected from one forward and
+backward of ViT-B alone. Motion vectors and score maps are made below --work-dir where they are missing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.loader import cpu_seconds
+from bench.report import Row, Table, measure, write_report
+from bench.step import Case, Trainer, count_gflop
+from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
+from kernels.topk_mask import topk_mask
+from tgmae.attention import choose_attention
+from tgmae.config import DEMO_MANIFEST, MaskConfig, TrainConfig
+from tgmae.distributed import choose_device
+from tgmae.loader import Loader, make_loader
+from tgmae.model import VideoMAE
+from tgmae.optim import make_optimizer
+from tgmae.presets import PRESETS
+from tgmae.types import MaskPlan
+from tgmae.workers import count_cores
+
+NATIVE = {"tgm patch": 0.6, "tgm dense": 0.6, "tgm cached": 0.6, "mgm": 0.75, "tube": 0.9}
+_WARM_UP, _LEAST = 2, 3  # steps: before the timed ones; timed, however slow
+_PATIENCE_S = 20.0  # with loaders that do not come to rest; how busy they are is in the report
+
+
+@dataclass(frozen=True)
+class Options:
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    work_dir: Path = Path("data/bench")  # motion vectors, score maps and caches
+    rounds: int = 3
+    steps: int | None = None  # timed in a turn; by default 10 on a CPU, 20 on CUDA
+    seconds: float = 10.0  # after which a turn ends, with fewer steps
+    ratio: float = 0.65  # of the first table
+    strategies: tuple[str, ...] = tuple(NATIVE)
+    model: Literal["auto", "demo", "vit-b"] = "auto"  # auto: vit-b on CUDA
+    batch: int | None = None  # clips; by default 16 for the demo, 64 for vit-b
+    workers: int | None = None  # of each loader; by default 2 for the demo, up to 8 for vit-b
+    decode: Literal["auto", "gpu", "cpu"] = "auto"
+    engine: Engine = "torch"  # that runs CLIP
+    project: bool = True  # --no-project leaves out the step of ViT-B that the demo's hours come from
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a strategy did with its turn."""
+
+    step_ms: float
+    waiting: float = 0.0  # share of the time
+    stage_ms: Mapping[str, float] | None = None  # a batch: load, score, mask
+
+
+class Step:
+    """Network and optimiser, and one step of train.py."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.config, self.device = config, device
+        self.model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
+        self.optimizer = make_optimizer(self.model, config.optim)
+
+    def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss, _ = self.model(frames, plan)
+        loss.backward()
+        loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
+        assert math.isfinite(float(norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class Contest:
+    """One network, and a loader for each strategy that lives through all rounds."""
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.is_demo = options.model == "demo" or (options.model == "auto" and device.type == "cpu")
+        preset = PRESETS["demo" if self.is_demo else "ssv2"]
+        batch = options.batch or (preset.device_batch_size if self.is_demo else 64)
+        workers = options.workers or min(count_cores(), 2 if self.is_demo else 8)
+        data = replace(preset.data, num_workers=workers, decode=options.decode)
+        self.config = replace(preset, data=data, batch_size=batch, device_batch_size=batch)
+        self.num_steps = options.steps or (20 if device.type == "cuda" else 10)
+        videos = prepare(options.work_dir, options.manifest, preset.model, device)
+        clip = None if self.is_demo or not {"tgm patch", "tgm dense"} & set(options.strategies) else make_random_clip()
+        self.step = Step(self.config, device)
+        self.turns: dict[tuple[str, float], list[Turn]] = {}
+        self.idle_cores: list[float] = []  # what all loaders used before each turn
+        self.loaders: dict[str, Loader] = {}
+        for name in options.strategies:
+            mask = choose_mask(name, preset.mask, videos, options.ratio)
+            config = replace(self.config, mask=mask)
+            scorer = make_strategy(config, videos, device, options.engine, clip)
+            self.loaders[name] = make_loader(config, videos.manifest, scorer, 0, device)
+        self.frames = self.loaders[options.strategies[0]].next_batch().clips.frames.clone()
+
+    def run(self, name: str, ratio: float) -> float:
+        """A turn of a strategy or of the ceiling: clips/s."""
+        self._settle()
+        turn, rate = self._run_ceiling(ratio) if name == CEILING else self._run_strategy(self.loaders[name], ratio)
+        self.turns.setdefault((name, ratio), []).append(turn)
+        return rate
+
+    def _run_strategy(self, loader: Loader, ratio: float) -> tuple[Turn, float]:
+        # Nothing is under way now, and what lies ready was made with the ratio of the turn before.
+        loader.mask = replace(loader.mask, ratio=ratio)
+        # While others had their turn this loader filled its queues: a batch of its own, two of DALI's and those of the
+        # workers. They would come for nothing, so they are thrown away. One that has to be waited for this long is
+        # slower than the step, and what lies before its scorer does not matter.
+        started = time.perf_counter()
+        for _ in range(self.config.data.prefetch + 3):
+            loader.next_batch()
+            if time.perf_counter() - started > self.options.seconds / 4:
+                break
+
+        def step() -> None:
+            batch = loader.next_batch()
+            self.step(batch.clips.frames, batch.plan)
+
+        for _ in range(_WARM_UP):
+            step()
+        waited, stages = loader.waited_s, loader.clock.totals()
+        seconds, count = self._time(step)
+        turn = Turn(
+            step_ms=1000 * seconds / count,
+            waiting=(loader.waited_s - waited) / seconds,
+            stage_ms={
+                name: 1000 * (now - stages.get(name, 0.0)) / count for name, now in loader.clock.totals().items()
+            },
+        )
+        return turn, len(self.frames) * count / seconds
+
+    def _run_ceiling(self, ratio: float) -> tuple[Turn, float]:
+        model = self.config.model
+        scores = torch.rand(len(self.frames), model.num_slots, model.patches_per_slot, device=self.device)
+        visible, masked = topk_mask(scores, MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot))
+        plan = MaskPlan(visible=visible, masked=masked)
+        for _ in range(_WARM_UP):
+            self.step(self.frames, plan)
+        seconds, count = self._time(lambda: self.step(self.frames, plan))
+        return Turn(1000 * seconds / count), len(self.frames) * count / seconds
+
+    def _time(self, step: Callable[[], None]) -> tuple[float, int]:
+        """Seconds, and the number of steps done in them."""
+        started, count = self._now(), 0
+        while count < self.num_steps:
+            step()
+            count += 1
+            if count >= _LEAST and time.perf_counter() - started > self.options.seconds:
+                break
+        return self._now() - started, count
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _settle(self) -> None:
+        """Wait until the loaders have filled their queues, so that they take nothing from the next turn."""
+        started = self._now()
+        while True:
+            begin, used = self._now(), cpu_seconds()
+            time.sleep(0.2)
+            cores = (cpu_seconds() - used) / (self._now() - begin)
+            # A worker's clock ticks in hundredths of a second.
+            if cores < 0.15 or time.perf_counter() - started > _PATIENCE_S:
+                self.idle_cores.append(cores)
+                return
+
+    def table(self, title: str, rates: Mapping[tuple[str, float], Sequence[float]], same_ratio: bool) -> Table:
+        """Rows of strategies and ratios, each with its share of the ceiling at that ratio."""
+        rows = []
+        for (name, ratio), values in rates.items():
+            turns = self.turns[name, ratio]
+            facts: dict[str, float | str] = {"ms a step": median(turn.step_ms for turn in turns)}
+            if name != CEILING:
+                facts["waiting"] = median(turn.waiting for turn in turns)
+                facts["of ceiling"] = median(ratios(values, rates[CEILING, ratio]))
+                stages = [turn.stage_ms for turn in turns if turn.stage_ms]
+                facts |= {f"{stage} ms": median(ms[stage] for ms in stages) for stage in ("load", "score", "mask")}
+            facts["TFLOP/s"] = median(values) * count_gflop(self.config.model, ratio) / 1000
+            rows.append(Row(name if same_ratio else f"{name}, γ {ratio}", values, facts))
+        limit = median(rates[CEILING, self.options.ratio]) if same_ratio else None
+        clip = "the tiny CLIP" if self.is_demo else "CLIP ViT-B/32, random weights"
+        note = (
+            f"batch {len(self.frames)}; scored with {clip}; all loaders idle used {median(self.idle_cores):.2f} cores"
+        )
+        return Table(title, "clips/s", rows, "mgm" if same_ratio else f"mgm, γ {NATIVE['mgm']}", limit, note)
+
+    def close(self) -> None:
+        for loader in self.loaders.values():
+            loader.close()
+
+
+def project_clips_per_s(device: torch.device, ratio: float) -> float:
+    """ViT-B's forward and backward alone, once: clips/s."""
+    batch = 64 if device.type == "cuda" else 1
+    case = Case(PRESETS["ssv2"], batch, ratio, choose_attention("auto", device), steps=1, warmup=1)
+    Trainer(PRESETS["ssv2"], batch, device).run(case)
+    share = sum(case.shares[stage][0] for stage in ("forward", "backward"))
+    return batch / (case.milliseconds[0] / 1000 * share)
+
+
+def run(options: Options) -> None:
+    if "mgm" not in options.strategies or set(options.strategies) - set(NATIVE):
+        raise ValueError(
+            f"--strategies takes mgm and others of {', '.join(NATIVE)}; got {', '.join(options.strategies)}"
+        )
+    device = choose_device("auto")
+    contest = Contest(options, device)
+    equal = [(name, options.ratio) for name in (*options.strategies, CEILING)]
+    native = [(name, NATIVE[name]) for name in options.strategies]
+    native += [(CEILING, ratio) for ratio in sorted({ratio for _, ratio in native})]
+    turns = dict.fromkeys([*equal, *native])  # once, where a strategy's own ratio is that of the first table
+    try:
+        work = {f"{name}, γ {ratio}": partial(contest.run, name, ratio) for name, ratio in turns}
+        found = measure(work, options.rounds, "clips/s")
+    finally:
+        contest.close()
+    rates = {(name, ratio): found[f"{name}, γ {ratio}"] for name, ratio in turns}
+    network = "the demo's network, 8×96²" if contest.is_demo else "ViT-B, 16×224²"
+    tables = [
+        contest.table(f"training, {network}, γ {options.ratio}", {key: rates[key] for key in equal}, same_ratio=True),
+        contest.table(f"training, {network}, own ratios", {key: rates[key] for key in native}, same_ratio=False),
+    ]
+    headline, results = summarise(rates, equal, native, with_hours=not contest.is_demo)
+    if contest.is_demo and options.project:
+        rate = project_clips_per_s(device, options.ratio)
+        results["projected_hours"] = {"ViT-B, forward and backward alone": ssv2_hours(rate)}
+        headline["SSv2, 200 epochs, projected"] = (
+            f"{ssv2_hours(rate):,.0f} h of ViT-B's forward and backward alone, measured once at γ {options.ratio} "
+            f"({1 / rate:.3g} s a clip), without loader and optimiser"
+        )
+    results["idle_cores"] = contest.idle_cores
+    write_report("train", tables, headline, device, results)
+
+
+def main() -> None:
+    run(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
