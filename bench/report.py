@@ -104,6 +104,24 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
 
 
+def markdown(table: Mapping[str, Any]) -> str:
+    """A table of a report (`Table.to_dict`) for a Markdown page."""
+    rows, known = table["rows"], {"name", "median", "low", "high", "values", "ratio"}
+    facts = list(dict.fromkeys(name for row in rows for name in row if name not in known))
+    base = next((f"× {row['ratio']['to']}" for row in rows if "ratio" in row), None)
+    headings = ["", f"{table['unit']} (lowest to highest)", *([base] if base else []), *facts]
+    lines = [f"**{table['title']}**", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for row in rows:
+        cells = [row["name"], f"{_number(row['median'])} ({_number(row['low'])} to {_number(row['high'])})"]
+        if base:
+            cells.append(f"{row['ratio']['median']:.2f}")
+        cells += [fact if isinstance(fact := row.get(name, ""), str) else _number(fact) for name in facts]
+        lines.append(f"| {' | '.join(cells)} |")
+    if table["limit"] is not None:
+        lines += ["", f"Limit: {_number(table['limit'])} {table['unit']}."]
+    return "\n".join([*lines, *(["", table["note"]] if table["note"] else []), ""])
+
+
 def _number(value: float) -> str:
     """Three figures, thousands apart."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

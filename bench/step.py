@@ -5,7 +5,7 @@
 Takes about a minute. Writes bench/results/step.<cpu or GPU>.json.
 
 The batch (random frames and masks) lies on the device; a step is what train.py does with it: forward and loss,
-backward, gradient norm, AdamW, zero_grad, and the two numbers it reads back (norm and reading are in no stage's share);
+backward, then gradient norm, AdamW and zero_grad (the stage optimizer), and the two numbers it reads back a step later;
 bfloat16 autocast on CUDA, float32 on a CPU. Rows are in TFLOP/s: a clip's matrix products, counted in the forward pass
 and taken three times for forward and backward, by the time of the step. `limit` is the fastest large matrix product of
 that precision in the same rounds; "of peak" the share of the data sheet's figure (model FLOP utilisation), where known.
@@ -37,8 +37,9 @@ from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
 from tgmae.distributed import choose_device
 from tgmae.model import Attention, VideoMAE
-from tgmae.optim import make_optimizer
+from tgmae.optim import make_optimizer, step_if_finite
 from tgmae.presets import PRESETS
+from tgmae.readback import Readback
 from tgmae.types import MaskPlan
 
 # Dense bfloat16 TFLOP/s without sparsity, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
@@ -107,7 +108,7 @@ class Trainer:
         self.preset, self.device, config = preset, device, preset.model
         torch.manual_seed(0)
         self.model = VideoMAE(config).to(device)
-        self.optimizer = make_optimizer(self.model, preset.optim)
+        self.optimizer, self.readback = make_optimizer(self.model, preset.optim), Readback(device)
         shape = (largest_batch, config.num_frames, config.image_size, config.image_size, 3)
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
@@ -145,12 +146,12 @@ class Trainer:
             loss, _ = self.model(frames, plan)
         with watch("backward"):
             loss.backward()
-        loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optim.clip_norm or math.inf)
-        assert math.isfinite(float(norm))
         with watch("optimizer"):
-            self.optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optim.clip_norm or math.inf)
+            step_if_finite(self.optimizer, norm)
             self.optimizer.zero_grad(set_to_none=True)
+        self.readback.push(0, [loss], norm, [])
+        assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 
 
 class _Stopwatch:

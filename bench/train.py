@@ -41,8 +41,9 @@ from tgmae.config import DEMO_MANIFEST, MaskConfig, TrainConfig
 from tgmae.distributed import choose_device
 from tgmae.loader import Loader, make_loader
 from tgmae.model import VideoMAE
-from tgmae.optim import make_optimizer
+from tgmae.optim import make_optimizer, step_if_finite
 from tgmae.presets import PRESETS
+from tgmae.readback import Readback
 from tgmae.types import MaskPlan
 from tgmae.workers import count_cores
 
@@ -84,18 +85,18 @@ class Step:
         torch.manual_seed(0)
         self.config, self.device = config, device
         self.model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
-        self.optimizer = make_optimizer(self.model, config.optim)
+        self.optimizer, self.readback = make_optimizer(self.model, config.optim), Readback(device)
 
     def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss, _ = self.model(frames, plan)
         loss.backward()
-        loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
-        assert math.isfinite(float(norm))
-        self.optimizer.step()
+        step_if_finite(self.optimizer, norm)
         self.optimizer.zero_grad(set_to_none=True)
+        self.readback.push(0, [loss], norm, [])
+        assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 
 
 class Contest:

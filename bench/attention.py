@@ -1,0 +1,89 @@
+"""Which operator does xformers choose, and how does it compare with torch's scaled_dot_product_attention?
+
+    python -m bench.attention [--rounds 5] [--batch 64]
+
+Forward and backward of one block's attention at the shapes of ViT-B: the encoder on the visible tokens of every mask
+ratio, the decoder on all tokens. TFLOP/s counts the two products forward and five backward; on a CPU only SDPA runs, on
+one clip in float32. Writes bench/results/attention.<cpu or GPU>.json. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import tyro
+
+from bench.report import Row, Table, measure, write_report
+from tgmae.attention import Backend, attend, choose_attention
+from tgmae.config import MaskConfig, ModelConfig
+from tgmae.distributed import choose_device
+
+
+@dataclass(frozen=True)
+class Options:
+    rounds: int = 5
+    batch: int = 64  # clips, on CUDA
+    repeats: int = 20  # in a round, on CUDA
+
+
+def make_inputs(batch: int, tokens: int, heads: int, width: int, device: torch.device) -> list[torch.Tensor]:
+    """q, k and v [B, L, H, C], in half precision on CUDA."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    shape = (batch, tokens, heads, width // heads)
+    return [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+def tflops(inputs: list[torch.Tensor], backend: Backend, repeats: int) -> float:
+    """Forward and backward of so many repeats."""
+    q, k, v = inputs
+    synchronize: Callable[[], None] = torch.cuda.synchronize if q.is_cuda else lambda: None
+    for count in (1, repeats):  # the first warms up
+        synchronize()
+        started = time.perf_counter()
+        for _ in range(count):
+            out = attend(q, k, v, backend)
+            torch.autograd.grad(out, inputs, out)
+        synchronize()
+        seconds = (time.perf_counter() - started) / count
+    batch, tokens, heads, channels = q.shape
+    return 7 * 2 * batch * heads * tokens**2 * channels / seconds / 1e12
+
+
+def chosen_operator(inputs: list[torch.Tensor]) -> str:
+    """The name of what xformers dispatches to."""
+    from xformers.ops import fmha
+
+    q, k, v = inputs
+    query = fmha.Inputs(query=q, key=k, value=v)
+    forward, backward = fmha._dispatch_fw(query, True), fmha._dispatch_bw(query, None)
+    return f"{forward.NAME}, {backward.NAME}"
+
+
+def main() -> None:
+    options, device, model = tyro.cli(Options, description=__doc__), choose_device("auto"), ModelConfig()
+    on_gpu = device.type == "cuda"
+    backends: list[Backend] = ["sdpa"]
+    if on_gpu:
+        backends.append(choose_attention("xformers", device))
+    shapes = {}
+    for ratio in (0.9, 0.75, 0.65, 0.6):
+        visible = model.num_tokens - MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
+        shapes[f"encoder, γ {ratio}: {visible} tokens"] = (visible, model.num_heads, model.width)
+    shapes[f"decoder: {model.num_tokens} tokens"] = (model.num_tokens, model.decoder_num_heads, model.decoder_width)
+    tables, operators = [], {}
+    for title, (tokens, heads, width) in shapes.items():
+        inputs = make_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
+        work = {backend: partial(tflops, inputs, backend, options.repeats if on_gpu else 1) for backend in backends}
+        rows = [Row(name, values) for name, values in measure(work, options.rounds, title).items()]
+        tables.append(Table(title, "TFLOP/s", rows, relative_to="sdpa"))
+        if on_gpu:
+            operators[title] = chosen_operator(inputs)
+    write_report("attention", tables, {"xformers chose (forward, backward)": operators} if on_gpu else None, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Qualify a GPU: its tests, then every benchmark, and one report that answers the project's questions in order.
+
+    make gpu PYTHON=python3        # or python -m bench.gpu [MANIFEST] [--only decode train] [--minutes 8]
+
+Needs no network and installs nothing. A part that fails or runs out of time is named in the report, and the others go
+on; the exit status says whether all went well. Writes bench/results/gpu.<GPU>.md and .json beside the parts' own
+reports. It has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from bench.report import RESULTS, device_name, environment, markdown
+from tgmae.config import DEMO_MANIFEST
+
+_SMI = ("utilization.gpu", "utilization.decoder", "memory.used")  # percent, percent, MiB
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, the question that it answers, and how long it may take."""
+
+    name: str
+    question: str
+    command: tuple[str, ...]
+    limit_s: float
+    reports: str = ""  # glob of what it leaves in bench/results, without the device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    part: Part
+    status: str  # ok, or what went wrong
+    seconds: float
+    tail: str  # of its output
+    utilisation: dict[str, float]  # means and maxima of what nvidia-smi saw meanwhile
+
+
+@dataclass(frozen=True)
+class Options:
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    only: tuple[str, ...] = ()  # names of parts; by default all
+    minutes: float = 8.0  # for all of them; each has a share
+
+
+def list_parts(manifest: Path) -> list[Part]:
+    """In the order of the report; the shares of time add up to 1."""
+    python, file = (sys.executable, "-m"), str(manifest)
+    return [
+        Part("tests", "Do the tests that need a GPU pass?", (*python, "pytest", "-q", "-m", "gpu"), 0.24),
+        Part(
+            "decode", "Does NVDEC decode through DALI, what, how fast, and how busy are its engines?",
+            (*python, "bench.decode", file, "--rounds", "2", "--workers", "1", "4", "16"), 0.19, "decode.*",
+        ),
+        Part(
+            "attention", "Which attention operator does xformers choose, and how does it compare with SDPA?",
+            (*python, "bench.attention"), 0.05, "attention",
+        ),
+        Part(
+            "step", "How long does a step take, and how much of the arithmetic does it use?",
+            (*python, "bench.step", "--rounds", "2"), 0.15, "step",
+        ),
+        Part(
+            "kernels", "How far is each kernel from the memory limit?", (*python, "bench.kernels", "--rounds", "3"), 0.06,
+            "kernels",
+        ),
+        Part("masks", "What does each mask cost?", (*python, "bench.masks", file, "--rounds", "2"), 0.13, "masks"),
+        Part(
+            "train", "What does TGM cost beside MGM, end to end, and how far is that from the step alone?",
+            (*python, "bench.train", file, "--rounds", "2", "--seconds", "4"), 0.18, "train",
+        ),
+    ]  # fmt: skip
+
+
+def run_part(part: Part, folder: Path) -> Outcome:
+    """Run it in a process group of its own, which is ended when its time is up."""
+    log, started = folder / f"{part.name}.log", time.perf_counter()
+    print(f"{part.name}: {' '.join(part.command[1:])} (at most {part.limit_s:.0f} s)", flush=True)
+    with GpuWatch(folder / f"{part.name}.csv") as watched, log.open("w") as output:
+        environment_ = {**os.environ, "TGMAE_REQUIRE_GPU": "1"}
+        process = subprocess.Popen(
+            part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment_
+        )
+        try:
+            code = process.wait(part.limit_s)
+            status = "ok" if code == 0 else f"exit status {code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = f"not done after {part.limit_s:.0f} s"
+    seconds = time.perf_counter() - started
+    tail = log.read_text(errors="replace")[-3000:]
+    print(f"{tail if status != 'ok' else ''}{part.name}: {status}, {seconds:.0f} s", flush=True)
+    return Outcome(part, status, seconds, tail, watched.read())
+
+
+class GpuWatch:
+    """nvidia-smi's figures, five times a second, while something runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> GpuWatch:
+        if shutil.which("nvidia-smi"):
+            query = f"--query-gpu={','.join(_SMI)}"
+            self.process = subprocess.Popen(
+                ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "200"],
+                stdout=self.file.open("w"), stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    def read(self) -> dict[str, float]:
+        """Mean and maximum of each figure; empty without nvidia-smi."""
+        if not self.file.exists():
+            return {}
+        seen: dict[str, list[float]] = {name: [] for name in _SMI}
+        with self.file.open() as file:
+            for row in csv.reader(file):
+                for name, text in zip(_SMI, row, strict=False):
+                    if text.strip().replace(".", "").isdigit():
+                        seen[name].append(float(text))
+        found = {}
+        for name, values in seen.items():
+            if values:
+                found |= {f"{name}, mean": sum(values) / len(values), f"{name}, most": max(values)}
+        return found
+
+
+def read_reports(part: Part, device: str, since: float) -> list[dict[str, Any]]:
+    """What the part wrote, newer than `since`."""
+    if not part.reports:
+        return []
+    files = sorted(RESULTS.glob(f"{part.reports}.{device}.json"))
+    return [json.loads(file.read_text()) for file in files if file.stat().st_mtime >= since]
+
+
+def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> Path:
+    """gpu.<device>.md and .json: a question a section."""
+    about, lines, plain = environment(), [], []
+    lines.append(f"# {', '.join(about['gpu']) or 'no GPU'}\n")
+    lines.append(f"Commit {about['commit']}, {about['date']}, Python {about['python']}, {about['cpu']}; "
+                 + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".\n")  # fmt: skip
+    for outcome in outcomes:
+        reports = read_reports(outcome.part, device, since)
+        lines.append(f"## {outcome.part.question}\n")
+        lines.append(f"`{' '.join(outcome.part.command[1:])}`: {outcome.status}, {outcome.seconds:.0f} s.\n")
+        if outcome.utilisation:
+            seen = ", ".join(f"{name} {value:.0f}" for name, value in outcome.utilisation.items())
+            lines.append(f"nvidia-smi meanwhile: {seen}.\n")
+        for report in reports:
+            lines += [f"- {name}: {value}" for name, value in report["headline"].items()]
+            lines += ["", *(markdown(table) for table in report["tables"])]
+        if outcome.status != "ok" or not reports:
+            lines.append(f"```\n{outcome.tail[-1500:].strip()}\n```\n")
+        plain.append({
+            "name": outcome.part.name, "question": outcome.part.question, "status": outcome.status,
+            "seconds": outcome.seconds, "utilisation": outcome.utilisation, "reports": reports,
+        })  # fmt: skip
+    path = RESULTS / f"gpu.{device}.md"
+    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({**about, "parts": plain}, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def run(options: Options) -> bool:
+    """Whether every part went well."""
+    parts = list_parts(options.manifest)
+    if unknown := set(options.only) - {part.name for part in parts}:
+        raise ValueError(f"no parts {sorted(unknown)} (there are: {', '.join(part.name for part in parts)})")
+    since = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = [
+            run_part(replace(part, limit_s=part.limit_s * options.minutes * 60), Path(folder))
+            for part in parts
+            if not options.only or part.name in options.only
+        ]
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"report: {write_summary(outcomes, device, since)}")
+    return all(outcome.status == "ok" for outcome in outcomes)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if not torch.cuda.is_available():
+        sys.exit("bench.gpu: torch sees no CUDA device; the benchmarks of a CPU are: make bench")
+    try:
+        sys.exit(0 if run(options) else 1)
+    except ValueError as error:
+        sys.exit(f"bench.gpu: {error}")
+
+
+if __name__ == "__main__":
+    main()
