@@ -4,7 +4,7 @@
 
 Shapes clips under one seed show the same objects before the same backgrounds; the backgrounds stand still, drift slower
 than the objects (the demo), or pass as fast as they move. Every strategy masks the same clips; its scores are judged
-against the patches that the object covers at least half. About a minute on 2 cores, most of it drawing the clips.
+against the patches that the object covers at least half. About two minutes on 2 cores, most of it drawing the clips.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
         manifest = prepare(folder, camera, options.clips)
         rows = judge_camera(folder, manifest, options)
         tables.append(Table(f"{camera} camera, ratio {options.ratio}", "share of the object masked", rows))
-    write_report("cameras", tables, results={"clips": options.clips})
+    write_report("cameras", tables, device=choose_device("auto"), results={"clips": options.clips})
 
 
 if __name__ == "__main__":

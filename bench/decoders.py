@@ -74,23 +74,27 @@ DECODERS: dict[str, Callable[[Clip], object]] = {
 }  # fmt: skip
 
 
-def decode_share(decoder: str, clips: Sequence[Clip], seconds: float) -> float:
-    """What one worker does: its clips again and again for at least so long, in whole passes; clips a second."""
+def decode_share(decoder: str, clips: Sequence[Clip], seconds: float) -> tuple[int, float, float]:
+    """What one worker does: its clips again and again for at least so long, in whole passes.
+
+    Returns how many clips, and when it began and ended on the clock that all processes share.
+    """
     decode, passes, started = DECODERS[decoder], 0, time.perf_counter()
     while not passes or time.perf_counter() - started < seconds:
         for clip in clips:
             decode(clip)
         passes += 1
-    return passes * len(clips) / (time.perf_counter() - started)
+    return passes * len(clips), started, time.perf_counter()
 
 
 def rate_in_workers(
     decoder: str, clips: Sequence[Clip], pool: ProcessPoolExecutor, seconds: float, num_workers: int
 ) -> float:
-    """Clips a second of so many workers, each with its share."""
+    """Clips a second of so many workers, each with its share, from the first one's start to the last one's end."""
     shares = [clips[worker::num_workers] for worker in range(min(num_workers, len(clips)))]
-    rates = [pool.submit(decode_share, decoder, share, seconds) for share in shares]
-    return sum(rate.result() for rate in rates)
+    waiting = [pool.submit(decode_share, decoder, share, seconds) for share in shares]
+    counts, starts, ends = zip(*(done.result() for done in waiting), strict=True)
+    return sum(counts) / (max(ends) - min(starts))
 
 
 def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool) -> Any:

@@ -16,7 +16,6 @@ clip of the large network a step, at two ratios. What does not fit the GPU's mem
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
 from tgmae.distributed import choose_device
 from tgmae.model import Attention, VideoMAE
-from tgmae.optim import make_optimizer, step_if_finite
+from tgmae.optim import apply_gradients, make_optimizer
 from tgmae.presets import PRESETS
 from tgmae.readback import Readback
 from tgmae.types import MaskPlan
@@ -147,9 +146,7 @@ class Trainer:
         with watch("backward"):
             loss.backward()
         with watch("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optim.clip_norm or math.inf)
-            step_if_finite(self.optimizer, norm)
-            self.optimizer.zero_grad(set_to_none=True)
+            norm = apply_gradients(self.model, self.optimizer, self.preset.optim.clip_norm)
         self.readback.push(0, [loss], norm, [])
         assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 
@@ -208,7 +205,8 @@ def matmul_ceiling(device: torch.device) -> float:
 def peak_tflops(device: torch.device) -> float | None:
     """The data sheet's dense bfloat16 figure; None for what `PEAKS` does not know, and for a CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    words = set(re.split(r"[\s-]+", name))  # NVIDIA A100-SXM4-80GB
+    return next((peak for part, peak in PEAKS.items() if set(part.split()) <= words), None)
 
 
 def measure_cases(title: str, cases: Sequence[Case], options: Options, device: torch.device) -> Table:

@@ -17,7 +17,6 @@ backward of ViT-B alone. Motion vectors and score maps are made below --work-dir
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ from tgmae.config import DEMO_MANIFEST, MaskConfig, TrainConfig
 from tgmae.distributed import choose_device
 from tgmae.loader import Loader, make_loader
 from tgmae.model import VideoMAE
-from tgmae.optim import make_optimizer, step_if_finite
+from tgmae.optim import apply_gradients, make_optimizer
 from tgmae.presets import PRESETS
 from tgmae.readback import Readback
 from tgmae.types import MaskPlan
@@ -92,9 +91,7 @@ class Step:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss, _ = self.model(frames, plan)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
-        step_if_finite(self.optimizer, norm)
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = apply_gradients(self.model, self.optimizer, self.config.optim.clip_norm)
         self.readback.push(0, [loss], norm, [])
         assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 

@@ -58,7 +58,7 @@ def read_pictures(decoder: Decoder, videos: VideoTable, request: ClipRequest) ->
     if decoder == "decord":
         return [Image.fromarray(picture) for picture in decode_with_decord(file, request.frames)]
     decoded = decode_frames(file, videos[request.row], request.frames, seek=True)
-    found = {number: Image.fromarray(frame.to_ndarray(format="rgb24")) for number, frame in decoded}
+    found = {number: Image.fromarray(frame.to_ndarray(format="rgb24", threads=1)) for number, frame in decoded}
     return [found[number] for number in request.frames]
 
 

@@ -54,6 +54,8 @@ def read_motion(file: str, video: Video) -> NDArray[np.int8]:
                 fields.append(None if field is None else np.clip(np.rint(field / UNIT), -127, 127).astype(np.int8))
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+    if len(fields) != video.num_frames:
+        raise DecodeError(f"has {len(fields)} frames, the manifest says {video.num_frames}")
     if all(field is None for field in fields):
         raise DecodeError("its frames carry no motion vectors")
     return _turn_upright(_fill_frames(fields), video.rotation)

@@ -92,7 +92,16 @@ def test_utilisation_is_means_and_maxima(tmp_path: Path) -> None:
 def test_the_parts_share_the_time() -> None:
     parts = list_parts(Path("m.parquet"))
     assert sum(part.limit_s for part in parts) == pytest.approx(1)
-    assert [part.name for part in parts] == ["tests", "decode", "attention", "step", "kernels", "masks", "train"]
+    assert [part.name for part in parts] == [
+        "tests",
+        "decode",
+        "attention",
+        "step",
+        "kernels",
+        "loader",
+        "masks",
+        "train",
+    ]
 
 
 def test_unknown_parts_are_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,8 +23,8 @@ import pytest
 from dali_pipelines.decode import decode_frames
 from tests.videos import real_data_folder, write_numbered
 from tgmae.cli.data import main
-from tgmae.compact import JOURNAL, CompactConfig, CompactResult, compact, name_results
-from tgmae.indexing import index_folder
+from tgmae.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
+from tgmae.indexing import Excluded, index_folder
 from tgmae.manifest import Manifest, read_manifest, write_manifest
 from tgmae.shapes.truth import read_objects
 
@@ -386,3 +387,36 @@ def test_real_videos(tmp_path: Path) -> None:
             for source, n in ((manifest, row), (made, place))
         ]
         np.testing.assert_allclose(means[1], means[0], atol=2, err_msg=before.path)
+
+
+class CrashingConfig(CompactConfig):
+    """Ends the process that reads its codec, as a crash inside FFmpeg would."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "codec" and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path: Path) -> None:
+    """Found among the others by the process it kills; those are encoded all the same."""
+    for number in range(6):
+        write_numbered(tmp_path / "in" / f"{number}.mp4", num_frames=8)
+    index_folder(tmp_path / "in", tmp_path / "manifest.parquet", min_frames=1, num_workers=1)
+    manifest = read_manifest(tmp_path / "manifest.parquet")
+    jobs = {
+        row: _Job(
+            file=manifest.file(row),
+            source=manifest[row],
+            out=tmp_path / "out",
+            name=f"{row}.mp4",
+            config=CompactConfig(),
+        )
+        for row in range(6)
+    }
+    jobs[3] = replace(jobs[3], config=CrashingConfig())
+    found = dict(_run_jobs(jobs, num_workers))
+    assert sorted(found) == list(range(6))
+    assert found[3] == Excluded("3.mp4", "crashed the process that encoded it")
+    assert all((tmp_path / "out" / f"{row}.mp4").exists() for row in (0, 1, 2, 4, 5))

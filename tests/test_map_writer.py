@@ -64,7 +64,7 @@ def test_what_is_written_is_read(manifest: Manifest, tmp_path: Path, key: Key) -
     result, computed = write(manifest, tmp_path / "maps", key=key)
     assert (result.num_videos, result.num_reused, computed) == (COUNT, 0, list(range(COUNT)))
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
-        "maps.json", "part-00000.arrow", "part-00001.arrow", "part-00002.arrow",
+        "maps.json", "part-00000.arrow", "part-00001.arrow", "part-00002.arrow", "writing-0-of-1.lock",
     ]  # fmt: skip
     assert_whole(manifest, tmp_path / "maps")
 
@@ -108,3 +108,37 @@ def test_a_changed_video_is_computed_again_and_no_other(manifest: Manifest, tmp_
     videos[5] = make_video(path="5.mp4", num_frames=99)
     write_manifest(tmp_path / "changed.parquet", videos, tmp_path)
     assert write(read_manifest(tmp_path / "changed.parquet"), tmp_path / "maps")[1] == [5]
+
+
+def part_of(manifest: Manifest, tmp_path: Path, rows: range) -> Manifest:
+    write_manifest(tmp_path / "some.parquet", [manifest[row] for row in rows], tmp_path)
+    return read_manifest(tmp_path / "some.parquet")
+
+
+def test_two_splits_share_a_folder(manifest: Manifest, tmp_path: Path) -> None:
+    """The second one's parts take the places of the first one's, and keep what is in them."""
+    first, second = part_of(manifest, tmp_path, range(6)), part_of(manifest, tmp_path, range(6, COUNT))
+    write(first, tmp_path / "maps")
+    result, computed = write(second, tmp_path / "maps")
+    assert (result.num_videos, len(computed)) == (4, 4)
+    for some, count in ((first, 6), (second, 4)):
+        maps = MapFolder(tmp_path / "maps", "tgmae-data test")
+        assert maps.check_videos(some, digest_videos(some)) == ""
+        found = [maps.read(some[row].path) for row in range(count)]
+        # `content` was computed by row of the manifest that was given.
+        for row, array in enumerate(found):
+            np.testing.assert_array_equal(array, content(row))
+    assert write(first, tmp_path / "maps")[1] == []
+
+
+def test_what_an_old_part_says_does_not_hide_what_is_new(manifest: Manifest, tmp_path: Path) -> None:
+    """Of a manifest that became shorter the last parts stay behind, with digests of old."""
+    write(manifest, tmp_path / "maps")
+    moved = [manifest[row] for row in (9, 0, 1)]
+    moved[0] = make_video(path="9.mp4", num_frames=77)
+    write_manifest(tmp_path / "short.parquet", moved, tmp_path)
+    short = read_manifest(tmp_path / "short.parquet")
+    assert write(short, tmp_path / "maps")[1] == [0]
+    maps = MapFolder(tmp_path / "maps", "tgmae-data test")
+    assert maps.check_videos(short, digest_videos(short)) == ""
+    np.testing.assert_array_equal(maps.read("9.mp4"), content(0))

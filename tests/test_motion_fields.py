@@ -236,7 +236,8 @@ def test_videos_without_motion(tmp_path: Path) -> None:
 
 def test_a_field_is_what_it_says() -> None:
     field = MotionField(
-        vectors=torch.ones(1, 2, 2, 3, 3), steps=torch.ones(1, 2), grids=torch.tensor([[3.0, 3.0]]),
+        vectors=torch.ones(1, 2, 2, 3, 3), steps=torch.ones(1, 2), moves=torch.ones(1, 2, dtype=torch.bool),
+        grids=torch.tensor([[3.0, 3.0]]),
         origin=torch.tensor([[4.0, 4.0]]), cell=8,
         crops=torch.tensor([[0.0, 0.0, 24.0, 24.0]]), flips=torch.tensor([False]),
     )  # fmt: skip

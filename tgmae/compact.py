@@ -15,7 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -168,13 +170,38 @@ _Done = tuple[tuple[int, int], Video]  # bytes and time of change of the source,
 
 
 def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Results by row, as they come."""
-    if not jobs:
-        return
+    """Results by row, as they come.
+
+    A video that crashes the process that encodes it (FFmpeg may, or there is no memory) is left out: after a crash one
+    process does the next few jobs in their order, and the first that it does not finish is the culprit.
+    """
+    left, looking = dict(jobs), False
+    with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
+        while left:
+            workers = 1 if looking else num_workers
+            # Those that may have been at work when the others died with them.
+            some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
+            try:
+                for row, result in _run_in_pool(some, workers):
+                    del left[row]
+                    bar.update()
+                    yield row, result
+                looking = False
+            except BrokenProcessPool:
+                looking = workers > 1
+                if not looking:
+                    row, job = next(iter(left.items()))
+                    del left[row]
+                    bar.update()
+                    yield row, Excluded(job.source.path, "crashed the process that encoded it")
+
+
+def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+    """As they come; from one process in order."""
     with make_pool(min(num_workers, len(jobs))) as pool:
         futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
         try:
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="compacting", unit="video"):
+            for future in futures if num_workers == 1 else as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -35,5 +35,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def lock_file(path: Path) -> Iterator[None]:
     """One process at a time makes `path`: the ranks of a run all want the same one."""
     with open(path.with_name(path.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes {path}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

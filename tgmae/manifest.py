@@ -72,7 +72,7 @@ class Manifest:
         rows = self.table.filter(pc.equal(self.table.column("split"), split))
         if not rows.num_rows:
             found = sorted(set(self.table.column("split").to_pylist()))
-            raise ValueError(f"no video has split {split!r}; the manifest has {found} (choose with --data.split)")
+            raise ValueError(f"no video has split {split!r}; the manifest has {found}")
         return Manifest(rows, self.root)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tgmae.files import replacing
+from tgmae.files import lock_file, replacing
 from tgmae.manifest import Manifest
 from tgmae.maps import SCHEMA, Key, make_record, part_path, write_key
 from tgmae.types import SkippedVideo
 
 PART_VIDEOS = 512  # of which a process holds the maps in memory while it writes them
+WRITING = "writing"  # name of the lock that one process holds for its share of the parts
 _STALE_S = 3600  # after which no process can still be writing a part
 
 # The maps of each of the given rows in turn, or the reason why there are none.
@@ -41,39 +42,48 @@ def write_maps(
 ) -> BuildResult:  # fmt: skip
     """Write the parts `share`, `share` + `shares`, … of a manifest's maps that are not there yet.
 
+    What the folder holds of videos that are not in this manifest stays.
+
     Raises ValueError where `out` holds maps that depend on something else.
     """
     started = time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder to write maps into, got the file {out}")
     write_key(out, key, command)
     paths = manifest.table.column("path").to_pylist()
+    names = list(zip(paths, digests, strict=True))
     parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
     rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
-    wanted = {part: [(paths[row], digests[row]) for row in rows_of[part]] for part in parts}
-    missing: dict[int, list[int]] = {}  # rows to compute, of every part that is to be written
-    for part in parts:
-        _remove_stale(out, part)
-        known = _read_records(out, part)
-        if not _is_done(part_path(out, part), wanted[part]):
-            missing[part] = [row for row, name in zip(rows_of[part], wanted[part], strict=True) if name not in known]
-    rows = [row for part in missing.values() for row in part]
-    results = compute(rows)
+    own = set(paths)
     skipped: list[SkippedVideo] = []
-    bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video")
-    for part in missing:
-        records = _read_records(out, part)
-        with _Journal(part_path(out, part)) as journal:
-            for row in missing[part]:
-                maps = next(results)
-                if isinstance(maps, str):
-                    skipped.append(SkippedVideo(row=row, path=paths[row], reason=maps))
-                    record = make_record(paths[row], digests[row], None, key)
-                else:
-                    record = make_record(paths[row], digests[row], maps, key)
-                    journal.write(record)
-                records[paths[row], digests[row]] = record
-                bar.update()
-        _write_part(out, part, [records[name] for name in wanted[part]])
-    bar.close()
+    with lock_file(out / f"{WRITING}-{share}-of-{shares}"):
+        missing: dict[int, list[int]] = {}  # rows to compute, of every part that is to be written
+        for part in parts:
+            _remove_stale(out, part)
+            found = _read_records(out, part)
+            missing[part] = [row for row in rows_of[part] if names[row] not in found]
+            if not missing[part] and not _journals(out, part):
+                del missing[part]
+        rows = [row for part in missing.values() for row in part]
+        results = compute(rows)
+        bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
+        for part in missing:
+            found = _read_records(out, part)
+            with _Journal(part_path(out, part)) as journal:
+                for row in missing[part]:
+                    maps = next(results)
+                    if isinstance(maps, str):
+                        skipped.append(SkippedVideo(row=row, path=paths[row], reason=maps))
+                        record = make_record(*names[row], None, key)
+                    else:
+                        record = make_record(*names[row], maps, key)
+                        journal.write(record)
+                    found[names[row]] = record
+                    bar.update()
+            # Videos of other manifests, or of another split, keep their maps.
+            others = [record for name, record in found.items() if name[0] not in own]
+            _write_part(out, part, [found[names[row]] for row in rows_of[part]] + others)
+        bar.close()
     num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
     reused = sum(len(rows_of[part]) for part in parts) - len(rows)
     return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, time.perf_counter() - started)
@@ -90,16 +100,6 @@ def _remove_stale(folder: Path, part: int) -> None:
             half_written.unlink()
 
 
-def _is_done(path: Path, wanted: list[tuple[str, str]]) -> bool:
-    """Whether a part holds just these paths and digests; one with an unreadable video is tried again."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return False
-    found, digests, shapes = (table.column(name).to_pylist() for name in ("path", "digest", "shape"))
-    return list(zip(found, digests, strict=True)) == wanted and all(shapes)
-
-
 def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBatch]:
     """What a part and the journals of broken-off runs hold, by path and digest, without unreadable videos."""
     batches: list[pa.RecordBatch] = []
@@ -107,7 +107,7 @@ def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBat
         batches += pa.ipc.open_file(pa.memory_map(str(part_path(folder, part)))).read_all().to_batches()
     for journal in _journals(folder, part):
         with contextlib.suppress(StopIteration, OSError, pa.ArrowInvalid):  # it may end in the middle of a record
-            stream = pa.ipc.open_stream(pa.memory_map(str(journal)))
+            stream = pa.ipc.open_stream(journal.read_bytes())
             while True:
                 batches.append(stream.read_next_batch())
     records: dict[tuple[str, str], pa.RecordBatch] = {}
@@ -120,13 +120,11 @@ def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBat
 
 
 class _Journal:
-    """Keeps each video's record on disk until its part is written, so that a killed run loses only the one at work.
-
-    Every process has its own: two that happen to do the same work do not mix.
-    """
+    """Keeps each video's record on disk until its part is written, so that a killed run loses only the one at work."""
 
     def __init__(self, part: Path) -> None:
-        self.path = part.with_name(f"{part.name}.{os.getpid()}.journal")
+        # A name of its own: the process number of a killed run may come again, and what it left is still wanted.
+        self.path = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.journal")
 
     def __enter__(self) -> _Journal:
         self.file = pa.OSFile(str(self.path), "wb")

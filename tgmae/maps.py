@@ -43,15 +43,17 @@ class MapFolder:
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.command, self.key = folder, command, _read_key(folder, command)
-        self._place: dict[str, tuple[Path, int, str]] = {}  # by path: part, row, digest
-        self.unreadable: set[str] = set()  # paths of videos that could not be read
+        self._place: dict[str, tuple[Path, int]] = {}  # by path: part and row, of the digest that was checked
+        self._found: dict[tuple[str, str], tuple[Path, int, bool]] = {}  # by path and digest: and whether it has maps
         for part in sorted(folder.glob("part-*.arrow")):
             table = self._open_part(part)
             columns = (table.column(name).to_pylist() for name in ("path", "digest", "shape"))
             for row, (path, digest, shape) in enumerate(zip(*columns, strict=True)):
-                self._place[path] = (part, row, digest)
-                if not shape:
-                    self.unreadable.add(path)
+                if not self._found.get((path, digest), (part, row, False))[2]:  # a later part may have tried again
+                    self._found[path, digest] = (part, row, bool(shape))
+                self._place[path] = (part, row)
+        readable = {path for (path, _), (_, _, has_maps) in self._found.items() if has_maps}
+        self.unreadable = {path for path, _ in self._found} - readable  # of those that are checked, once they are
         self._open: dict[Path, pa.Table] = {}
 
     def check(self, wanted: Key) -> None:
@@ -61,15 +63,16 @@ class MapFolder:
     def check_videos(self, manifest: Manifest, digests: Sequence[str]) -> str:
         """Raise ValueError where videos have no maps, or for another digest; returns what the user should know."""
         paths = manifest.table.column("path").to_pylist()
-        missing = [
-            path for path, digest in zip(paths, digests, strict=True) if self._place.get(path, ("", 0, ""))[2] != digest
-        ]
+        names = list(zip(paths, digests, strict=True))
+        missing = [path for path, digest in names if (path, digest) not in self._found]
         if missing:
             raise ValueError(
-                f"{self.folder} has no maps, or maps of other videos or captions, for {len(missing)} of "
+                f"{self.folder} has no maps, or maps of another recording or other captions, for {len(missing)} of "
                 f"{len(manifest)} videos, such as {', '.join(missing[:3])}; {self.command} with that folder adds them"
             )
-        lost = sorted(self.unreadable.intersection(paths))
+        self._place |= {name[0]: self._found[name][:2] for name in names}
+        self.unreadable = {name[0] for name in names if not self._found[name][2]}
+        lost = sorted(self.unreadable)
         return (
             f"{len(lost)} videos could not be read when {self.folder} was made, such as {', '.join(lost[:3])}; "
             f"where they can be read now, run {self.command} again"
@@ -80,7 +83,7 @@ class MapFolder:
 
         Raises ValueError where the video could not be read when they were made.
         """
-        part, row, _ = self._place[path]
+        part, row = self._place[path]
         if part not in self._open:
             self._open[part] = self._open_part(part)
         table = self._open[part]

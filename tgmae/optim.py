@@ -20,14 +20,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=True)
 
 
-def step_if_finite(optimizer: torch.optim.AdamW, grad_norm: Tensor) -> None:
-    """An optimiser step that changes nothing, moments included, where the gradients' norm is not a finite number.
+def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
+    """Clip the gradients, take a step and forget them; returns their norm before clipping, a scalar on the device.
 
-    Decided on the device, so the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for
-    torch's GradScaler.
+    Where the norm is not a finite number the step changes nothing, moments included. That is decided on the device, so
+    the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for torch's GradScaler.
     """
-    optimizer.found_inf = grad_norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,11 @@ class StepProfiler:
             # The loader scores and masks in a thread of its own.
             threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
             self._torch = profile(
-                activities=activities, schedule=plan, on_trace_ready=self._write, experimental_config=threads
+                activities=activities,
+                schedule=plan,
+                on_trace_ready=self._write,
+                experimental_config=threads,
+                acc_events=True,  # there is one cycle; without it torch warns that it keeps the last only
             )
             self._torch.start()
 
@@ -57,6 +61,10 @@ class StepProfiler:
         if self._torch is not None:
             self._torch.stop()
             self._torch = None
+        if WARM_UP <= self.done < WARM_UP + self.steps:  # the run ended inside the window
+            if self.device.type == "cuda":
+                torch.cuda.cudart().cudaProfilerStop()  # type: ignore[no-untyped-call]
+            self.note = self.note or f"profiled {self.done - WARM_UP} steps for nsys"
         if self.steps and not self.note:
             self.note = f"nothing profiled: the run ended within {WARM_UP} steps, which are taken for warm-up"
 

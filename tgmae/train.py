@@ -30,7 +30,7 @@ from tgmae.manifest import Manifest, read_manifest
 from tgmae.messages import describe_bad_loss, describe_run, describe_skipped
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
-from tgmae.optim import Schedule, make_optimizer, step_if_finite
+from tgmae.optim import Schedule, apply_gradients, make_optimizer
 from tgmae.profiling import StepProfiler
 from tgmae.ranges import named_range
 from tgmae.readback import Readback
@@ -154,9 +154,7 @@ def train(config: TrainConfig) -> TrainResult:
                     requests.extend(batch.clips.requests)
                 with clock("optimizer"):
                     # The norm is of all processes' gradients, so that all of them skip a step or none.
-                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or math.inf)
-                    step_if_finite(optimizer, norm)
-                    optimizer.zero_grad(set_to_none=True)
+                    norm = apply_gradients(model, optimizer, config.optim.clip_norm)
                 step += 1
                 profiler.step()
                 bar.update()

@@ -203,6 +203,7 @@ def _make_filters(frame: VideoFrame, video: Video, width: int, height: int) -> G
     ranges = f"out_range={target}" if frame.format.is_rgb else f"in_range={source}:out_range={target}"
     matrix = ":out_color_matrix=smpte170m" if frame.format.is_rgb else ""
     graph = Graph()
+    graph.threads = 1  # there is a worker a core
     # Without accurate_rnd swscale rounds down: pictures darken by about a level.
     chain = [
         graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,20 +68,25 @@ class Motion:
         from tgmae import distributed
         from tgmae.scoring.build_motion import build_motion
 
+        if self.workers < 1:
+            raise ValueError(f"--workers must be at least 1, got {self.workers}")
         manifest = read_manifest(self.manifest).select_split(self.split)
         out = self.out or self.manifest.parent / "motion"
         world = distributed.start("cpu")
         result = build_motion(manifest, out, self.workers, world.rank, world.size)
         world.close()
-        _report(result, out, world, f"--mask.kind mgm --mask.motion {out}")
         silent = Counter(codec for video in result.skipped if (codec := manifest[video.row].codec) not in CODECS)
+        broken = [video for video in result.skipped if manifest[video.row].codec in CODECS]
+        _report(replace(result, skipped=broken), out, world, f"--mask.kind mgm --mask.motion {out}" * (not silent))
         if silent:
             codecs = ", ".join(f"{codec} ({count})" for codec, count in silent.items())
-            print(
-                f"without motion vectors: {codecs}; re-encode to H.264 with: tgmae-data compact {self.manifest} "
-                "--out FOLDER",
-                file=sys.stderr,
+            said = (
+                f"{sum(silent.values())} of {len(manifest)} videos have no motion vectors: {codecs}; re-encode the data set "
+                f"to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
             )
+            if not result.num_videos + result.num_reused:
+                raise ValueError(said)
+            print(said, file=sys.stderr)
 
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
@@ -92,5 +97,7 @@ def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     print(
         f"{out}: {result.num_videos} videos done, {result.num_reused} found, {len(result.skipped)} unreadable; "
         f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s"
-        f"{f' (process {world.rank + 1} of {world.size})' if world.size > 1 else ''}. Train with: {flags}"
+        f"{f' (process {world.rank + 1} of {world.size})' if world.size > 1 else ''}."
+        + f" Train with: {flags}"
+        * bool(flags)
     )

@@ -30,6 +30,8 @@ class MotionField:
 
     vectors  float32 [B, T, 2, Y, X], right and down, in pixels; the first frame's are since as long before it
     steps    float32 [B, T], video frames since then
+    moves    bool [B, T], false where a short video's last frame is repeated: its vectors are those that led to it, and
+             lead nowhere now
     grids    float32 [B, 2], columns and rows that hold a clip's motion; what lies beyond is padding
     origin   float32 [B, 2], x and y of the centre of the first cell, in pixels
     cell     pixels from one cell's centre to the next
@@ -38,6 +40,7 @@ class MotionField:
 
     vectors: Tensor
     steps: Tensor
+    moves: Tensor
     grids: Tensor
     origin: Tensor
     cell: float
@@ -139,6 +142,7 @@ class CodecMotion:
         return MotionField(
             vectors=vectors,
             steps=count.float(),
+            moves=torch.from_numpy(np.stack([is_new(request) for request in requests])).to(self.device),
             grids=torch.tensor([window.shape[:2:-1] for window in windows], dtype=torch.float32, device=self.device),
             origin=torch.tensor([first_centre(video) for video in videos], device=self.device),
             cell=BLOCK,
@@ -167,6 +171,12 @@ def frame_steps(request: ClipRequest) -> NDArray[np.int64]:
         if not steps[frame]:
             steps[frame] = steps[frame - 1]
     return np.clip(steps, 1, _MOST_STEPS)
+
+
+def is_new(request: ClipRequest) -> NDArray[np.bool_]:
+    """Which of a clip's frames are not the one before again, bool [T]."""
+    frames = np.array(request.frames)
+    return np.append(True, frames[1:] != frames[:-1])
 
 
 def first_centre(video: Video) -> tuple[float, float]:

@@ -28,6 +28,7 @@ class MotionSource(Protocol):
     """Gives the motion field of a batch. Two exist: the codec's vectors and optical flow."""
 
     note: str
+    device: torch.device
 
     def __call__(self, clips: ClipBatch) -> MotionField: ...
 
@@ -57,24 +58,23 @@ class MotionScorer:
     def _speed(self, field: MotionField, clips: ClipBatch) -> Tensor:
         """mgm: pixels a frame, the mean over a patch and over the frames of its tubelet; ties by lot."""
         vectors = field.at(slice(None), field.points(self.side * _PER_PATCH))  # [B, T, G², 2]
-        speed = self._pool(vectors.norm(dim=-1) / field.steps[..., None])
-        lots = [np.random.default_rng(r.mask_seed).random(speed.shape[1:], np.float32) for r in clips.requests]
-        return speed + _TIE * torch.from_numpy(np.stack(lots)).to(speed.device, non_blocking=True)
+        return self._pool(vectors.norm(dim=-1) / field.steps[..., None]) + _TIE * self._lots(clips, self.slots)
 
     def _moving_box(self, field: MotionField, clips: ClipBatch) -> Tensor:
         """mgm_box: a box of as many patches as are masked, centred on the first slot's fastest patch, then carried on
-        by the motion inside it (the mean of the vectors, weighted by their length: what is still has no say).
+        by the motion inside it (the mean of the vectors, weighted by their length: what is still has no say). Where
+        clip frames lie more than 16 video frames apart, only the last 16 carry it.
 
         The score falls with the distance from the box's centre, so that the best patches are the box.
         """
-        vectors = field.at(slice(None), field.points(self.side * _PER_PATCH))
+        vectors = field.at(slice(None), field.points(self.side * _PER_PATCH)) * field.moves[..., None, None]
         mirrored = torch.where(field.flips, -1.0, 1.0)[:, None]
         to_patches = self.side / field.crops[:, 2:] * torch.stack([mirrored[:, 0], torch.ones_like(mirrored[:, 0])], 1)
         moved = self._pool(vectors * to_patches[:, None, None]) * self.tubelet  # [B, S, N, 2], since the slot before
         speed = moved.norm(dim=-1)
         first = speed[:, :1].reshape(-1, 1, self.side, self.side)
         smooth = F.avg_pool2d(first, 3, 1, 1, count_include_pad=False)
-        fastest = smooth.flatten(1).argmax(1)
+        fastest = (smooth.flatten(1) + _TIE * self._lots(clips, 1)[:, 0]).argmax(1)
         patch = torch.arange(self.side**2, device=speed.device)
         patches = torch.stack([patch % self.side, patch // self.side], -1).float()  # [N, 2], x and y
         width = math.ceil(math.sqrt(self.num_masked))
@@ -98,19 +98,19 @@ class MotionScorer:
         most of them stay visible, so their scores are lowest.
 
         There are as many bumps as a slot has visible patches. A point that the motion leads out of the clip takes the
-        value of the place where it is.
+        value of the place where it is. Codec vectors follow at most 16 video frames from one clip frame to the next.
         """
         points = field.points(self.side * _PER_PATCH)
         frames, middle = field.vectors.shape[1], field.vectors.shape[1] // 2
         place = points[:, None].repeat(1, frames, 1, 1)  # [B, T, G², 2], where each point is in the middle frame
         for frame in range(frames - 1, middle, -1):  # back to the frame before
             later = place[:, frame:]
-            place[:, frame:] = later - field.at(frame, later.flatten(1, 2)[:, None]).view_as(later)
+            place[:, frame:] = later - self._moved(field, frame, later)
         for frame in range(1, middle + 1):  # on to this frame, whose vectors are known at the end of the way
             earlier = place[:, :frame]
             end = earlier
             for _ in range(3):
-                end = earlier + field.at(frame, end.flatten(1, 2)[:, None]).view_as(end)
+                end = earlier + self._moved(field, frame, end)
             place[:, :frame] = end
         corner, size = field.crops[:, None, None, :2], field.crops[:, None, None, 2:]
         relative, here = (place - corner) / size, (points[:, None] - corner) / size  # of the crop's sides
@@ -133,6 +133,17 @@ class MotionScorer:
         centres = (torch.stack([patch % self.side, patch // self.side], -1) + 0.5) / self.side
         across = torch.where(field.flips[:, None], 1 - centres[..., 0], centres[..., 0])
         return torch.stack([across, centres[..., 1]], -1)
+
+    def _moved(self, field: MotionField, frame: int, places: Tensor) -> Tensor:
+        """How far places [B, frames, P, 2] have moved on the way to one frame: the same shape."""
+        vectors = field.at(frame, places.flatten(1, 2)[:, None]).view_as(places)
+        return vectors * field.moves[:, frame, None, None, None]
+
+    def _lots(self, clips: ClipBatch, slots: int) -> Tensor:
+        """What decides between equals, from the requests' mask seeds: float32 [B, slots, N] in 0 … 1."""
+        shape = (slots, self.side**2)
+        lots = [np.random.default_rng(request.mask_seed).random(shape, np.float32) for request in clips.requests]
+        return torch.from_numpy(np.stack(lots)).to(self.source.device, non_blocking=True)
 
     def _pool(self, values: Tensor) -> Tensor:
         """Means over patches and tubelets: [B, T, G², …] → [B, S, N, …]."""

@@ -41,6 +41,7 @@ class RaftMotion:
             # Flow to the frame before leads back; the picture moved the other way. The first frame has the second's.
             vectors=-torch.cat([flow[:, :1], flow], 1),
             steps=torch.ones(batch, count, device=self.device),
+            moves=torch.ones(batch, count, dtype=torch.bool, device=self.device),  # a frame repeated has no flow
             grids=torch.tensor([[flow.shape[-1], flow.shape[-2]]], dtype=torch.float32, device=self.device),
             origin=torch.full((batch, 2), cell / 2, device=self.device),
             cell=cell,
