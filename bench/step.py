@@ -16,6 +16,7 @@ clip of the large network a step, at two ratios. What does not fit the GPU's mem
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
