@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,20 +33,17 @@ def draw_masks(
 
     scores  float32 [B, S, N] of each strategy that is to be drawn
     """
-    model, mask = config.model, config.mask
+    model = config.model
     count = len(clips.requests)
     moments = (0, model.num_slots - 1)
-    lines = -(-count // _BLOCKS)
+    across = 1 if count <= _BLOCKS else _BLOCKS
+    lines = -(-count // across)
     num_columns = 1 + sum(2 if kind in _WITH_SCORES else 1 for kind in scores) + ("tgm" in scores)
-    figure = plt.figure(figsize=(1.35 * num_columns * _BLOCKS, 3.3 * lines + 0.5), layout="constrained")
-    scored = "both frames" if mask.frames_per_tubelet > 1 else "one frame"
-    text = f"scorer {mask.scorer}, CLIP {config.clip.model}, {scored} of each tubelet; "
-    figure.suptitle(
-        f"{text if 'tgm' in scores else ''}ratio {mask.ratio}; first and last slot (tubelet in time); bright: high "
-        "score, like the caption or moving, one scale for all clips; black: masked",
-        fontsize=10,
-    )
-    blocks = np.ravel(figure.subfigures(lines, _BLOCKS, squeeze=False))
+    width = 1.35 * num_columns * across
+    title = textwrap.wrap(_describe(config, scores), int(14 * width))
+    figure = plt.figure(figsize=(width, 3.3 * lines + 0.3 + 0.2 * len(title)), layout="constrained")
+    figure.suptitle("\n".join(title), fontsize=10)
+    blocks = np.ravel(figure.subfigures(lines, across, squeeze=False))
     for place in range(count):
         request = clips.requests[place]
         video = manifest[request.row]
@@ -72,6 +70,15 @@ def draw_masks(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _describe(config: InputConfig, scores: Mapping[MaskKind, Tensor]) -> str:
+    mask, words = config.mask, f"ratio {config.mask.ratio}; first and last slot (tubelet in time); black: masked"
+    if "tgm" in scores:
+        scored = "both frames" if mask.frames_per_tubelet > 1 else "one frame"
+        words = f"scorer {mask.scorer}, CLIP {config.clip.model}, {scored} of each tubelet; {words}"
+    high = [meaning for kind, meaning in (("tgm", "like the caption"), ("mgm", "moving")) if kind in scores]
+    return words + f"; bright: {' or '.join(high)}, one scale for all clips" * bool(high)
 
 
 def _masked(config: InputConfig, scores: Tensor, order: str) -> Tensor:

@@ -81,8 +81,8 @@ class Motion:
         if silent:
             codecs = ", ".join(f"{codec} ({count})" for codec, count in silent.items())
             said = (
-                f"{sum(silent.values())} of {len(manifest)} videos have no motion vectors: {codecs}; re-encode the data set "
-                f"to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
+                f"{sum(silent.values())} of {len(manifest)} videos have no motion vectors: {codecs}; re-encode the "
+                f"data set to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
             )
             if not result.num_videos + result.num_reused:
                 raise ValueError(said)
