@@ -173,7 +173,8 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *map(_shorten, sys.argv[1:])]),
-        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + ("+changes" if git("status", "--porcelain", "-uno", "--", ":!results") else ""),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
@@ -191,4 +192,4 @@ def _version(package: str) -> str:
 
 def _shorten(argument: str) -> str:
     """Without the folders of the machine it ran on."""
-    return "/".join(Path(argument).parts[-2:]) if Path(argument).is_absolute() else argument
+    return Path(argument).name if Path(argument).is_absolute() else argument
