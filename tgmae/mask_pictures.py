@@ -40,9 +40,9 @@ def draw_masks(
     lines = -(-count // across)
     num_columns = 1 + sum(2 if kind in _WITH_SCORES else 1 for kind in scores) + ("tgm" in scores)
     width = 1.35 * num_columns * across
-    title = textwrap.wrap(_describe(config, scores), int(14 * width))
-    figure = plt.figure(figsize=(width, 3.3 * lines + 0.3 + 0.2 * len(title)), layout="constrained")
-    figure.suptitle("\n".join(title), fontsize=10)
+    heading = textwrap.wrap(_describe(config, scores), int(14 * width))
+    figure = plt.figure(figsize=(width, 3.3 * lines + 0.3 + 0.2 * len(heading)), layout="constrained")
+    figure.suptitle("\n".join(heading), fontsize=10)
     blocks = np.ravel(figure.subfigures(lines, across, squeeze=False))
     for place in range(count):
         request = clips.requests[place]
