@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """One process at a time makes `path`: the ranks of a run all want the same one."""
-    with open(path.with_name(path.name + ".lock"), "w") as file:
+    with open(path.with_name(path.name + ".lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -67,7 +67,7 @@ class MapFolder:
         missing = [path for path, digest in names if (path, digest) not in self._found]
         if missing:
             raise ValueError(
-                f"{self.folder} has no maps, or maps of another recording or other captions, for {len(missing)} of "
+                f"{self.folder} has no maps, or maps of other videos or captions, for {len(missing)} of "
                 f"{len(manifest)} videos, such as {', '.join(missing[:3])}; {self.command} with that folder adds them"
             )
         self._place |= {name[0]: self._found[name][:2] for name in names}
