@@ -210,7 +210,8 @@ def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int,
 def _run_job(job: _Job) -> _Done | Excluded:
     """Write one video, whole or not at all. A bad source is a reason; raises OSError where nothing can be written."""
     if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: they end without a traceback
+        # Ctrl-C reaches workers too: they finish their video, and are not taken for crashed.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = job.source, job.out / job.name
     try:
         stat = os.stat(job.file)
