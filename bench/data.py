@@ -12,8 +12,10 @@ from typing import Literal
 import open_clip
 import torch
 
+from bench.report import source_name
 from engines.clip import Clip, fingerprint
-from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.cli.train import provide_demo
+from tgmae.config import ClipConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.masking import Scorer
 from tgmae.scoring.build_maps import build_scores
@@ -51,15 +53,11 @@ def prepare(
     The maps are those of scorer dense with the tiny CLIP, the quickest to make: what reading maps costs does not depend
     on how they were made.
     """
-    if manifest_path == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
-        from tgmae.cli.data import Shapes
-
-        Shapes(out=DEMO_MANIFEST.parent).run()
+    provide_demo(manifest_path)
     manifest, note = require_captions(read_manifest(manifest_path), "label")
     if note:
         print(note)
-    path = manifest_path.resolve()
-    folder = work_dir / (path.parent.name if path.stem == "manifest" else path.stem)
+    folder = work_dir / source_name(manifest_path)
     if first is not None:
         manifest, folder = Manifest(manifest.table.slice(0, first), manifest.root), folder / f"first-{first}"
     cells = model.image_size // model.patch_size

@@ -34,7 +34,8 @@ import torch
 import tyro
 
 from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, source_name, write_report
+from tgmae.cli.train import provide_demo
 from tgmae.compact import CompactConfig, compact
 from tgmae.config import DEMO_MANIFEST, DataConfig
 from tgmae.manifest import Manifest, read_manifest
@@ -114,7 +115,7 @@ class Bench:
         """Re-encoded videos; taken over from an earlier run where they are the same."""
         if (codec, side, gop) not in self.variants:
             name = f"{codec}-{side}-gop{gop}"
-            out = self.options.work_dir / source_name(self.options) / name
+            out = self.options.work_dir / source_name(self.options.manifest) / name
             print(f"re-encoding into {out}", flush=True)
             config = CompactConfig(short_side=side, codec=codec, gop=gop)  # type: ignore[arg-type]
             made = compact(self.source, out, config, self.workers)
@@ -171,17 +172,8 @@ class Bench:
         return Table(title, "clips/s", measured, relative_to=first if first in work else None, note=note)
 
 
-def source_name(options: Options) -> str:
-    """The manifest's name, or its folder's where it is called like all others."""
-    path = options.manifest.resolve()
-    return path.parent.name if path.stem == "manifest" else path.stem
-
-
 def run(options: Options) -> None:
-    if options.manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
-        from tgmae.cli.data import Shapes
-
-        Shapes(out=DEMO_MANIFEST.parent).run()
+    provide_demo(options.manifest)
     bench = Bench(options)
     with bench.pool:
         side, workers = bench.sides[-1], bench.workers
@@ -207,7 +199,7 @@ def run(options: Options) -> None:
         best = max((row for row in table.rows if "YUV" not in row.name), key=lambda row: statistics.median(row.values))
         headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
     device = torch.device("cuda" if bench.on_gpu else "cpu")
-    write_report(f"decode.{source_name(options)}", tables, headline, device, {"clips": bench.num_clips})
+    write_report(f"decode.{source_name(options.manifest)}", tables, headline, device, {"clips": bench.num_clips})
 
 
 def main() -> None:

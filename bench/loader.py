@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, source_name, write_report
 from bench.videomae_loader import (
     INSTALL_DECORD,
     Decoder,
@@ -46,6 +46,7 @@ from bench.videomae_loader import (
     time_clip,
 )
 from dali_pipelines.decode import decode_clips
+from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST, ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
 from tgmae.loader import Loader, make_pipeline
@@ -187,10 +188,7 @@ class _Kept:
 def run(options: Options) -> None:
     if options.clips < BATCH or options.clips % BATCH:
         raise ValueError(f"--clips must be a multiple of {BATCH}, got {options.clips}")
-    if options.manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
-        from tgmae.cli.data import Shapes
-
-        Shapes(out=DEMO_MANIFEST.parent).run()
+    provide_demo(options.manifest)
     bench, decoders = Bench(options), find_decoders()
     baselines = [f"VideoMAE, {decoder}" for decoder in decoders]
     tube, random, text = (MaskConfig(kind=kind, frames_per_tubelet=1) for kind in ("tube", "random", "tgm"))
@@ -238,9 +236,7 @@ def run(options: Options) -> None:
         "lowest to highest": f"{min(ratios):.2f} to {max(ratios):.2f}",
         f"CPU time a clip, {best} / dali": round(statistics.median(cpu_ratios), 2),
     }
-    path = options.manifest.resolve()
-    source = path.parent.name if path.stem == "manifest" else path.stem
-    write_report(f"loader.{source}", tables, headline, bench.device)
+    write_report(f"loader.{source_name(options.manifest)}", tables, headline, bench.device)
 
 
 def _table(

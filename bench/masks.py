@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, now, write_report
 from bench.step import MATMUL, Case, Trainer, matmul_ceiling
 from engines.clip import load_clip
 from tgmae.attention import choose_attention
@@ -81,11 +81,11 @@ class Strategy:
         """Milliseconds a clip of work on a batch, done again and again; the first time is not counted."""
         device = self.batches[0].frames.device
         work[0]()
-        started, count = _now(device), 0
+        started, count = now(device), 0
         while not count or time.perf_counter() - started < self.seconds:
             work[count % len(work)]()
             count += 1
-        return (_now(device) - started) * 1000 / count / len(self.batches[0].requests)
+        return (now(device) - started) * 1000 / count / len(self.batches[0].requests)
 
     def facts(self, limit: float) -> dict[str, float | str]:
         score, topk = median(self.score_ms), median(self.topk_ms)
@@ -93,13 +93,6 @@ class Strategy:
         if self.gflop is not None:
             found |= {"GFLOP a clip": self.gflop, "of limit": self.gflop / score / limit}
         return found
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when all that was asked for is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def measure_size(

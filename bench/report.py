@@ -14,6 +14,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +70,13 @@ class Table:
 
 def _summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def measure(
@@ -150,6 +158,12 @@ def write_report(
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
+
+
+def source_name(manifest: Path) -> str:
+    """The manifest's name, or its folder's where it is called like all others."""
+    path = manifest.resolve()
+    return path.parent.name if path.stem == "manifest" else path.stem
 
 
 def device_name(device: torch.device | None) -> str:

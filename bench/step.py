@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, now, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
@@ -128,10 +128,10 @@ class Trainer:
         for _ in range(case.warmup):
             self._step(frames, plan, _Stopwatch(self.device))
         watch = _Stopwatch(self.device)
-        started = watch.now()
+        started = now(self.device)
         for _ in range(case.steps):
             self._step(frames, plan, watch)
-        seconds = (watch.now() - started) / case.steps
+        seconds = (now(self.device) - started) / case.steps
         for stage, spent in watch.seconds().items():
             case.shares[stage].append(spent / case.steps / seconds)
         case.milliseconds.append(seconds * 1000)
@@ -173,12 +173,6 @@ class _Stopwatch:
         end.record()
         self.events.append((stage, begin, end))
 
-    def now(self) -> float:
-        """Seconds, when all that was asked for is done."""
-        if self.on_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def seconds(self) -> dict[str, float]:
         """Each stage's so far; call `now` before."""
         spent = dict(self.spent)
@@ -194,12 +188,11 @@ def matmul_ceiling(device: torch.device) -> float:
     best = 0.0
     for side in (4096, 8192) if on_cuda else (1024, 2048):
         a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-        watch = _Stopwatch(device)
         a @ b
-        started = watch.now()
+        started = now(device)
         for _ in range(repeats):
             a @ b
-        best = max(best, 2 * side**3 * repeats / (watch.now() - started) / 1e12)
+        best = max(best, 2 * side**3 * repeats / (now(device) - started) / 1e12)
     return best
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.loader import cpu_seconds
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, now, write_report
 from bench.step import Case, Trainer, count_gflop
 from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from kernels.topk_mask import topk_mask
@@ -169,26 +169,21 @@ class Contest:
 
     def _time(self, step: Callable[[], None]) -> tuple[float, int]:
         """Seconds, and the number of steps done in them."""
-        started, count = self._now(), 0
+        started, count = now(self.device), 0
         while count < self.num_steps:
             step()
             count += 1
             if count >= _LEAST and time.perf_counter() - started > self.options.seconds:
                 break
-        return self._now() - started, count
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device) - started, count
 
     def _settle(self) -> None:
         """Wait until the loaders have filled their queues, so that they take nothing from the next turn."""
-        started = self._now()
+        started = now(self.device)
         while True:
-            begin, used = self._now(), cpu_seconds()
+            begin, used = now(self.device), cpu_seconds()
             time.sleep(0.2)
-            cores = (cpu_seconds() - used) / (self._now() - begin)
+            cores = (cpu_seconds() - used) / (now(self.device) - begin)
             # A worker's clock ticks in hundredths of a second.
             if cores < 0.15 or time.perf_counter() - started > _PATIENCE_S:
                 self.idle_cores.append(cores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dali_pipelines.decode import decode_frames
+from tgmae.cli.subcommands import name_some
 from tgmae.compact import CompactConfig, CompactResult, compact
 from tgmae.files import write_atomically
 from tgmae.manifest import Manifest, read_manifest
@@ -49,8 +49,7 @@ class Compact:
         if self.manifest.resolve().parent == self.out.resolve():
             raise ValueError(f"expected --out apart from the manifest, got the folder of {self.manifest}")
         result = compact(source, self.out, self.config, self.workers)
-        for excluded in result.excluded[:10]:
-            print(f"left out {excluded.path}: {excluded.reason}", file=sys.stderr)
+        name_some("left out", result.excluded, f", listed in {result.report}")
         num_new = len(result.rows) - result.num_reused
         print(
             f"{result.manifest}: {len(result.rows)} videos ({result.num_reused} done before), "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
-from tgmae.cli.subcommands import run_subcommand
+from tgmae.cli.subcommands import name_some, run_subcommand
 from tgmae.indexing import IndexResult, index_folder
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.shapes.scenes import make_shapes
@@ -115,10 +114,7 @@ def _summary(manifest: Manifest) -> Table:
 
 
 def _report(result: IndexResult, out: Path, started: float) -> None:
-    for excluded in result.excluded[:10]:
-        print(f"left out {excluded.path}: {excluded.reason}", file=sys.stderr)
-    if len(result.excluded) > 10:
-        print(f"… and {len(result.excluded) - 10} more, listed in {result.report}", file=sys.stderr)
+    name_some("left out", result.excluded, f", listed in {result.report}")
     print(
         f"{out}: {result.num_videos} videos ({result.num_reused} unchanged), {len(result.excluded)} left out"
         f"{f' ({result.report} says why)' if result.excluded else ''}, {time.perf_counter() - started:.1f} s"

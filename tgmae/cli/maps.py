@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tgmae.cli.subcommands import ClipCommand
+from tgmae.cli.subcommands import ClipCommand, name_some
 from tgmae.manifest import read_manifest
 from tgmae.workers import count_cores
 
@@ -90,10 +90,7 @@ class Motion:
 
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
-    for video in result.skipped[:10]:
-        print(f"could not be read: {video.path}: {video.reason}", file=sys.stderr)
-    if len(result.skipped) > 10:
-        print(f"… and {len(result.skipped) - 10} more", file=sys.stderr)
+    name_some("could not be read:", result.skipped)
     print(
         f"{out}: {result.num_videos} videos done, {result.num_reused} found, {len(result.skipped)} unreadable; "
         f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Union
@@ -41,6 +42,14 @@ class ClipCommand:
             if note:
                 print(note)
         return config, manifest
+
+
+def name_some(words: str, videos: Sequence[Any], more: str = "") -> None:
+    """The first ten of `videos`, each with its path and reason, on stderr; then how many more there are."""
+    for video in videos[:10]:
+        print(f"{words} {video.path}: {video.reason}", file=sys.stderr)
+    if len(videos) > 10:
+        print(f"… and {len(videos) - 10} more{more}", file=sys.stderr)
 
 
 def run_subcommand(prog: str, description: str | None, commands: dict[str, type[Any]]) -> None:

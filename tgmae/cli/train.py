@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -38,14 +39,19 @@ def parse(arguments: list[str]) -> TrainConfig:
     )
 
 
-def run(config: TrainConfig) -> TrainResult:
-    """Train; the demo makes its data first where they are missing."""
-    if config.data.manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
+def provide_demo(manifest: Path) -> None:
+    """Make the demo's data where it is their manifest that is asked for, and they are missing."""
+    if manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
         if "WORLD_SIZE" in os.environ:  # every process would write the same files
             raise ValueError("the demo data are missing; make them first: tgmae-data shapes data/shapes")
         from tgmae.cli.data import Shapes
 
         Shapes(out=DEMO_MANIFEST.parent).run()
+
+
+def run(config: TrainConfig) -> TrainResult:
+    """Train; the demo makes its data first where they are missing."""
+    provide_demo(config.data.manifest)
     from tgmae.train import train
 
     return train(config)

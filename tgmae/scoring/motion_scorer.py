@@ -68,8 +68,8 @@ class MotionScorer:
         The score falls with the distance from the box's centre, so that the best patches are the box.
         """
         vectors = field.at(slice(None), field.points(self.side * _PER_PATCH)) * field.moves[..., None, None]
-        mirrored = torch.where(field.flips, -1.0, 1.0)[:, None]
-        to_patches = self.side / field.crops[:, 2:] * torch.stack([mirrored[:, 0], torch.ones_like(mirrored[:, 0])], 1)
+        mirrored = torch.where(field.flips, -1.0, 1.0)
+        to_patches = self.side / field.crops[:, 2:] * torch.stack([mirrored, torch.ones_like(mirrored)], 1)
         moved = self._pool(vectors * to_patches[:, None, None]) * self.tubelet  # [B, S, N, 2], since the slot before
         speed = moved.norm(dim=-1)
         first = speed[:, :1].reshape(-1, 1, self.side, self.side)
