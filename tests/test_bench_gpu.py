@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench import gpu, report
-from bench.gpu import GpuWatch, Outcome, Part, list_parts, read_reports, run_part, write_summary
+from bench.gpu import Outcome, Part, list_parts, read_reports, run_part, write_summary
+from bench.gpu_watch import GpuWatch
 from bench.report import Row, Table, markdown
 
 

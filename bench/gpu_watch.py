@@ -1,0 +1,49 @@
+"""What nvidia-smi sees of a GPU while something runs on it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from pathlib import Path
+
+_SMI = ("utilization.gpu", "utilization.decoder", "memory.used")  # percent, percent, MiB
+
+
+class GpuWatch:
+    """nvidia-smi's figures, five times a second, while something runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> GpuWatch:
+        if shutil.which("nvidia-smi"):
+            query = f"--query-gpu={','.join(_SMI)}"
+            with self.file.open("w") as output:
+                self.process = subprocess.Popen(
+                    ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "200"],
+                    stdout=output, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    def read(self) -> dict[str, float]:
+        """Mean and maximum of each figure; empty without nvidia-smi."""
+        if not self.file.exists():
+            return {}
+        seen: dict[str, list[float]] = {name: [] for name in _SMI}
+        with self.file.open() as file:
+            for row in csv.reader(file):
+                for name, text in zip(_SMI, row, strict=False):
+                    if text.strip().replace(".", "").isdigit():
+                        seen[name].append(float(text))
+        found = {}
+        for name, values in seen.items():
+            if values:
+                found |= {f"{name}, mean": sum(values) / len(values), f"{name}, most": max(values)}
+        return found
