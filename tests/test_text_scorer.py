@@ -335,7 +335,7 @@ def test_dense_variants_differ(config: InputConfig, manifest: Manifest, clips: C
 def test_dense_at_clips_own_grid_changes_neither_pixels_nor_positions(clip: Clip) -> None:
     cell, side = clip.visual.conv1.kernel_size[0], clip.visual.grid_size[0]
     tower = FrameTower(clip.visual, side * cell, side * cell, cell, "clearclip")
-    assert torch.equal(tower.positions, clip.visual.positional_embedding)
+    assert torch.equal(tower.trunk.positions, clip.visual.positional_embedding)
     torch.testing.assert_close(tower.resize_rows, torch.eye(side * cell), rtol=0, atol=1e-6)
 
 
