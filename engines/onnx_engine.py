@@ -44,7 +44,7 @@ def export_tower(tower: Tower, dtype: torch.dtype, cache_dir: Path, opset: int =
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"the export needs the package {package}, which is not installed: pip install {package}")
     if dtype not in _NAMES:
-        raise ValueError(f"a tower is exported in float32 or float16, got {dtype}")
+        raise ValueError(f"a tower is exported in float32 or float16, got {dtype}: take --clip.precision fp32 or fp16")
     about = {
         "tgmae_tower": tower.name, "tgmae_dtype": _NAMES[dtype], "tgmae_opset": str(opset),
         "tgmae_fingerprint": graph_fingerprint(tower),

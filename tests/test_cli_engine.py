@@ -121,7 +121,7 @@ def test_a_plan_is_built_for_the_batch_that_training_runs(
     monkeypatch.setattr(engines.features, "open_engine", lambda tower, config, device, batch: asked.append(batch))
     loaded = load_clip(command.clip)
     make_features(loaded, command.clip, command.mask(), 8, 32, 48, torch.device("cpu"))
-    assert asked == [command.batch]
+    assert asked == [command.batch(command.make_tower())]
 
 
 # check
