@@ -28,8 +28,9 @@ LARGEST = 448.0  # of e4m3
 CAPABILITY = (8, 9)  # the first compute capability with FP8 matrix products: Ada; Hopper is 9.0
 _SMALLEST = 1e-12  # a row's largest value, for rows of zeros
 _VALUES_PER_PROGRAM = 4096
-# The matrix products of a block, by attribute.
-_LAYERS = ("qkv", "q", "kv", "out", "fc", "proj")
+# Of a block, by attribute. The projection behind the attention stays as it is: it is a twelfth of the arithmetic and
+# cost as much agreement as the whole MLP (docs/decisions.md).
+_LAYERS = ("qkv", "q", "kv", "fc", "proj")
 
 
 class Fp8Linear(nn.Module):
@@ -76,7 +77,9 @@ class Fp8Linear(nn.Module):
 
 
 def use_fp8(tower: Tower, device: torch.device) -> None:
-    """Replace the linear layers of the tower's blocks by FP8 ones on `device`, in place; quantises float32 weights.
+    """Replace linear layers of the tower's blocks by FP8 ones on `device`, in place; quantises float32 weights.
+
+    These are the projections to queries, keys and values and the MLP.
 
     Raises ValueError for a GPU before compute capability 8.9, for sizes that FP8 products cannot have, and for a tower
     without blocks, which has nothing to gain.

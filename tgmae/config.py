@@ -163,8 +163,8 @@ class ClipConfig:
     model: str = "ViT-B-32-quickgelu"
     weights: str = "openai"  # open_clip's tag, or a checkpoint file; a folder brings its own
     engine: Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "torch"
-    # auto: fp16 on CUDA, fp32 on a CPU. fp8: the transformer's linear layers in e4m3, all else in bf16; for GPUs from
-    # compute capability 8.9 on, on a CPU a slow simulation. bf16 and fp8 are for engine torch.
+    # auto: fp16 on CUDA, fp32 on a CPU. fp8: 11 of 12 parts of the transformer's linear layers in e4m3, all else in
+    # bf16; for GPUs from compute capability 8.9 on, on a CPU a slow simulation. bf16 and fp8 are for engine torch.
     precision: Literal["auto", "fp16", "bf16", "fp8", "fp32"] = "auto"
     # Patches in one forward pass; of frames as many as have that many patches. None: 512 on a CPU, where what a pass
     # touches should stay in the cache; on CUDA what fills the chip, by CLIP's size (engines/pass_size.py).

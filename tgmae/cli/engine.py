@@ -115,11 +115,11 @@ class Build(TowerCommand):
         library = self.clip.engine
         if library not in ("tensorrt", "tensorrt_rtx"):
             raise ValueError(f"only TensorRT has plans: --clip.engine tensorrt or tensorrt_rtx, not {library}")
+        choose_target(load_library(library), library, self.target, None)  # before the export, which takes long
         if self.target is not None and self.clip.batch is None:
             raise ValueError(
                 "how much goes through a plan at once follows from its GPU: with --target give --clip.batch"
             )
-        choose_target(load_library(library), library, self.target, None)  # before the export, which takes long
         out = self.out or self.clip.cache_dir.expanduser() / "plans"
         tower = self.make_tower()
         batch = self.batch(tower)
