@@ -22,7 +22,9 @@ class CapturedPass:
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.device = shape, device
-        with torch.cuda.device(device), torch.inference_mode():
+        # Not in inference mode: what recording keeps of the random generator would be an inference tensor, and another
+        # graph, of a training step say, could not write to it (pytorch issue 166792).
+        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
             self._input = torch.zeros(shape, dtype=dtype, device=device)
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
