@@ -142,7 +142,6 @@ class Opened:
         return self.features.compare(self.frames, self.texts)
 
     def clips_per_s(self, seconds: float) -> float:
-        self.score()
         started, count = now(self.device), 0
         while not count or time.perf_counter() - started < seconds:
             self.score()

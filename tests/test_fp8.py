@@ -94,7 +94,7 @@ def test_a_towers_blocks_are_replaced_and_nothing_else() -> None:
         assert {block.fc.scale.dtype for block in blocks} == {torch.float32}
         rough = tower(x.bfloat16())
         assert rough.dtype == torch.bfloat16
-        assert 1e-4 < cosine_error(rough, exact) < 0.2  # the small CLIP's weights are noise, and amplify what is wrong
+        assert 1e-4 < cosine_error(rough, exact) < 5e-3
 
 
 def test_a_real_network_keeps_its_embeddings() -> None:
@@ -199,7 +199,7 @@ def test_the_product_on_a_gpu(rows: int, inputs: int, outputs: int) -> None:
         product = ours(given).cpu().double()
         wanted = expected[:, : given.shape[1]]
         assert product.shape == wanted.shape
-        assert (product - wanted).norm() / wanted.norm() < 5e-3
+        assert (product - wanted).norm() / wanted.norm() < 1e-2
 
 
 @pytest.mark.gpu
@@ -212,4 +212,4 @@ def test_a_tower_on_a_gpu(kind: str) -> None:
         use_fp8(tower, device)
         towers.append(tower.to(device, torch.bfloat16))
     x = draw(37, *towers[0].input_shape).bfloat16()
-    assert cosine_error(towers[1](x.cuda()).cpu(), towers[0](x)) < 0.05
+    assert cosine_error(towers[1](x.cuda()).cpu(), towers[0](x)) < 5e-3
