@@ -169,7 +169,7 @@ class ClipConfig:
     # Patches in one forward pass; of frames as many as have that many patches. None: 512 on a CPU, where what a pass
     # touches should stay in the cache; on CUDA what fills the chip, by CLIP's size (engines/pass_size.py).
     batch: int | None = None
-    cuda_graph: bool = True  # engine torch on CUDA: record the full pass at the start, and replay it
+    cuda_graph: bool = True  # engine torch on CUDA: record the full pass at the start and replay it; not for score maps
     cache_dir: Path = Path("~/.cache/tgmae")  # caption embeddings, ONNX graphs, TensorRT plans
 
     def __post_init__(self) -> None:
