@@ -68,12 +68,14 @@ class Fp8Linear(nn.Module):
         return F.linear(values.float() * scale, self.weight.float() * self.scale, self.bias.float()).bfloat16()
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        values, scale = quantize_rows_kernel(rows, self.silu)
+        return self.multiply_quantized(*quantize_rows_kernel(rows, self.silu))[: len(rows)]
+
+    def multiply_quantized(self, values: Tensor, scale: Tensor) -> Tensor:
+        """On CUDA: e4m3 [M, K], float32 [M, 1] → bfloat16 [M, N], M a multiple of 16."""
         # Accumulated in the tensor cores alone (fast_accum), at some 14 bits: far finer than e4m3's rounding.
-        out = torch._scaled_mm(
+        return torch._scaled_mm(
             values, self.weight.t(), scale, self.scale.t(), self.bias, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-        return out[: len(rows)]
 
 
 def use_fp8(tower: Tower, device: torch.device) -> None:
@@ -150,9 +152,7 @@ def quantize_rows_kernel(x: Tensor, silu: bool = False) -> tuple[Tensor, Tensor]
     num_rows, width = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
-    padded = -(-num_rows // 16) * 16
-    values = torch.empty(padded, width, dtype=E4M3, device=x.device)
-    scale = torch.empty(_room(padded), 1, device=x.device)[:padded]
+    values, scale = reserve(num_rows, width, x.device)
     columns = triton.next_power_of_2(width)
     rows = max(1, _VALUES_PER_PROGRAM // columns)
     grid = (triton.cdiv(num_rows, rows),)
@@ -161,6 +161,13 @@ def quantize_rows_kernel(x: Tensor, silu: bool = False) -> tuple[Tensor, Tensor]
         num_warps=4,
     )  # fmt: skip
     return values, scale
+
+
+def reserve(num_rows: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for quantised rows, their number rounded up to a multiple of 16: e4m3 [M, K], float32 [M, 1]."""
+    padded = -(-num_rows // 16) * 16
+    values = torch.empty(padded, width, dtype=E4M3, device=device)
+    return values, torch.empty(_room(padded), 1, device=device)[:padded]
 
 
 def _room(rows: int) -> int:

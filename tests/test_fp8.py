@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engines.blocks import Block
 from engines.fp8 import (
@@ -14,6 +15,7 @@ from engines.fp8 import (
     Fp8Linear,
     quantize_rows_kernel,
     quantize_rows_reference,
+    reserve,
     use_fp8,
 )
 from engines.towers import FrameTower, PatchTower, StudentTower, Tower
@@ -161,6 +163,17 @@ def test_the_kernel_on_zeros() -> None:
     values, scale = quantize_rows_kernel(torch.zeros(2, 16, dtype=torch.bfloat16))
     assert (values[:2].float() == 0).all()
     assert (scale[:2] > 0).all()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 96, 288), (37, 3072, 768), (3528 * 50, 768, 2304)])
+def test_torch_takes_what_a_gpu_would_be_given(rows: int, inputs: int, outputs: int) -> None:
+    """By its own rules for `_scaled_mm` on CUDA, on tensors without contents."""
+    device = torch.device("cuda", 0)
+    with FakeTensorMode():
+        layer = Fp8Linear(nn.Linear(inputs, outputs), device)
+        product = layer.multiply_quantized(*reserve(rows, inputs, device))
+    padded = -(-rows // 16) * 16
+    assert (tuple(product.shape), product.dtype, product.device) == ((padded, outputs), torch.bfloat16, device)
 
 
 def needs_fp8() -> None:
