@@ -163,15 +163,23 @@ class ClipConfig:
     model: str = "ViT-B-32-quickgelu"
     weights: str = "openai"  # open_clip's tag, or a checkpoint file; a folder brings its own
     engine: Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "torch"
-    precision: Literal["auto", "fp16", "fp32"] = "auto"  # auto: fp16 on CUDA, fp32 on a CPU
-    # Patches in one forward pass; of frames as many as have that many patches. None: 4096 on CUDA, 512 on a CPU, where
-    # what a pass touches should stay in the cache.
+    # auto: fp16 on CUDA, fp32 on a CPU. fp8: 11 of 12 parts of the transformer's linear layers in e4m3, all else in
+    # bf16; for GPUs from compute capability 8.9 on, on a CPU a slow simulation. bf16 and fp8 are for engine torch.
+    precision: Literal["auto", "fp16", "bf16", "fp8", "fp32"] = "auto"
+    # Patches in one forward pass; of frames as many as have that many patches. None: 512 on a CPU, where what a pass
+    # touches should stay in the cache; on CUDA what fills the chip, by CLIP's size (engines/pass_size.py).
     batch: int | None = None
+    cuda_graph: bool = True  # engine torch on CUDA: record the full pass at the start and replay it; not for score maps
     cache_dir: Path = Path("~/.cache/tgmae")  # caption embeddings, ONNX graphs, TensorRT plans
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"clip.batch must be at least 1, got {self.batch}")
+        if self.precision in ("bf16", "fp8") and self.engine != "torch":
+            raise ValueError(
+                f"clip.precision {self.precision} runs on clip.engine torch only, got {self.engine}: take "
+                "--clip.engine torch, or --clip.precision fp16"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
