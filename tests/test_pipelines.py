@@ -22,6 +22,7 @@ from tgmae.sampling import ClipSampler
 from tgmae.types import BatchPlan, ClipPipeline, ClipRequest, CropBox
 
 SIZE, NUM_FRAMES = 64, 8
+CUDA = torch.device("cuda", 0)
 
 # Mean absolute difference of 8-bit values that the pipelines may show on smooth pictures, and its 99th percentile. They
 # differ in the order of resizing and colour conversion (FFmpeg resizes YUV, the reference resizes RGB).
@@ -212,7 +213,7 @@ def test_workers_plan_their_own_decode_only(shapes: Path) -> None:
     whole: BatchPlan = lambda batch: plan(batch)  # noqa: E731
     for unit in range(3):
         sample = SampleInfo(0, unit, 0, 0)
-        first, second = (ClipSource(manifest, p, SIZE, 2, 5, "cpu", frozenset())(sample) for p in (plan, whole))
+        first, second = (ClipSource(manifest, p, SIZE, 2, None, 5, 1, frozenset())(sample) for p in (plan, whole))
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         assert first[1].tolist() == list(plan(5)[2 * unit].frames)
 
@@ -275,7 +276,7 @@ def test_gpu_decoding_agrees(numbered: Manifest) -> None:
     requests = tuple(
         request(numbered, row, tuple(min(frame, numbered[row].num_frames - 1) for frame in wanted)) for row in rows
     )
-    fast = run(DaliPipeline(numbered, Plan(requests), DataConfig(decode="gpu"), SIZE, device_id=0))
+    fast = run(DaliPipeline(numbered, Plan(requests), DataConfig(decode="gpu"), SIZE, device=CUDA))
     assert fast.is_cuda
     slow = run(ReferencePipeline(numbered, Plan(requests), SIZE))
     for place, wanted_request in enumerate(requests):
