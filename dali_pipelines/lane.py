@@ -96,11 +96,11 @@ class Lane:
                 ) from error
         if not reasons:
             readable = list(native)
-        if readable:
+        if news := [row for row in readable if row not in self.job.distrusted]:
             listed = "\n".join(
-                f"  {self.job.videos[row].path}: {reasons.get(row, short_reason(error))}" for row in readable
+                f"  {self.job.videos[row].path}: {reasons.get(row, short_reason(error))}" for row in news
             )
-            warnings.warn(f"DALI cannot decode what PyAV can, and from now on PyAV does:\n{listed}", stacklevel=3)
+            warnings.warn(f"DALI cannot decode what PyAV can, and from now on PyAV does:\n{listed}", stacklevel=4)
         self.job.distrusted.update(reasons or native)
         self._build()
 
