@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,19 +97,19 @@ class TestCulprits:
         write_numbered(tmp_path / "e.mp4", g="12")
         index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
         damage(tmp_path / "b.mp4", 0.1, 0.3)
-        damage(tmp_path / "d.webm", 0.1, 1)
+        content = (tmp_path / "d.webm").read_bytes()
+        (tmp_path / "d.webm").write_bytes(content[:300] + np.random.default_rng(0).bytes(len(content) - 300))
         return read_manifest(tmp_path / "manifest.parquet")
 
     def make(self, manifest: Manifest, rows: tuple[int, ...], **data: int) -> DaliPipeline:
         plan = Plan(tuple(request(manifest, row, self.FRAMES) for row in rows))
         return DaliPipeline(manifest, plan, DataConfig(**data), 64)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("pipelines", [1, 2])
-    def test_one_file_costs_itself(self, manifest: Manifest, pipelines: int) -> None:
+    def test_one_file_costs_itself(self, manifest: Manifest) -> None:
         """Of five videos DALI goes on to decode two; PyAV takes over the damaged one, and says what the noise is."""
-        pipeline = self.make(manifest, (0, 1, 2, 3, 4), pipelines=pipelines)
+        pipeline = self.make(manifest, (0, 1, 2, 3, 4), pipelines=2)
         with pytest.warns(UserWarning, match=r"DALI cannot decode what PyAV can(.|\n)*b\.mp4: .*[Ff]ailed") as warned:
-            batches = take(pipeline, 4)
+            batches = take(pipeline, 3)
         (told,) = [str(warning.message) for warning in warned if "DALI cannot" in str(warning.message)]
         assert ".webm" not in told
         assert pipeline.job.distrusted == {1, 3}
