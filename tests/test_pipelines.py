@@ -283,3 +283,54 @@ def test_gpu_decoding_agrees(numbered: Manifest) -> None:
         path = numbered[wanted_request.row].path
         assert tuple(read_number(picture) for picture in fast[place].cpu().numpy()) == wanted_request.frames, path
         assert (fast[place].cpu().float() - slow[place].float()).abs().mean() < 2 * MEAN_TOLERANCE, path
+
+
+@pytest.mark.gpu
+def test_clips_decoded_on_the_cpu_go_to_the_gpu(numbered: Manifest) -> None:
+    """--data.decode cpu beside a GPU: the clips of the CPU pipeline but for the rounding of DALI's resize there."""
+    rows = [row for row in range(len(numbered)) for _ in range(2)]
+    requests = tuple(
+        request(
+            numbered, row, tuple(min(frame, numbered[row].num_frames - 1) for frame in range(0, 16, 2)),
+            crop=CropBox(x=13, y=7, width=97, height=103), flip=place % 2 == 1,
+        )
+        for place, row in enumerate(rows)
+    )  # fmt: skip
+    for repeat in (1, 2):
+        data = DataConfig(decode="cpu", repeat=repeat)
+        found = run(DaliPipeline(numbered, Plan(requests), data, SIZE, device=CUDA))
+        assert found.is_cuda
+        expected = run(DaliPipeline(numbered, Plan(requests), data, SIZE))
+        assert (found.cpu().int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.gpu
+def test_turns_of_several_gpu_pipelines(numbered: Manifest) -> None:
+    """Four pipelines give what one gives, turned and flipped clips too."""
+    requests = tuple(
+        request(numbered, row, tuple(range(0, 5)) + (4,) * 3, flip=row % 2 == 1)
+        for row in range(len(numbered))
+        if "yuv444p" not in str(VIDEOS[numbered[row].path].get("pix_fmt"))
+    )
+    found = []
+    for pipelines in (1, 4):
+        pipeline = DaliPipeline(numbered, Plan(requests), DataConfig(pipelines=pipelines), SIZE, device=CUDA)
+        try:
+            found.append([pipeline.next_batch().frames.cpu() for _ in range(5)])
+        finally:
+            pipeline.close()
+    for one, four in zip(*found, strict=True):
+        assert torch.equal(one, four)
+
+
+def test_a_flip_is_exactly_that(numbered: Manifest) -> None:
+    """Resizing to a negative extent is resizing and flipping, whoever decodes, however the video is turned."""
+    crop, frames = CropBox(x=13, y=7, width=97, height=103), (0, 1, 2, 3, 3, 4, 4, 4)
+    requests = [
+        request(numbered, row, frames, crop=crop, flip=flip) for row in range(len(numbered)) for flip in (False, True)
+    ]
+    plain, flipped = run(DaliPipeline(numbered, Plan(tuple(requests)), DataConfig(repeat=2), SIZE)).view(
+        len(numbered), 2, NUM_FRAMES, SIZE, SIZE, 3
+    ).unbind(1)  # fmt: skip
+    for row in range(len(numbered)):
+        assert torch.equal(flipped[row], plain[row].flip(2)), numbered[row].path
