@@ -40,7 +40,7 @@ from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_work
 from bench.gpu_watch import GpuWatch
 from bench.report import Row, Table, measure, source_name, write_report
 from dali_pipelines.decoding import choose_decoding
-from dali_pipelines.source import CPU_CODECS
+from dali_pipelines.source import dali_decodes
 from tgmae.cli.train import provide_demo
 from tgmae.compact import CompactConfig, compact
 from tgmae.config import DEMO_MANIFEST, DataConfig
@@ -141,12 +141,16 @@ class Bench:
         ways: dict[str, Callable[[int], float]] = {}
         for name in self.decoders:
             ways[name] = partial(rate_in_workers, name, variant.clips, self.pool, self.options.seconds)
-        nvdec = (self.decoding.limits or {}).keys()
-        for name, on_gpu, known in (("DALI CPU", False, CPU_CODECS), ("DALI GPU", True, nvdec)):
-            if variant.codecs <= known:
+        for name, on_gpu, limits in (("DALI CPU", False, None), ("DALI GPU", True, self.decoding.limits)):
+            if on_gpu and limits is None:
+                continue
+            if all(
+                dali_decodes(video.codec, video.width, video.height, video.num_bytes, limits)
+                for video in (clip.video for clip in variant.clips)
+            ):
                 ways[name] = partial(rate_of_dali, variant.clips, on_gpu, self.options.seconds)
-            elif nvdec and on_gpu:
-                self.missing.append(f"NVDEC does not decode {', '.join(variant.codecs - known)} here")
+            elif on_gpu:
+                self.missing.append(f"NVDEC does not take {variant.name} here")
         for name in list(ways):
             try:
                 if name in self.decoders:
