@@ -56,8 +56,10 @@ class Decoding:
         kinds = Counter((video[0], dali_decodes(*video, self.limits)) for video in videos)
         native = sorted(codec for codec, is_native in kinds if is_native)
         rest = {codec: count for (codec, is_native), count in sorted(kinds.items()) if not is_native}
-        others = f"; PyAV decodes the other {sum(rest.values())} ({', '.join(rest)})" if rest else ""
-        return f"decoding {', '.join(native) or 'nothing'} on the GPU: {self.engines} NVDEC engines, {shared}{others}"
+        counts = ", ".join(f"{count} {codec}" for codec, count in rest.items())
+        others = f"; PyAV decodes the rest: {counts}" if rest else ""
+        engines = f"{self.engines} NVDEC engine{'s' * (self.engines > 1)}"
+        return f"decoding {', '.join(native) or 'nothing'} on the GPU: {engines}, {shared}{others}"
 
 
 def find_nvdec(device: torch.device) -> dict[str, CodecLimits]:

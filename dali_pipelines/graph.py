@@ -73,4 +73,5 @@ def decode_alone(file: str, request: ClipRequest, decoding: Decoding) -> str | N
 
 def short_reason(error: RuntimeError) -> str:
     """DALI's own words, without the pipeline's definition before and the C++ stack behind them."""
-    return str(error).split("encountered:")[-1].strip().splitlines()[0]
+    lines = str(error).split("encountered:")[-1].strip().splitlines()
+    return lines[0] if lines else type(error).__name__

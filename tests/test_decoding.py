@@ -21,9 +21,12 @@ from dali_pipelines.decoding import choose_decoding, find_nvdec
 from dali_pipelines.nvdec import CODECS, CodecLimits, DecodeCaps, NoNvdec, load_library, read_limits
 from dali_pipelines.source import LARGEST_FILE, ClipSource, dali_decodes
 from tests.videos import write_numbered
+from tgmae import messages
 from tgmae.config import DataConfig
+from tgmae.distributed import World
 from tgmae.indexing import index_folder
 from tgmae.manifest import read_manifest
+from tgmae.presets import PRESETS
 from tgmae.sampling import ClipSampler
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -159,12 +162,28 @@ def test_auto_takes_nvdec(find: Callable[[object], None]) -> None:
     videos = [("h264", 340, 256, 1000), ("h264", 9000, 256, 1000), ("mpeg2video", 340, 256, 1000)]
     assert chosen.describe(videos) == (
         "decoding h264 on the GPU: 7 NVDEC engines, 4 pipelines × 4 threads, 8 workers; "
-        "PyAV decodes the other 2 (h264, mpeg2video)"
+        "PyAV decodes the rest: 1 h264, 1 mpeg2video"
     )
     assert chosen.describe(videos[:1]).endswith("8 workers")
     one = choose_decoding(DataConfig(pipelines=1, threads=3), CUDA)
     assert (one.pipelines, one.threads, one.workers, one.prefetch) == (1, 3, 2, 2)
     assert choose_decoding(DataConfig(pipelines=3), CUDA).threads == 5
+
+
+def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) -> None:
+    """Turned videos are measured as they are coded."""
+    write_numbered(tmp_path / "turned.mp4", rotation=90, width=120, height=160)  # coded as 160×120
+    write_numbered(tmp_path / "upright.mp4", width=120, height=160)
+    index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1)
+    manifest, config = read_manifest(tmp_path / "m.parquet"), PRESETS["demo"]
+    find({"h264": replace(LIMITS, max_height=130)})
+    words = messages._describe_decoding(config, World(0, 1, CUDA), manifest)
+    assert words == (
+        "decoding h264 on the GPU: 7 NVDEC engines, 4 pipelines × 4 threads, 4 workers; PyAV decodes the rest: 1 h264"
+    )
+    for kind in ("dali", "pyav"):
+        words = messages._describe_decoding(replace(config, pipeline=kind), World(0, 1, CPU), manifest)  # type: ignore[arg-type]
+        assert words == f"decoding on the CPU{', 2 workers' * (kind == 'dali')}"
 
 
 def test_auto_without_nvdec_says_why(find: Callable[[object], None]) -> None:
