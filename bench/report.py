@@ -27,7 +27,7 @@ from rich.table import Table as RichTable
 from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton")
+PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,20 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
+        "driver": _driver() if gpus else "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _driver() -> str:
+    """As nvidia-smi names it, such as 580.95.05; "" without it. torch knows of the runtime only."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ", ".join(dict.fromkeys(done.stdout.split()))
 
 
 def _version(package: str) -> str:

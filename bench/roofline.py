@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +27,10 @@ import tyro
 from bench.chips import FULL_HD, Chip, find_chip
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
-from bench.report import RESULTS, Row, Table, environment, markdown, print_table, source_name
+from bench.report import RESULTS, Row, Table, device_name, environment, markdown, print_table, source_name
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST
+from tgmae.distributed import choose_device
 from tgmae.manifest import read_manifest
 from tgmae.presets import PRESETS
 
@@ -152,15 +153,18 @@ def describe(footage: Footage, chip: Chip, target: float) -> str:
 
 
 def run(options: Options) -> None:
-    name = options.gpu or (torch.cuda.get_device_name() if torch.cuda.is_available() else "H200")
-    chip, config = find_chip(name), PRESETS["ssv2"]
+    if not options.gpu and not torch.cuda.is_available():
+        options = replace(options, gpu="H200")
+    chip, config = find_chip(options.gpu or torch.cuda.get_device_name()), PRESETS["ssv2"]
     provide_demo(options.manifest)
     footage = survey(read_manifest(options.manifest), config)
     loading = loading_stages(footage, config.model)
     scorers = scorer_stages(config.model, options.batch, config.mask.frames_per_tubelet)
     step = step_stages(config, options.ratio, options.batch)
     assert tuple(stage.name for stage in step) == STEP
-    target, device = target_clips_s(step, chip), chip.name.lower().replace(" ", "-")
+    target = target_clips_s(step, chip)
+    # Of the GPU at hand as the other reports are called.
+    device = chip.name.lower().replace(" ", "-") if options.gpu else device_name(choose_device("auto"))
     reached = find_reached(load_reports(RESULTS, device), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
     what = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
