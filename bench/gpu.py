@@ -70,7 +70,7 @@ def list_parts(manifest: Path) -> list[Part]:
         ),
         Part(
             "decode", "Does NVDEC decode through DALI, what, how fast, and how busy are its engines?",
-            (*python, "bench.decode", file, "--rounds", "2", "--workers", "1", "4", "16"), 0.13, "decode.*",
+            (*python, "bench.decode", file, "--rounds", "2", "--workers", "1", "4", "16"), 0.12, "decode.*",
         ),
         Part(
             "attention", "Which attention operator does xformers choose, and how does it compare with SDPA?",
@@ -107,7 +107,7 @@ def list_parts(manifest: Path) -> list[Part]:
         ),
         Part(
             "roofline", "How far is each stage from its limit, and which one binds?",
-            (*python, "bench.roofline", file, "--no-picture"), 0.03, "roofline",
+            (*python, "bench.roofline", file, "--no-picture"), 0.04, "roofline",
         ),
     ]  # fmt: skip
 
