@@ -1,4 +1,4 @@
-"""Which operator does xformers choose, and how does it compare with torch's scaled_dot_product_attention?
+"""Which operator does xformers choose, and how does it compare with torch's scaled_dot_product_attention and cuDNN's?
 
     python -m bench.attention [--rounds 5] [--batch 64]
 
@@ -63,12 +63,26 @@ def chosen_operator(inputs: list[torch.Tensor]) -> str:
     return f"{forward.NAME}, {backward.NAME}"
 
 
+def available_attention(device: torch.device) -> list[Backend]:
+    """sdpa and what else runs here; prints why the others do not."""
+    found: list[Backend] = ["sdpa"]
+    others: list[Backend] = ["xformers", "cudnn"] if device.type == "cuda" else []
+    for backend in others:
+        try:
+            inputs = make_inputs(1, 64, 2, 128, device)
+            out = attend(*inputs, choose_attention(backend, device))
+            torch.autograd.grad(out, inputs, out)
+        except (ValueError, RuntimeError) as error:  # not installed; no kernel for this GPU
+            print(f"{backend} attention is left out: {error}")
+        else:
+            found.append(backend)
+    return found
+
+
 def main() -> None:
     options, device, model = tyro.cli(Options, description=__doc__), choose_device("auto"), ModelConfig()
     on_gpu = device.type == "cuda"
-    backends: list[Backend] = ["sdpa"]
-    if on_gpu:
-        backends.append(choose_attention("xformers", device))
+    backends = available_attention(device)
     shapes = {}
     for ratio in (0.9, 0.75, 0.65, 0.6):
         visible = model.num_tokens - MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
@@ -80,9 +94,9 @@ def main() -> None:
         work = {backend: partial(tflops, inputs, backend, options.repeats if on_gpu else 1) for backend in backends}
         rows = [Row(name, values) for name, values in measure(work, options.rounds, title).items()]
         tables.append(Table(title, "TFLOP/s", rows, relative_to="sdpa"))
-        if on_gpu:
+        if "xformers" in backends:
             operators[title] = chosen_operator(inputs)
-    write_report("attention", tables, {"xformers chose (forward, backward)": operators} if on_gpu else None, device)
+    write_report("attention", tables, {"xformers chose (forward, backward)": operators} if operators else None, device)
 
 
 if __name__ == "__main__":

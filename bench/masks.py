@@ -118,7 +118,7 @@ def measure_size(
     if is_demo or on_cuda:  # a CPU takes seconds for a step of the large network: bench.step has it
         attention = choose_attention("auto", device)
         case = Case(preset, batch, options.ratio, attention, steps=5 if on_cuda else 2, warmup=2 if on_cuda else 1)
-        trainer = Trainer(preset, batch, device)
+        trainer = Trainer(case, batch, device)
 
         def step() -> float:
             trainer.run(case)

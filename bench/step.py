@@ -10,19 +10,19 @@ bfloat16 autocast on CUDA, float32 on a CPU. Rows are in TFLOP/s: a clip's matri
 and taken three times for forward and backward, by the time of the step. `limit` is the fastest large matrix product of
 that precision in the same rounds; "of peak" the share of the data sheet's figure (model FLOP utilisation), where known.
 
-Tables: the large presets' network by mask ratio and attention, and by batch size; the demo's network. A CPU takes one
-clip of the large network a step, at two ratios. What does not fit the GPU's memory is left out and named.
+Tables: the large presets' network by mask ratio and attention, by batch size, and by what is compiled (--compile) or
+captured (--cuda-graph); the demo's network. How long it takes until the first step is done stands below each table. A
+CPU takes one clip of the large network a step, at two ratios. What does not fit the GPU's memory is left out and named.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import Literal
 
 import torch
 import tyro
@@ -31,15 +31,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.attention import available_attention
 from bench.report import Row, Table, measure, now, write_report
 from kernels.topk_mask import topk_mask
-from tgmae.attention import Backend, choose_attention
+from tgmae.attention import Backend
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
-from tgmae.distributed import choose_device
+from tgmae.distributed import World, choose_device
 from tgmae.model import Attention, VideoMAE
-from tgmae.optim import apply_gradients, make_optimizer
+from tgmae.optim import make_optimizer
 from tgmae.presets import PRESETS
 from tgmae.readback import Readback
+from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 
 # Dense bfloat16 TFLOP/s without sparsity, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
@@ -48,7 +50,8 @@ PEAKS = {
     "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0,
 }  # fmt: skip
 MATMUL = "matrix product"
-STAGES = ("forward", "backward", "optimizer")
+Mode = Literal["plain", "compiled", "graph", "compiled graph"]
+MODES: tuple[Mode, ...] = ("plain", "compiled", "graph", "compiled graph")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Options:
     batch: int = 64  # of the table of ratios, on CUDA
     batches: tuple[int, ...] = (32, 64, 128)  # on CUDA
     ratios: tuple[float, ...] = (0.9, 0.75, 0.65, 0.6)
+    modes: tuple[Mode, ...] = MODES  # on CUDA
     large: bool = True  # --no-large measures the demo's network only
 
 
@@ -71,18 +75,27 @@ class Case:
     attention: Backend
     steps: int  # timed in a round
     warmup: int  # before them
-    shares: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    mode: Mode = "plain"
+    shares: dict[str, list[float]] = field(default_factory=dict)  # of the step, by stage
     milliseconds: list[float] = field(default_factory=list)
     peak_gib: float = 0.0
 
     def forget(self) -> None:
         """Throw away what was seen: it was a warm-up."""
         self.milliseconds.clear()
-        self.shares = {stage: [] for stage in STAGES}
+        self.shares.clear()
+
+    def config(self, device: torch.device) -> TrainConfig:
+        """What a run with these choices is configured with."""
+        return replace(
+            self.preset, batch_size=self.batch, device_batch_size=self.batch, device=device.type,
+            mask=replace(self.preset.mask, ratio=self.ratio), compile="compiled" in self.mode,
+            cuda_graph="graph" in self.mode,
+        )  # type: ignore[arg-type]  # device.type is one of the two  # fmt: skip
 
     @property
     def name(self) -> str:
-        return f"γ {self.ratio}, {self.attention}, batch {self.batch}"
+        return f"γ {self.ratio}, {self.attention}, batch {self.batch}" + f", {self.mode}" * (self.mode != "plain")
 
 
 @cache
@@ -102,83 +115,72 @@ def count_gflop(model: ModelConfig, ratio: float) -> float:
 
 
 class Trainer:
-    """Network, optimiser and batches of one preset on the device, and the training step."""
+    """Network, optimiser and batches of one preset on the device, and the training step.
 
-    def __init__(self, preset: TrainConfig, largest_batch: int, device: torch.device) -> None:
-        self.preset, self.device, config = preset, device, preset.model
-        torch.manual_seed(0)
-        self.model = VideoMAE(config).to(device)
-        self.optimizer, self.readback = make_optimizer(self.model, preset.optim), Readback(device)
+    case        the first to be run: its mode holds for all others, and as a CUDA graph it is the only one
+    prepare_s   of making the step and taking it for the first time: compilation, capture, libraries
+    """
+
+    def __init__(self, case: Case, largest_batch: int, device: torch.device) -> None:
+        self.device, self.config = device, case.config(device)
+        config, held = self.config.model, _allocated(device)
         shape = (largest_batch, config.num_frames, config.image_size, config.image_size, 3)
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
+        torch.manual_seed(0)
+        with device:  # drawn on the GPU, which is quicker
+            self.model = VideoMAE(config, case.attention)
+        self.readback, started = Readback(device), now(device)
+        optimizer = make_optimizer(self.model, self.config.optim)
+        self.step = TrainingStep(self.model, optimizer, self.config, World(0, 1, device), device.type == "cuda")
+        self._take_step(*self._batch(case))
+        self.prepare_s = now(device) - started
+        self.held = _allocated(device) - held
 
     def run(self, case: Case) -> float:
         """Train for the case's steps; TFLOP/s. Notes milliseconds a step, each stage's share and the peak of memory."""
-        on_cuda = self.device.type == "cuda"
         for module in self.model.modules():
             if isinstance(module, Attention):
                 module.backend = case.attention
-        k = MaskConfig(ratio=case.ratio).masked_per_slot(case.preset.model.patches_per_slot)
-        visible, masked = topk_mask(self.scores[: case.batch], k)
-        frames, plan = self.frames[: case.batch], MaskPlan(visible=visible, masked=masked)
+        batch, on_cuda = self._batch(case), self.device.type == "cuda"
         if on_cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        others = _allocated(self.device) - self.held
         for _ in range(case.warmup):
-            self._step(frames, plan, _Stopwatch(self.device))
-        watch = _Stopwatch(self.device)
-        started = now(self.device)
+            self._take_step(*batch)
+        started, before = now(self.device), self._stages()
         for _ in range(case.steps):
-            self._step(frames, plan, watch)
+            self._take_step(*batch)
         seconds = (now(self.device) - started) / case.steps
-        for stage, spent in watch.seconds().items():
-            case.shares[stage].append(spent / case.steps / seconds)
+        for stage, spent in self._stages().items():
+            share = (spent - before.get(stage, 0.0)) / case.steps / seconds
+            case.shares.setdefault(stage, []).append(share)
         case.milliseconds.append(seconds * 1000)
         if on_cuda:
-            case.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+            case.peak_gib = (torch.cuda.max_memory_allocated() - others) / 2**30
         return count_gflop(case.preset.model, case.ratio) * case.batch / seconds / 1000
 
-    def _step(self, frames: Tensor, plan: MaskPlan, watch: _Stopwatch) -> None:
+    def _batch(self, case: Case) -> tuple[Tensor, MaskPlan]:
+        k = MaskConfig(ratio=case.ratio).masked_per_slot(case.preset.model.patches_per_slot)
+        visible, masked = topk_mask(self.scores[: case.batch], k)
+        return self.frames[: case.batch], MaskPlan(visible=visible, masked=masked)
+
+    def _take_step(self, frames: Tensor, plan: MaskPlan) -> None:
         """As in train.py."""
-        kind = self.device.type
-        with watch("forward"), torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            loss, _ = self.model(frames, plan)
-        with watch("backward"):
-            loss.backward()
-        with watch("optimizer"):
-            norm = apply_gradients(self.model, self.optimizer, self.preset.optim.clip_norm)
+        loss, _ = self.step.add_gradients(frames, plan)
+        norm = self.step.update(self.config.optim.base_lr)
         self.readback.push(0, [loss], norm, [])
         assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 
+    def _stages(self) -> dict[str, float]:
+        self.step.clock.collect()
+        return self.step.clock.totals()
 
-class _Stopwatch:
-    """`with watch("forward"): …`: seconds of each stage, by events on CUDA."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_cuda = device.type == "cuda"
-        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self.spent = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        if not self.on_cuda:
-            started = time.perf_counter()
-            yield
-            self.spent[stage] += time.perf_counter() - started
-            return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        yield
-        end.record()
-        self.events.append((stage, begin, end))
-
-    def seconds(self) -> dict[str, float]:
-        """Each stage's so far; call `now` before."""
-        spent = dict(self.spent)
-        for stage, begin, end in self.events:
-            spent[stage] += begin.elapsed_time(end) / 1000
-        return spent
+def _allocated(device: torch.device) -> int:
+    """Bytes that tensors hold on a GPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def matmul_ceiling(device: torch.device) -> float:
@@ -205,23 +207,34 @@ def peak_tflops(device: torch.device) -> float | None:
 
 def measure_cases(title: str, cases: Sequence[Case], options: Options, device: torch.device) -> Table:
     """One table: the cases and the matrix product in turn, round after round."""
-    trainer = Trainer(cases[0].preset, max(case.batch for case in cases), device)
-    fitting, left_out = list(cases), []
-    for case in cases if device.type == "cuda" else cases[:1]:  # unmeasured: memory, libraries, compilation
+    largest, left_out = max(case.batch for case in cases), []
+    trainers: dict[str, Trainer] = {}  # by mode; a graph is of one case only
+    work: dict[str, Callable[[], float]] = {}
+    fitting = []
+    for case in cases:
+        key = case.name if "graph" in case.mode else case.mode
         try:
-            trainer.run(case)
-        except (torch.cuda.OutOfMemoryError, NotImplementedError) as error:  # xformers: no kernel for this GPU
-            trainer.optimizer.zero_grad(set_to_none=True)
-            fitting.remove(case)
+            if key not in trainers:
+                trainers[key] = Trainer(case, largest, device)
+            if device.type == "cuda":  # unmeasured: memory, libraries, compilation
+                trainers[key].run(case)
+        except RuntimeError as error:  # memory; no such attention on this GPU; no compiler
+            if key in trainers:
+                trainers[key].step.optimizer.zero_grad(set_to_none=True)
             left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
+            continue
         case.forget()
-    work: dict[str, Callable[[], float]] = {case.name: partial(trainer.run, case) for case in fitting}
+        fitting.append(case)
+        work[case.name] = partial(trainers[key].run, case)
     work[MATMUL] = partial(matmul_ceiling, device)
     found = measure(work, options.rounds, title)
     limit = statistics.median(found[MATMUL])
     rows = [Row(case.name, found[case.name], _facts(case, found[case.name], limit, device)) for case in fitting]
     rows.append(Row(MATMUL, found[MATMUL]))
-    return Table(title, "TFLOP/s", rows, limit=limit, note="\n".join(left_out))
+    prepared = "; ".join(f"{name}: {trainer.prepare_s:.1f} s" for name, trainer in trainers.items())
+    return Table(
+        title, "TFLOP/s", rows, limit=limit, note="\n".join([f"until the first step was done: {prepared}", *left_out])
+    )
 
 
 def _facts(case: Case, rates: Sequence[float], limit: float, device: torch.device) -> dict[str, float | str]:
@@ -230,7 +243,7 @@ def _facts(case: Case, rates: Sequence[float], limit: float, device: torch.devic
         "clips/s": case.batch / milliseconds * 1000,
         "ms a step": milliseconds,
         "GFLOP a clip": count_gflop(case.preset.model, case.ratio),
-        **{stage: f"{statistics.median(case.shares[stage]):.0%}" for stage in STAGES},
+        **{stage: f"{statistics.median(shares):.0%}" for stage, shares in case.shares.items()},
         "of limit": rate / limit,
     }
     if (peak := peak_tflops(device)) is not None:
@@ -258,17 +271,10 @@ def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[
         ratio = min(options.ratios)
         cases = [Case(large, batch, ratio, a, steps, 2) for a in backends for batch in options.batches]
         tables.append(("ViT-B, 16×224², by batch size", cases))
+        cases = [Case(large, options.batch, ratio, a, steps, 2, mode) for a in backends for mode in options.modes]
+        tables.append(("ViT-B, 16×224², by what is compiled or captured", cases))
     cases = [Case(demo, demo.device_batch_size, ratio, "sdpa", 4 * steps, 5) for ratio in options.ratios]
     return [*tables, ("demo's network, 8×96²", cases)]
-
-
-def available_attention(device: torch.device) -> list[Backend]:
-    """sdpa, and xformers where it runs; says so where it does not."""
-    try:
-        return ["sdpa", choose_attention("xformers", device)]
-    except ValueError as error:
-        print(error)
-        return ["sdpa"]
 
 
 def run(options: Options) -> None:

@@ -37,12 +37,13 @@ from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from kernels.topk_mask import topk_mask
 from tgmae.attention import choose_attention
 from tgmae.config import DEMO_MANIFEST, MaskConfig, TrainConfig
-from tgmae.distributed import choose_device
+from tgmae.distributed import World, choose_device
 from tgmae.loader import Loader, make_loader
 from tgmae.model import VideoMAE
-from tgmae.optim import apply_gradients, make_optimizer
+from tgmae.optim import make_optimizer
 from tgmae.presets import PRESETS
 from tgmae.readback import Readback
+from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 from tgmae.workers import count_cores
 
@@ -65,6 +66,7 @@ class Options:
     workers: int | None = None  # of each loader; by default 2 for the demo, up to 8 for vit-b
     decode: Literal["auto", "gpu", "cpu"] = "auto"
     engine: Engine = "torch"  # that runs CLIP
+    compile: bool = False  # the step's blocks, anew for every ratio
     project: bool = True  # --no-project leaves out the step of ViT-B that the demo's hours come from
 
 
@@ -82,17 +84,14 @@ class Step:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.config, self.device = config, device
-        self.model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
-        self.optimizer, self.readback = make_optimizer(self.model, config.optim), Readback(device)
+        self.rate, self.readback = config.optim.base_lr, Readback(device)
+        model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
+        optimizer = make_optimizer(model, config.optim)
+        self.step = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
 
     def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
-        kind = self.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            loss, _ = self.model(frames, plan)
-        loss.backward()
-        norm = apply_gradients(self.model, self.optimizer, self.config.optim.clip_norm)
-        self.readback.push(0, [loss], norm, [])
+        loss, _ = self.step.add_gradients(frames, plan)
+        self.readback.push(0, [loss], self.step.update(self.rate), [])
         assert all(seen.is_finite for seen in self.readback.pop(wait=False))
 
 
@@ -106,7 +105,8 @@ class Contest:
         batch = options.batch or (preset.device_batch_size if self.is_demo else 64)
         workers = options.workers or min(count_cores(), 2 if self.is_demo else 8)
         data = replace(preset.data, num_workers=workers, decode=options.decode)
-        self.config = replace(preset, data=data, batch_size=batch, device_batch_size=batch)
+        sizes = {"batch_size": batch, "device_batch_size": batch}
+        self.config = replace(preset, data=data, compile=options.compile, **sizes)  # type: ignore[arg-type]
         self.num_steps = options.steps or (20 if device.type == "cuda" else 10)
         videos = prepare(options.work_dir, options.manifest, preset.model, device)
         clip = None if self.is_demo or not {"tgm patch", "tgm dense"} & set(options.strategies) else make_random_clip()
@@ -218,7 +218,7 @@ def project_clips_per_s(device: torch.device, ratio: float) -> float:
     """ViT-B's forward and backward alone, once: clips/s."""
     batch = 64 if device.type == "cuda" else 1
     case = Case(PRESETS["ssv2"], batch, ratio, choose_attention("auto", device), steps=1, warmup=1)
-    Trainer(PRESETS["ssv2"], batch, device).run(case)
+    Trainer(case, batch, device).run(case)
     share = sum(case.shares[stage][0] for stage in ("forward", "backward"))
     return batch / (case.milliseconds[0] / 1000 * share)
 

@@ -67,11 +67,10 @@ def test_choice_on_a_cpu() -> None:
     assert choose_attention("sdpa", CPU) == "sdpa"
 
 
-def test_xformers_is_not_replaced_on_a_cpu() -> None:
-    with pytest.raises(
-        ValueError, match=r"xformers attention has no operator for a CPU; choose --model\.attention sdpa"
-    ):
-        choose_attention("xformers", CPU)
+@pytest.mark.parametrize("backend", ["xformers", "cudnn"])
+def test_no_backend_is_replaced_on_a_cpu(backend: Backend) -> None:
+    with pytest.raises(ValueError, match=rf"{backend} attention has no operator for a CPU; choose --model\.attention"):
+        choose_attention(backend, CPU)
 
 
 def test_choice_on_cuda() -> None:
@@ -85,14 +84,15 @@ def test_choice_on_cuda() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["xformers", "cudnn"])
 @pytest.mark.parametrize("shape", [(2, 1, 3, 64), (2, 17, 3, 64), (3, 160, 12, 64), (1, 1568, 6, 64), (2, 63, 3, 32)])
-def test_xformers_is_as_near_as_sdpa(shape: tuple[int, int, int, int]) -> None:
+def test_others_are_as_near_as_sdpa(shape: tuple[int, int, int, int], backend: Backend) -> None:
     """In bfloat16, output and gradients: error at most twice that of sdpa, both against float64."""
     tensors = [x.bfloat16() for x in qkv(shape, seed=3)]  # both start from the same rounded values
     expected = with_gradients([x.double() for x in tensors], None)
     on_gpu = [x.cuda() for x in tensors]
     allowed = errors(with_gradients(on_gpu, "sdpa"), expected)
-    got = errors(with_gradients(on_gpu, "xformers"), expected)
+    got = errors(with_gradients(on_gpu, backend), expected)
     # One token has weight 1: gradients of q and k are then zero, and both errors are NaN or rounding.
     parts = range(4) if shape[1] > 1 else (0, 3)
     for part in parts:

@@ -1,4 +1,4 @@
-"""Multi-head attention, the one file that knows xformers.
+"""Multi-head attention, the one file that knows xformers and cuDNN.
 
 Dimensions: B clips, L tokens, H heads, C channels a head.
 """
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Backend = Literal["xformers", "sdpa"]
+Backend = Literal["xformers", "cudnn", "sdpa"]
 
 
-def choose_attention(asked: Literal["auto", "xformers", "sdpa"], device: torch.device) -> Backend:
+def choose_attention(asked: Literal["auto"] | Backend, device: torch.device) -> Backend:
     """xformers on CUDA, torch's scaled_dot_product_attention elsewhere; a backend asked for by name is not replaced.
 
     Raises ValueError where the one asked for cannot run here.
@@ -24,7 +24,12 @@ def choose_attention(asked: Literal["auto", "xformers", "sdpa"], device: torch.d
     if asked == "auto" and device.type != "cuda":
         return "sdpa"
     if device.type != "cuda":
-        raise ValueError("xformers attention has no operator for a CPU; choose --model.attention sdpa")
+        name = "xformers" if asked == "auto" else asked
+        raise ValueError(f"{name} attention has no operator for a CPU; choose --model.attention sdpa")
+    if asked == "cudnn":
+        if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            raise ValueError("this torch is built without cuDNN; choose --model.attention xformers or sdpa")
+        return "cudnn"
     try:
         from xformers.ops import memory_efficient_attention  # noqa: F401 - whether it imports is the question
     except ImportError as error:
@@ -43,4 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
         out: Tensor = memory_efficient_attention(q, k, v)
         return out
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if backend == "cudnn":
+        # The operator itself: torch's switches between SDPA's kernels hold for all threads, the scorer's among them.
+        out = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, torch.is_grad_enabled())[0]
+        return out.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

@@ -33,8 +33,8 @@ class ModelConfig:
     decoder_num_heads: int = 6
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
-    # xformers runs on CUDA only; auto takes it there and torch's scaled_dot_product_attention elsewhere.
-    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    # xformers and cudnn run on CUDA only; auto takes xformers there and torch's scaled_dot_product_attention elsewhere.
+    attention: Literal["auto", "xformers", "cudnn", "sdpa"] = "auto"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -274,6 +274,7 @@ class TrainConfig(InputConfig):
     batch_size: int = 2048  # clips an optimiser step, over all processes
     device_batch_size: int = 64  # clips a forward pass on one process; the rest is gradient accumulation
     compile: bool = False  # torch.compile the transformer blocks: minutes at the start, needs a C++ compiler
+    cuda_graph: bool = False  # launch forward and backward as one CUDA graph; one process on one GPU
     profile: int = 0  # steps to profile, after ten of warm-up, into run_dir/profile; docs/profiling.md
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -35,7 +35,7 @@ def describe_run(
         f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
         f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}"
-        f"{', compiled blocks' if config.compile else ''}\n"
+        f"{', compiled blocks' if config.compile else ''}{', CUDA graph' if config.cuda_graph else ''}\n"
         f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "

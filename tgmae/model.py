@@ -33,11 +33,22 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, L, D] → [B, L, D]
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:  # [B, L, D] → [B, L or last, D]
+        no_bias = torch.zeros_like(self.q_bias)
+        if last is None:
+            bias = torch.cat([self.q_bias, no_bias, self.v_bias])
+            q, k, v = self._heads(F.linear(x, self.qkv.weight, bias))
+        else:
+            q_weight, kv_weight = self.qkv.weight.tensor_split([x.shape[-1]])
+            (q,) = self._heads(F.linear(x[:, -last:], q_weight, self.q_bias))
+            k, v = self._heads(F.linear(x, kv_weight, torch.cat([no_bias, self.v_bias])))
         out: Tensor = self.out(attend(q, k, v, self.backend).flatten(-2))
         return out
+
+    def _heads(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """[B, L, n·D] → n of [B, L, H, D/H]."""
+        width = self.q_bias.shape[0]
+        return packed.view(*packed.shape[:2], -1, self.num_heads, width // self.num_heads).unbind(2)
 
 
 class Block(nn.Module):
@@ -51,8 +62,12 @@ class Block(nn.Module):
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, L, D] → [B, L, D]
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """[B, L, D] → the same, or of the last so many tokens only [B, last, D]: they attend to all, and the rest of
+        the block is computed for them alone.
+        """
+        mixed = self.attention(self.norm1(x), last)
+        x = mixed + (x if last is None else x[:, -last:])
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -119,9 +134,11 @@ class VideoMAE(nn.Module):
         seen = self.to_decoder(latent) + self.decoder_positions[plan.visible.long()]
         hidden = self.mask_token + self.decoder_positions[plan.masked.long()]
         x = torch.cat([seen, hidden], dim=1)
-        for block in self.decoder:
+        *blocks, last = self.decoder
+        for block in blocks:
             x = block(x)
-        out: Tensor = self.head(self.decoder_norm(x[:, plan.visible.shape[1] :]))
+        x = last(x, last=plan.masked.shape[1])  # nothing after it looks at the visible tokens
+        out: Tensor = self.head(self.decoder_norm(x))
         return out
 
     def _check_frames(self, frames: Tensor) -> None:

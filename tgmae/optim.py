@@ -21,15 +21,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
-    """Clip the gradients, take a step and forget them; returns their norm before clipping, a scalar on the device.
+    """Clip the gradients and take a step; returns their norm before clipping, a scalar on the device.
 
     Where the norm is not a finite number the step changes nothing, moments included. That is decided on the device, so
     the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for torch's GradScaler.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
     optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -33,17 +33,18 @@ class StageClock:
                 yield
                 end.record()
                 self._pending.append((stage, begin, end))
-                self._collect()
+                self.collect()
             else:
                 started = time.perf_counter()
                 yield
                 self._add(stage, time.perf_counter() - started)
 
     def totals(self) -> dict[str, float]:
-        """Seconds of each stage so far, of what the GPU has finished."""
+        """Seconds of each stage so far, of what was collected."""
         return dict(self._seconds)
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Add up what the GPU has finished. Every stage does so at its end; only the clock's own thread may."""
         while self._pending and self._pending[0][2].query():  # type: ignore[no-untyped-call]
             stage, begin, end = self._pending.pop(0)
             self._add(stage, begin.elapsed_time(end) / 1000)

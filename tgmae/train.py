@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from tgmae import distributed
@@ -24,19 +24,20 @@ from tgmae.checkpoint import (
     set_aside_run,
 )
 from tgmae.config import TrainConfig, to_dict
+from tgmae.garbage import collected_by_hand
 from tgmae.hf_format import export_hf, import_hf
 from tgmae.loader import TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.messages import describe_bad_loss, describe_run, describe_skipped
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
-from tgmae.optim import Schedule, apply_gradients, make_optimizer
+from tgmae.optim import Schedule, make_optimizer
 from tgmae.profiling import StepProfiler
 from tgmae.ranges import named_range
 from tgmae.readback import Readback
 from tgmae.scoring.captions import require_captions
 from tgmae.scoring.choose import make_scorer
-from tgmae.stages import StageClock
+from tgmae.step import TrainingStep
 from tgmae.stopping import stop_requests
 from tgmae.types import ClipRequest
 from tgmae.visualize import draw_loss, draw_reconstructions
@@ -84,10 +85,6 @@ def train(config: TrainConfig) -> TrainResult:
     start, resume_notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
     notes += resume_notes
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    if config.compile:
-        model.compile_blocks()
-    step_model = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
-
     say(describe_run(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
     for note in filter(None, notes):
         say(note)
@@ -95,6 +92,7 @@ def train(config: TrainConfig) -> TrainResult:
         say(f"nothing to do: step {start} of {last_step} is done. Train afresh with --resume never")
         world.close()
         return TrainResult(start, total_steps, math.nan, config.run_dir)
+    training_step = TrainingStep(model, optimizer, config, world, use_bf16)
     world.wait()  # every process has read its checkpoint
     if world.is_main:
         if config.resume == "never" and (old := set_aside_run(config.run_dir)):
@@ -107,7 +105,7 @@ def train(config: TrainConfig) -> TrainResult:
     metrics = MetricsWriter(config.run_dir, start, config.log.tensorboard) if world.is_main else None
     loader = make_loader(config, manifest, scorer, start * accumulation, world.device, world.rank, world.size)
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
-    window, clock = Throughput(), StageClock(world.device)
+    window = Throughput()
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
     readback, loss_mean, grad_norm, step, saved_step = Readback(world.device), math.nan, math.nan, start, start
     skipped: set[int] = set()  # manifest rows that could not be read, over all processes
@@ -127,14 +125,12 @@ def train(config: TrainConfig) -> TrainResult:
             save_checkpoint(checkpoints, step, model, optimizer, config, manifest.fingerprint)
             prune_checkpoints(checkpoints, config.log.keep_checkpoints)
         saved_step = step
+        gc.collect()
 
     # ---- the loop -----------------------------------------------------------------------------------------------
     try:
-        with stop_requests() as stop:
+        with stop_requests() as stop, collected_by_hand():
             while step < last_step:
-                rate = schedule.rate(step)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 losses: list[torch.Tensor] = []
                 requests: list[ClipRequest] = []
                 for micro in range(accumulation):
@@ -144,17 +140,13 @@ def train(config: TrainConfig) -> TrainResult:
                     except ValueError:  # nothing left to decode: keep what was learned
                         save()
                         raise
-                    if isinstance(step_model, DistributedDataParallel):
-                        step_model.require_backward_grad_sync = micro == accumulation - 1
-                    with clock("forward"), torch.autocast(world.device.type, torch.bfloat16, enabled=use_bf16):
-                        loss, prediction = step_model(batch.clips.frames, batch.plan)
-                    with clock("backward"):
-                        (loss / accumulation).backward()
+                    loss, prediction = training_step.add_gradients(
+                        batch.clips.frames, batch.plan, is_last=micro == accumulation - 1
+                    )
                     losses.append(loss)
                     requests.extend(batch.clips.requests)
-                with clock("optimizer"):
-                    # The norm is of all processes' gradients, so that all of them skip a step or none.
-                    norm = apply_gradients(model, optimizer, config.optim.clip_norm)
+                rate = schedule.rate(step)
+                norm = training_step.update(rate)
                 step += 1
                 profiler.step()
                 bar.update()
@@ -168,12 +160,13 @@ def train(config: TrainConfig) -> TrainResult:
                     read_losses(wait=True)
                     report = {
                         "epoch": step / steps_per_epoch,
-                        **window.report(loader.waited_s, loader.clock.totals() | clock.totals()),
+                        **window.report(loader.waited_s, loader.clock.totals() | training_step.clock.totals()),
                         "learning_rate": rate,
                         "grad_norm": grad_norm,
                         "skipped_videos": len(skipped),
                     }
                     report["loss"] = loss_mean = world.mean(report["loss"])
+                    gc.collect(1)  # what was made since the last report
                     if metrics is not None:
                         metrics.write(step, report)
                     bar.set_postfix_str(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tgmae import __version__
-from tgmae.attention import choose_attention
+from tgmae.attention import Backend, choose_attention
 
 PACKAGES = (
     "torch", "torchvision", "triton", "nvidia-dali-cuda130", "xformers", "av", "numpy", "pyarrow", "tyro",
@@ -61,11 +61,12 @@ def backends() -> dict[str, str]:
     except ImportError as error:
         found["pipeline dali"] = f"no: {error}; pip install nvidia-dali-cuda130"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        choose_attention("xformers", device)
-        found["attention xformers"] = "yes"
-    except ValueError as error:
-        found["attention xformers"] = f"no: {error}"
+    backends: list[Backend] = ["xformers", "cudnn"]
+    for backend in backends:
+        try:
+            found[f"attention {choose_attention(backend, device)}"] = "yes"
+        except ValueError as error:
+            found[f"attention {backend}"] = f"no: {error}"
     for engine, module in (("onnxruntime", "onnxruntime"), ("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt_rtx")):
         found[f"engine {engine}"] = _describe_engine(engine, module)
     bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
