@@ -236,6 +236,20 @@ def test_a_missing_optional_package_stops_no_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_time_that_is_left_goes_to_the_next_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def run_quickly(part: Part, folder: Path) -> Outcome:
+        limits.append(part.limit_s)
+        return Outcome(part, "ok", {"a": 10.0, "b": 200.0, "c": 1.0}[part.name], "", {})
+
+    monkeypatch.setattr(gpu, "run_part", run_quickly)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "list_parts", lambda _: [part("a", "", 0.5), part("b", "", 0.3), part("c", "", 0.2)])
+    assert gpu.run(gpu.Options(minutes=5))
+    assert limits == pytest.approx([150, 90 + 140, 60 + 30])
+
+
 def test_unknown_parts_are_named() -> None:
     with pytest.raises(ValueError, match=r"no parts \['nonsense'\] \(there are: tests, decode"):
         gpu.run(gpu.Options(only=("nonsense",)))
