@@ -17,7 +17,9 @@ from the keyframe before the window to its end ("frames a clip"). Decoders, in b
   DALI CPU     fn.decoders.video: VP8, VP9 and MJPEG only, so it is missing where the codec is another
   DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
 
-A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads.
+A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. A last table has
+several DALI pipelines decode at once, as training does: with NVDEC for H.264, on a CPU for VP9. "engines busy" is
+nvidia-smi's decoder utilisation, the mean over the measurement, times the number of NVDEC's engines.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
 import tyro
 
 from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
+from bench.gpu_watch import GpuWatch
 from bench.report import Row, Table, measure, source_name, write_report
+from dali_pipelines.decoding import choose_decoding
+from dali_pipelines.source import dali_decodes
 from tgmae.cli.train import provide_demo
 from tgmae.compact import CompactConfig, compact
 from tgmae.config import DEMO_MANIFEST, DataConfig
@@ -91,6 +97,8 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options, self.on_gpu = options, torch.cuda.is_available()
+        self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+        self.decoding = choose_decoding(DataConfig(), self.device)
         whole = read_manifest(options.manifest)
         self.source = Manifest(whole.table.slice(0, options.videos), whole.root)
         self.num_clips = options.clips or len(self.source) * (10 if self.on_gpu else 1)
@@ -103,7 +111,7 @@ class Bench:
         self.variants: dict[tuple[str, int, int], Variant] = {}
         self.working: dict[str, dict[str, Callable[[int], float]]] = {}  # by the variant's name
         self.decoders = list(DECODERS)
-        self.missing: list[str] = []
+        self.missing: list[str] = [f"no NVDEC: {self.decoding.reason}"] if self.decoding.reason else []
         for name, install in INSTALL.items():
             try:
                 self.pool.submit(import_decoder, name).result()
@@ -129,15 +137,20 @@ class Bench:
         """What can decode a variant, (workers) → clips/s; each has decoded a little of it when this returns."""
         if variant.name in self.working:
             return self.working[variant.name]
-        from dali_pipelines.source import NATIVE_CODECS
-
         few = variant.clips[: 2 * self.workers]  # two a worker, so that each has imported the decoder
         ways: dict[str, Callable[[int], float]] = {}
         for name in self.decoders:
             ways[name] = partial(rate_in_workers, name, variant.clips, self.pool, self.options.seconds)
-        for name, on_gpu in (("DALI CPU", False), ("DALI GPU", True)):
-            if variant.codecs <= NATIVE_CODECS["gpu" if on_gpu else "cpu"] and (self.on_gpu or not on_gpu):
+        for name, on_gpu, limits in (("DALI CPU", False, None), ("DALI GPU", True, self.decoding.limits)):
+            if on_gpu and limits is None:
+                continue
+            if all(
+                dali_decodes(video.codec, video.width, video.height, video.num_bytes, limits)
+                for video in (clip.video for clip in variant.clips)
+            ):
                 ways[name] = partial(rate_of_dali, variant.clips, on_gpu, self.options.seconds)
+            elif on_gpu:
+                self.missing.append(f"NVDEC does not take {variant.name} here")
         for name in list(ways):
             try:
                 if name in self.decoders:
@@ -171,6 +184,34 @@ class Bench:
         note, self.missing = "\n".join(self.missing), []
         return Table(title, "clips/s", measured, relative_to=first if first in work else None, note=note)
 
+    def table_of_turns(self, variant: Variant) -> Table:
+        """DALI alone, by pipelines that decode at once and the threads of each."""
+        on_gpu, seen = self.decoding.limits is not None, dict[str, list[float]]()
+        most, choices = (32, ((1, 2, 4, 8), (2, 4, 8, 16))) if on_gpu else (4, ((1, 2), (1, 2)))
+        # nvidia-smi looks five times a second, at figures that are means of up to a second themselves.
+        seconds = max(self.options.seconds, 1.0) if on_gpu and self.options.seconds else self.options.seconds
+
+        def rate(name: str, pipelines: int, threads: int) -> float:
+            with TemporaryDirectory() as folder, GpuWatch(Path(folder) / "smi.csv") as watch:
+                found = rate_of_dali(variant.clips, on_gpu, seconds, threads, pipelines, watch.forget)
+            if (busy := watch.read().get("utilization.decoder, mean")) is not None:
+                seen.setdefault(name, []).append(busy)
+            return found
+
+        pairs = [(a, b) for a in choices[0] for b in choices[1] if a * b <= most]
+        names = [f"{a} pipeline{'s' * (a > 1)} × {b} thread{'s' * (b > 1)}" for a, b in pairs]
+        work = {name: partial(rate, name, *pair) for name, pair in zip(names, pairs, strict=True)}
+        where = "NVDEC" if on_gpu else "the CPU"
+        title = f"By pipelines and threads: DALI on {where}, {variant.name}"
+        rows = []
+        for name, rates in measure(work, self.options.rounds, title).items():
+            facts = {"frames/s": statistics.median(rates) * variant.frames_a_clip}
+            if on_gpu and name in seen:
+                busy = statistics.mean(seen[name])
+                facts |= {"decoder, %": busy, "engines busy": busy / 100 * self.decoding.engines}
+            rows.append(Row(name, rates, facts))
+        return Table(title, "clips/s", rows, relative_to=names[0])
+
 
 def run(options: Options) -> None:
     provide_demo(options.manifest)
@@ -193,13 +234,14 @@ def run(options: Options) -> None:
             bench.table(f"By keyframes: H.264, {sized}, {working}", by_gop, f"every {BASE_GOP}"),
             bench.table(f"By size: H.264, {gop}, {working}", by_size, sized),
             bench.table(f"By workers: {sized}, {gop}", by_workers, f"h264, {options.workers[0]}"),
+            bench.table_of_turns(bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP)),
         ]
     headline = {}
     for table in tables:
         best = max((row for row in table.rows if "YUV" not in row.name), key=lambda row: statistics.median(row.values))
         headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
-    device = torch.device("cuda" if bench.on_gpu else "cpu")
-    write_report(f"decode.{source_name(options.manifest)}", tables, headline, device, {"clips": bench.num_clips})
+    results = {"clips": bench.num_clips, "nvdec": {k: asdict(v) for k, v in (bench.decoding.limits or {}).items()}}
+    write_report(f"decode.{source_name(options.manifest)}", tables, headline, bench.device, results)
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -113,25 +114,51 @@ def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: b
     return pipeline
 
 
-def rate_of_dali(clips: Sequence[Clip], on_gpu: bool, seconds: float, num_threads: int) -> float:
-    """Clips a second after two batches, which fill the queues. Ends with the pipeline: it would decode on."""
-    pipeline = dali_pipeline(clips, DALI_BATCH, num_threads, on_gpu)
-    finish = _wait_for_gpu if on_gpu else lambda: None
-    for _ in range(2):
-        pipeline.run()
-    finish()
-    num_batches, started = 0, time.perf_counter()
-    while num_batches * DALI_BATCH < len(clips) or time.perf_counter() - started < seconds:
-        pipeline.run()
-        num_batches += 1
-    finish()
-    return num_batches * DALI_BATCH / (time.perf_counter() - started)
+def rate_of_dali(
+    clips: Sequence[Clip],
+    on_gpu: bool,
+    seconds: float,
+    num_threads: int,
+    num_pipelines: int = 1,
+    begin: Callable[[], None] = lambda: None,
+) -> float:
+    """Clips a second of so many pipelines at once, each with its own threads and CUDA stream, as in training.
+
+    Each decodes for at least `seconds` and together all clips at least once, after two batches that fill its queues.
+    begin   is called when all have done these two, before the clock starts
+    """
+    ready = Barrier(num_pipelines, begin)
+    share = -(-len(clips) // num_pipelines)  # clips, at least
+    # A pipeline that is no longer referred to ends: it would decode on.
+    with ThreadPoolExecutor(num_pipelines) as threads:
+        running = [
+            threads.submit(_run_dali, [*clips[place:], *clips[:place]], share, num_threads, on_gpu, seconds, ready)
+            for place in range(0, share * num_pipelines, share)
+        ]
+    for error in filter(None, (done.exception() for done in running)):
+        if not isinstance(error, BrokenBarrierError):  # which others raise when one fails
+            raise error
+    counts, starts, ends = zip(*(done.result() for done in running), strict=True)
+    return sum(counts) / (max(ends) - min(starts))
 
 
-def _wait_for_gpu() -> None:
-    import torch
-
-    torch.cuda.synchronize()
+def _run_dali(
+    clips: Sequence[Clip], least: int, num_threads: int, on_gpu: bool, seconds: float, ready: Barrier
+) -> tuple[int, float, float]:
+    """How many clips one pipeline decoded, and when it began and ended."""
+    try:
+        pipeline = dali_pipeline(clips, DALI_BATCH, num_threads, on_gpu)
+        for _ in range(2):
+            pipeline.run()
+        ready.wait()
+    except Exception:
+        ready.abort()  # or the others would wait for this one
+        raise
+    count, started = 0, time.perf_counter()
+    while count < least or time.perf_counter() - started < seconds:
+        pipeline.run()  # without a stream: its frames are there when this returns
+        count += DALI_BATCH
+    return count, started, time.perf_counter()
 
 
 def import_decoder(name: str) -> None:

@@ -16,6 +16,7 @@ class GpuWatch:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.process: subprocess.Popen[bytes] | None = None
+        self._first = 0  # byte of the file from which on its figures count
 
     def __enter__(self) -> GpuWatch:
         if shutil.which("nvidia-smi"):
@@ -32,12 +33,17 @@ class GpuWatch:
             self.process.terminate()
             self.process.wait()
 
+    def forget(self) -> None:
+        """Leave out what was seen so far."""
+        self._first = self.file.stat().st_size if self.file.exists() else 0
+
     def read(self) -> dict[str, float]:
         """Mean and maximum of each figure; empty without nvidia-smi."""
         if not self.file.exists():
             return {}
         seen: dict[str, list[float]] = {name: [] for name in _SMI}
         with self.file.open() as file:
+            file.seek(self._first)
             for row in csv.reader(file):
                 for name, text in zip(_SMI, row, strict=False):
                     if text.strip().replace(".", "").isdigit():

@@ -10,37 +10,57 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import types
 
 from dali_pipelines.decode import DecodeError, decode_clips
-from dali_pipelines.geometry import coded_crop, orientation
+from dali_pipelines.geometry import Orientation, coded_crop, orientation
+from dali_pipelines.nvdec import CodecLimits
 from tgmae.types import BatchPlan, ClipRequest, UnitPlan, Video, VideoTable
 from tgmae.workers import end_with_parent
 
-# What fn.decoders.video of DALI 2.4 decodes; the GPU list is from its documentation and has not been run here.
-NATIVE_CODECS = {
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-    "gpu": frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"}),
-}
+if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where it is not installed
+    from nvidia.dali import types
+
+CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})  # what fn.decoders.video of DALI 2.4 decodes on a CPU
+# Bytes. DALI wants whole files in memory, those of several batches at once. PyAV seeks in the file and reads no more of
+# it than the clip takes.
+LARGEST_FILE = 64 * 2**20
 _NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
 _NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
 
 
+def dali_decodes(codec: str, width: int, height: int, num_bytes: int, limits: Mapping[str, CodecLimits] | None) -> bool:
+    """Whether videos of this kind go to DALI's decoder rather than to PyAV.
+
+    width, height   of the coded picture, pixels        num_bytes   of the file
+    limits          of NVDEC; None where DALI decodes on the CPU, which takes pictures of any size
+    """
+    if num_bytes > LARGEST_FILE:
+        return False
+    if limits is None:
+        return codec in CPU_CODECS
+    return codec in limits and limits[codec].fit(width, height)
+
+
 @dataclass
 class ClipSource:
-    """Callback of the parallel external source: one call is one decode, in a worker process."""
+    """Callback of the parallel external source: one call is one decode, in a worker process.
+
+    first_batch, step   the batches are first_batch, first_batch + step, first_batch + 2 · step, …
+    """
 
     videos: VideoTable
     plan: BatchPlan
     size: int
     repeat: int
+    limits: Mapping[str, CodecLimits] | None  # of NVDEC; None where DALI decodes on the CPU
     first_batch: int
-    decode: Literal["cpu", "gpu"]
+    step: int
     distrusted: frozenset[int]  # rows that DALI must not decode
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -60,19 +80,18 @@ class ClipSource:
           encoded  uint8: the file's bytes, for DALI to decode, or nothing (one byte)
           frames   int32 [T]: their numbers
           native   int32 [2]: 1 where DALI decodes; 1 where it must then swap rows and columns
-          crops    float32 [R, 4]: top, left, bottom, right in the coded picture, for DALI
-          flips    int32 [R, 2]: top to bottom, left to right
+          cuts     float32 [R, 6], for what DALI decodes: top, left, bottom, right in the coded picture; height and
+                   width that this becomes, negative where it is turned over
+          flips    int32 [R, 2], for what is decoded here: top to bottom, left to right
           error    uint8: why the video could not be read, in UTF-8, or a zero
           decoded  R times uint8 [T, S, S, 3]: clips that want no more than their flips, or nothing (one pixel)
         """
-        requests = self._requests(self.first_batch + sample.iteration, sample.idx_in_batch)
+        requests = self._requests(self.first_batch + sample.iteration * self.step, sample.idx_in_batch)
         row = requests[0].row
         video, file = self.videos[row], self.videos.file(row)
 
         encoded, decoded, error = _NO_BYTES, [_NO_PICTURE] * self.repeat, ""
-        native = (
-            video.codec in NATIVE_CODECS[self.decode] and row not in self.distrusted and _has_indexed_size(file, video)
-        )
+        native = self.is_native(row)
         turns = [orientation(video, request.flip) for request in requests]
         transpose = turns[0].transpose  # the video's, whatever the flips
         try:
@@ -86,14 +105,28 @@ class ClipSource:
             decoded = [np.zeros((len(requests[0].frames), self.size, self.size, 3), np.uint8)] * self.repeat
 
         crops = [coded_crop(video, request.crop) for request in requests]
+        cuts = [
+            [crop.y, crop.x, crop.y + crop.height, crop.x + crop.width, *_extents(turn, self.size)]
+            for crop, turn in zip(crops, turns, strict=True)
+        ]
         return (
             encoded,
             np.array(requests[0].frames, np.int32),
             np.array([native, transpose], np.int32),
-            np.array([[crop.y, crop.x, crop.y + crop.height, crop.x + crop.width] for crop in crops], np.float32),
+            np.array(cuts, np.float32),
             np.array([[turn.flip_vertical, turn.flip_horizontal] for turn in turns], np.int32),
             np.frombuffer(error.encode() or b"\0", np.uint8),
             *decoded,
+        )
+
+    def is_native(self, row: int) -> bool:
+        """Whether DALI decodes a video, if it is still the one that was indexed."""
+        video = self.videos[row]
+        width, height = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
+        return (
+            row not in self.distrusted
+            and dali_decodes(video.codec, width, height, video.num_bytes, self.limits)
+            and _has_indexed_size(self.videos.file(row), video)
         )
 
     def _requests(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
@@ -101,6 +134,17 @@ class ClipSource:
         if isinstance(self.plan, UnitPlan):
             return self.plan.unit(batch, unit)
         return self.plan(batch)[unit * self.repeat : (unit + 1) * self.repeat]
+
+
+def _extents(turn: Orientation, size: int) -> tuple[int, int]:
+    """Height and width of a clip before it is transposed, negative where it is flipped: fn.resize does both at once.
+
+    An `Orientation` flips what is already transposed.
+    """
+    vertical, horizontal = turn.flip_vertical, turn.flip_horizontal
+    if turn.transpose:
+        vertical, horizontal = horizontal, vertical
+    return -size if vertical else size, -size if horizontal else size
 
 
 def _has_indexed_size(file: str, video: Video) -> bool:

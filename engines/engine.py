@@ -10,8 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engines.cuda_graph import CapturedPass
+from engines.fp8 import use_fp8
 from engines.towers import Tower
 from tgmae.config import ClipConfig
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
 
 class Engine(Protocol):
@@ -21,32 +25,43 @@ class Engine(Protocol):
     device: torch.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, *tower.input_shape] → [n, …, E], for any n from 1 to clip.batch."""
+        """[n, *tower.input_shape] → [n, …, E], for any n from 1 to the batch it was opened for."""
         ...
 
 
 class TorchEngine:
-    """The tower itself."""
+    """The tower itself.
 
-    def __init__(self, tower: Tower, dtype: torch.dtype, device: torch.device) -> None:
+    batch   on CUDA record the forward pass for so many inputs as a CUDA graph, and replay it for each that many. Fewer
+            run as ever: padded they would cost as much as a full pass, and small batches of clips fill none.
+    """
+
+    def __init__(self, tower: Tower, dtype: torch.dtype, device: torch.device, batch: int | None = None) -> None:
         self.dtype, self.device = dtype, device
         self.tower = tower.eval().requires_grad_(False).to(device, dtype)
+        self._captured: CapturedPass | None = None
+        if batch is not None and device.type == "cuda":
+            self._captured = CapturedPass(self.tower, (batch, *tower.input_shape), dtype, device)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
+        if self._captured is not None and x.shape == self._captured.shape:
+            return self._captured(x)
         out: Tensor = self.tower(x)
         return out
 
 
 def open_engine(tower: Tower, config: ClipConfig, device: torch.device, batch: int) -> Engine:
-    """The engine that `config` names for a tower, for up to `batch` inputs at once.
+    """The engine that `config` names for a tower, for up to `batch` inputs at once. It takes the tower over.
 
-    Raises ValueError, with what to install, where that engine cannot run here.
+    Raises ValueError, with what to install, where that engine or precision cannot run here.
     """
     dtype = choose_dtype(config, device)
     match config.engine:
         case "torch":
-            return TorchEngine(tower, dtype, device)
+            if config.precision == "fp8":
+                use_fp8(tower, device)
+            return TorchEngine(tower, dtype, device, batch if config.cuda_graph else None)
         case "onnxruntime":
             from engines.onnx_engine import OnnxEngine
 
@@ -57,12 +72,9 @@ def open_engine(tower: Tower, config: ClipConfig, device: torch.device, batch: i
             return TensorRTEngine(tower, dtype, device, config.cache_dir.expanduser(), config.engine, batch)
 
 
-def patches_per_pass(config: ClipConfig, device: torch.device) -> int:
-    """clip.batch, or what is right for the device."""
-    return config.batch or (4096 if device.type == "cuda" else 512)
-
-
 def choose_dtype(config: ClipConfig, device: torch.device) -> torch.dtype:
-    """float16 on CUDA and float32 on a CPU, unless clip.precision says otherwise."""
-    half = config.precision == "fp16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.float16 if half else torch.float32
+    """Of an engine's input and output: bfloat16 for fp8; auto is float16 on CUDA and float32 on a CPU."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    return _DTYPES[precision]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engines.clip import Clip
-from engines.engine import Engine, open_engine, patches_per_pass
+from engines.engine import Engine, choose_dtype, open_engine
+from engines.pass_size import inputs_per_pass
 from engines.student import load_student
 from engines.towers import FrameTower, PatchTower, Tower
 from kernels.gather_tokens import gather_tokens
@@ -50,16 +51,28 @@ class Features:
         return self._run(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
 
     def _run(self, x: Tensor) -> Tensor:
-        return torch.cat([self.engine(x[start : start + self.batch]) for start in range(0, len(x), self.batch)])
+        passes = [self.engine(x[start : start + self.batch]) for start in range(0, len(x), self.batch)]
+        return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
-        """Cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
+        """Cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
+
+        Raises ValueError where one is NaN, which would rank above every other score. The calling thread waits for the
+        result on that account.
+        """
         step = self.frames_per_pass(frames)
         parts = []
         for start in range(0, len(frames), step):
             embeddings = self.embed(frames[start : start + step]).float()
             parts.append(torch.einsum("fne,fce->fcn", embeddings, texts[start : start + step]))
-        return torch.cat(parts)
+        cosines = torch.cat(parts)
+        if bool(cosines.isnan().any()):
+            precision = str(self.engine.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"CLIP gives NaN for {int(cosines.isnan().sum())} of {cosines.numel()} scores in {precision}: its "
+                "values do not fit (take --clip.precision fp32, or bf16), or its weights are no numbers"
+            )
+        return cosines
 
 
 def make_tower(clip: Clip, mask: MaskConfig, patch_size: int, height: int, width: int) -> Tower:
@@ -77,15 +90,7 @@ def make_features(
 ) -> Features:
     """What a scorer (patch, dense or student) runs, on `device`. Raises ValueError where its engine cannot run here."""
     tower = make_tower(clip, mask, patch_size, height, width)
-    batch = inputs_per_pass(config, mask, patch_size, height, width, device)
+    patches = (height // patch_size) * (width // patch_size)
+    batch = inputs_per_pass(tower, config, patches, choose_dtype(config, device).itemsize, device)
     engine = open_engine(tower, config, device, batch)
     return Features(engine, clip, tower.name, patch_size, batch, isinstance(tower, FrameTower))
-
-
-def inputs_per_pass(
-    config: ClipConfig, mask: MaskConfig, patch_size: int, height: int, width: int, device: torch.device
-) -> int:
-    """Patches, or for scorer dense frames, that an engine takes at once: whole frames where one fits."""
-    patches = (height // patch_size) * (width // patch_size)
-    frames = max(1, patches_per_pass(config, device) // patches)
-    return frames if mask.scorer == "dense" else frames * patches

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines import towers
+from engines import blocks, towers
 from engines.clip import describe_network, fingerprint
 from engines.towers import Tower
 from tgmae.files import lock_file, write_atomically
@@ -44,7 +44,7 @@ def export_tower(tower: Tower, dtype: torch.dtype, cache_dir: Path, opset: int =
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"the export needs the package {package}, which is not installed: pip install {package}")
     if dtype not in _NAMES:
-        raise ValueError(f"a tower is exported in float32 or float16, got {dtype}")
+        raise ValueError(f"a tower is exported in float32 or float16, got {dtype}: take --clip.precision fp32 or fp16")
     about = {
         "tgmae_tower": tower.name, "tgmae_dtype": _NAMES[dtype], "tgmae_opset": str(opset),
         "tgmae_fingerprint": graph_fingerprint(tower),
@@ -60,8 +60,7 @@ def export_tower(tower: Tower, dtype: torch.dtype, cache_dir: Path, opset: int =
 
 def graph_fingerprint(tower: Tower) -> str:
     """Changes with any weight, with the shape of the network, and with the code that computes it."""
-    assert towers.__file__ is not None
-    code = Path(towers.__file__).read_text(encoding="utf-8")
+    code = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (towers, blocks))
     return fingerprint(tower.state_dict(), name=f"{tower.name} {describe_network(tower)} {torch.__version__} {code}")
 
 

@@ -12,14 +12,14 @@ P values of a raw patch in the order (row, column, channel).
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+
+from engines.blocks import Block, ClassBlock, Trunk, attend, normalize
 
 LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
 # Deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
@@ -27,10 +27,20 @@ _NACLIP_DEVIATION = 5.0
 
 
 class Tower(nn.Module):
-    """name: tells the towers of one CLIP apart. input_shape: of one patch or frame, without the batch."""
+    """What an engine runs, and what the size of its passes follows from.
+
+    name          tells the towers of one CLIP apart
+    input_shape   of one patch or frame, without the batch
+    tokens        rows of the matrix products that one patch or frame is
+    width         columns of the narrowest of those products
+    peak_values   numbers that one patch or frame takes at the widest point of the network
+    """
 
     name: str
     input_shape: tuple[int, ...]
+    tokens: int
+    width: int
+    peak_values: int
 
 
 class PatchTower(Tower):
@@ -43,19 +53,20 @@ class PatchTower(Tower):
 
     def __init__(self, visual: VisionTransformer, patch_size: int) -> None:
         super().__init__()
-        self.visual = copy.deepcopy(visual)  # an engine moves and converts it
         self.name, self.input_shape = f"patch{patch_size}", (patch_size**2 * 3,)
         self.embed = nn.Parameter(fold_embedding(visual, patch_size), requires_grad=False)  # [G·D, P]
+        self.trunk = Trunk(visual, visual.positional_embedding)
+        *blocks, last = visual.transformer.resblocks
+        self.blocks = nn.ModuleList(map(Block, blocks))
+        self.last = ClassBlock(last)
+        self.tokens, self.width = self.trunk.positions.shape
+        self.peak_values = self.tokens * self.last.peak_values
 
     def forward(self, patches: Tensor) -> Tensor:  # [n, P] → [n, E]
-        visual = self.visual
-        width = visual.conv1.weight.shape[0]
-        tokens = F.linear(patches, self.embed).view(patches.shape[0], -1, width)
-        x = _embed(visual, tokens, visual.positional_embedding)
-        *blocks, last = visual.transformer.resblocks
-        for block in blocks:
-            x = _run_block(block, x)
-        return _project(visual, _run_for_class(last, x)[:, 0])
+        x = self.trunk.embed(F.linear(patches, self.embed).view(patches.shape[0], -1, self.width))
+        for block in self.blocks:
+            x = block(x)
+        return self.trunk.project(self.last(x)[:, 0])
 
 
 class FrameTower(Tower):
@@ -71,44 +82,46 @@ class FrameTower(Tower):
         self, visual: VisionTransformer, height: int, width: int, patch_size: int, last_block: LastBlock
     ) -> None:
         super().__init__()
-        self.visual, self.last_block = copy.deepcopy(visual), last_block
+        self.last_block = last_block
         rows, columns = height // patch_size, width // patch_size
         self.grid, self.patch = (rows, columns), visual.conv1.kernel_size[0]
         self.name, self.input_shape = f"{last_block}{patch_size}-{height}x{width}", (3, height, width)
         self.register_buffer("resize_rows", resize_matrix(height, rows * self.patch).float())
         self.register_buffer("resize_columns", resize_matrix(width, columns * self.patch).float())
-        self.register_buffer("positions", resize_positions(visual, rows, columns))
         self.register_buffer("nearness", _nearness(rows, columns))
         self.resize_rows: Tensor
         self.resize_columns: Tensor
-        self.positions: Tensor
         self.nearness: Tensor
+        self.embed = nn.Parameter(visual.conv1.weight.detach().clone(), requires_grad=False)  # [D, 3, y, x]
+        self.trunk = Trunk(visual, resize_positions(visual, rows, columns))
+        *blocks, last = visual.transformer.resblocks
+        self.blocks = nn.ModuleList(map(Block, blocks))
+        self.last = Block(last)
+        self.tokens, self.width = self.trunk.positions.shape
+        resized = 3 * rows * columns * self.patch**2
+        self.peak_values = max(2 * resized, self.tokens * self.last.peak_values)
 
     def forward(self, frames: Tensor) -> Tensor:  # [n, 3, H, W] → [n, G, E]
-        visual = self.visual
         resized = self.resize_rows @ frames @ self.resize_columns.t()
-        tokens = F.conv2d(resized, visual.conv1.weight, stride=self.patch).flatten(2).transpose(1, 2)
-        x = _embed(visual, tokens, self.positions)
-        *blocks, last = visual.transformer.resblocks
-        for block in blocks:
-            x = _run_block(block, x)
-        return _project(visual, self._run_last(last, x)[:, 1:])
+        x = self.trunk.embed(F.conv2d(resized, self.embed, stride=self.patch).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            x = block(x)
+        return self.trunk.project(self._run_last(x)[:, 1:])
 
-    def _run_last(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-        q, k, v = _heads(block, block.ln_1(x))
+    def _run_last(self, x: Tensor) -> Tensor:
+        q, k, v = self.last.heads(self.last.ln_1(x))
         match self.last_block:
             case "maskclip":
                 mixed = v
             case "sclip":
-                mixed = _attend(q, q, v) + _attend(k, k, v)
+                mixed = attend(q, q, v) + attend(k, k, v)
             case "clearclip":
-                mixed = _attend(q, q, v)
+                mixed = attend(q, q, v)
             case "naclip":
-                mixed = _attend(k, k, v, self.nearness)
+                mixed = attend(k, k, v, self.nearness)
         if self.last_block in ("maskclip", "sclip"):
-            return _finish_block(block, x, mixed)
-        out: Tensor = block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+            return self.last.finish(x, mixed)
+        return self.last.merge(mixed)
 
 
 class StudentTower(Tower):
@@ -118,12 +131,13 @@ class StudentTower(Tower):
         super().__init__()
         values = patch_size**2 * 3
         self.name, self.input_shape = f"student{patch_size}-{hidden}", (values,)
+        self.tokens, self.width, self.peak_values = 1, min(hidden, embed), values + 2 * hidden
         self.layers = nn.Sequential(
             nn.Linear(values, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, embed)
         )
 
     def forward(self, patches: Tensor) -> Tensor:  # [n, P] → [n, E]
-        return _normalize(self.layers(patches))
+        return normalize(self.layers(patches))
 
 
 def resize_matrix(size: int, target: int) -> Tensor:
@@ -158,55 +172,3 @@ def _nearness(rows: int, columns: int) -> Tensor:
     place = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).view(-1, 2)
     bias = torch.exp(-torch.cdist(place, place).square() / (2 * _NACLIP_DEVIATION**2))
     return F.pad(bias, (1, 0, 1, 0))
-
-
-def _embed(visual: VisionTransformer, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Class token, positions, first norm: [n, G, D] → [n, L, D]."""
-    first = visual.class_embedding.expand(tokens.shape[0], 1, -1)
-    out: Tensor = visual.ln_pre(torch.cat([first, tokens], dim=1) + positions)
-    return out
-
-
-def _run_block(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """One pre-norm block: [n, L, D] → [n, L, D]."""
-    return _finish_block(block, x, _attend(*_heads(block, block.ln_1(x))))
-
-
-def _run_for_class(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """The same block for the class token alone, which attends to all: [n, L, D] → [n, 1, D]."""
-    attention, normed = block.attn, block.ln_1(x)
-    width, heads = x.shape[2], attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    q = F.linear(normed[:, :1], weight[:width], bias[:width]).view(-1, 1, heads, width // heads).transpose(1, 2)
-    packed = F.linear(normed, weight[width:], bias[width:])
-    k, v = packed.view(*x.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return _finish_block(block, x[:, :1], _attend(q, k, v))
-
-
-def _finish_block(block: ResidualAttentionBlock, x: Tensor, mixed: Tensor) -> Tensor:
-    """Residual, norm and MLP after the attention: [n, K, D], [n, heads, K, D/heads] → [n, K, D]."""
-    x = x + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
-    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return out
-
-
-def _heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [n, heads, L, D/heads]."""
-    attention = block.attn
-    packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = packed.view(*x.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1 / math.sqrt(q.shape[-1]))
-
-
-def _project(visual: VisionTransformer, x: Tensor) -> Tensor:
-    """Last norm, projection into the space shared with text, L2 norm: [..., D] → [..., E]."""
-    return _normalize(visual.ln_post(x) @ visual.proj)
-
-
-def _normalize(x: Tensor) -> Tensor:
-    # In float32: the norm's floor of 1e-12 is 0 in float16, of which TensorRT warns, and squares may overflow.
-    return F.normalize(x.float(), dim=-1).to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 
 import bench.report
 from bench import decode, kernel_tuning, kernels, step
-from bench.decoders import DECODERS, Clip, dali_pipeline, import_decoder
+from bench.decoders import DECODERS, Clip, dali_pipeline, import_decoder, rate_of_dali
+from bench.gpu_watch import GpuWatch
 from kernels.gather_tokens import gather_tokens_reference
 from kernels.launch import Launch, block_of_values
 from kernels.masked_mse import masked_mse_reference
@@ -47,6 +49,7 @@ WINDOW = tuple(range(17, 49, 2))  # from the middle of a group of 12, over sever
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Large enough for NVDEC, which takes no HEVC below 144 pixels."""
     folder = tmp_path_factory.mktemp("numbered")
     for name, options in {
         "a_h264.mp4": dict(codec="libx264", g="12", bf="2"),
@@ -54,7 +57,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         # Closed groups, as tgmae.compact makes them: decord 0.6 misses frames at the seams of open ones.
         "c_hevc.mp4": dict(codec="libx265", g="12", **{"x265-params": "log-level=none:open-gop=0"}),
     }.items():
-        write_numbered(folder / name, num_frames=60, **options)  # type: ignore[arg-type]
+        write_numbered(folder / name, num_frames=60, width=192, height=160, **options)  # type: ignore[arg-type]
     index_folder(folder, folder / "manifest.parquet")
     return read_manifest(folder / "manifest.parquet")
 
@@ -68,7 +71,7 @@ def test_decoders_give_the_frames_asked_for(numbered: Manifest, name: str) -> No
             pytest.skip(f"{name} does not import: {str(error).splitlines()[0]}")
     for row in range(len(numbered)):
         frames: Any = DECODERS[name](Clip(numbered.file(row), numbered[row], WINDOW))
-        assert frames.shape == (16, 120, 160, 3)
+        assert frames.shape == (16, 160, 192, 3)
         assert frames.dtype == np.uint8
         assert tuple(read_number(picture) for picture in frames) == WINDOW
 
@@ -85,6 +88,31 @@ def test_dali_gives_the_frames_asked_for(numbered: Manifest, on_gpu: bool, rows:
             assert tuple(read_number(picture) for picture in np.asarray(frames.at(place))) == window
 
 
+def test_several_dali_pipelines_decode_at_once(numbered: Manifest) -> None:
+    """Clips that do not divide by the pipelines, more pipelines than clips, and one that cannot be decoded."""
+    clips = [Clip(numbered.file(1), numbered[1], tuple(range(first, first + 4))) for first in range(3)]
+    for pipelines in (1, 2, 4):
+        begun: list[float] = []
+        rate = rate_of_dali(clips, False, 0, 1, pipelines, lambda begun=begun: begun.append(time.perf_counter()))  # type: ignore[misc]
+        assert len(begun) == 1
+        assert rate > 0
+    h264 = Clip(numbered.file(0), numbered[0], (0, 1))
+    with pytest.raises(RuntimeError, match=r"(?i)codec|decoder"):
+        rate_of_dali([*clips, h264], False, 0, 1, 2)
+
+
+def test_a_watch_forgets_what_came_before(tmp_path: Path) -> None:
+    file = tmp_path / "smi.csv"
+    watch = GpuWatch(file)
+    watch.forget()
+    assert watch.read() == {}
+    file.write_text("10, 50, 1000\n")
+    watch.forget()
+    with file.open("a") as more:
+        more.write("30, 80, 3000\n")
+    assert watch.read()["utilization.decoder, mean"] == 80
+
+
 def test_frames_passed_are_counted_from_the_keyframe(numbered: Manifest) -> None:
     h264 = numbered[0]
     assert h264.keyframes[:3] == (0, 12, 24)
@@ -96,8 +124,8 @@ def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) 
     manifest = numbered.root / "manifest.parquet"
     decode.run(decode.Options(manifest, videos=1, clips=2, seconds=0, rounds=1, workers=(1,), work_dir=tmp_path))
     report = read_report(results, f"decode.{numbered.root.name}")
-    codecs, keyframes, sizes, workers = report["tables"]
-    for table in report["tables"]:
+    codecs, keyframes, sizes, workers, turns = report["tables"]
+    for table in report["tables"][:-1]:
         for row in table["rows"]:
             assert row["median"] > 0
             assert row["frames/s"] == pytest.approx(row["median"] * row["frames a clip"])
@@ -107,8 +135,13 @@ def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) 
     assert "h264: DALI CPU" not in names(codecs)
     passed = [next(row for row in keyframes["rows"] if row["name"] == f"every {gop}: PyAV") for gop in decode.GOPS]
     assert [row["frames a clip"] for row in passed] == sorted(row["frames a clip"] for row in passed)
-    assert names(sizes) >= {"short side 120: PyAV", "short side 60: PyAV", "as it came (h264): PyAV"}
+    assert names(sizes) >= {"short side 160: PyAV", "short side 128: PyAV", "as it came (h264): PyAV"}
     assert names(workers) >= {"h264, 1: PyAV", "vp9, 1: DALI CPU"}
+    if not torch.cuda.is_available():
+        assert names(turns) == {
+            "1 pipeline × 1 thread", "1 pipeline × 2 threads", "2 pipelines × 1 thread", "2 pipelines × 2 threads"
+        }  # fmt: skip
+    assert all(row["frames/s"] > row["median"] > 0 for row in turns["rows"])
 
 
 def names(table: dict[str, Any]) -> set[str]:

@@ -121,7 +121,7 @@ def test_a_plan_is_built_for_the_batch_that_training_runs(
     monkeypatch.setattr(engines.features, "open_engine", lambda tower, config, device, batch: asked.append(batch))
     loaded = load_clip(command.clip)
     make_features(loaded, command.clip, command.mask(), 8, 32, 48, torch.device("cpu"))
-    assert asked == [command.batch]
+    assert asked == [command.batch(command.make_tower())]
 
 
 # check
@@ -140,6 +140,17 @@ def test_check_finds_onnxruntime_equal(tgmae_engine: Console, clip: tuple[str, .
         assert patches == 5 * 16
         assert 0.99999 < least <= mean <= 1.00001
         assert min(agreement, low) > 0.9
+
+
+@pytest.mark.parametrize(("precision", "worst"), [("bf16", 0.999), ("fp8", 0.99)])
+def test_check_measures_what_a_precision_costs(
+    tgmae_engine: Console, clip: tuple[str, ...], precision: str, worst: float
+) -> None:
+    flags = ("--clip.precision", precision, "--device", "cpu", "--min-cosine")
+    code, out, _ = tgmae_engine("check", *clip, *SMALL, *flags, worst)
+    assert code == 0, code
+    assert f"torch in {'fp8' if precision == 'fp8' else 'bfloat16'} on cpu against torch in float32" in out
+    assert str(tgmae_engine("check", *clip, *SMALL, *flags, 0.99999)[0]).endswith(", below 0.99999")
 
 
 @pytest.mark.parametrize("harm", ["other", "nan"])
@@ -188,6 +199,11 @@ def test_check_leaves_out_what_cannot_be_read(
     [
         (("build",), "only TensorRT has plans: --clip.engine tensorrt or tensorrt_rtx, not torch"),
         (("build", "--clip.engine", "tensorrt_rtx", "--target", "sm90"), "tensorrt_rtx 1."),
+        (
+            ("build", "--clip.engine", "tensorrt_rtx", "--target", "sm80"),
+            "how much goes through a plan at once follows",
+        ),
+        (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: take"),
         (("export", "--height", "100"), "--height and --width must be multiples of --patch-size, got 100, 224 and 16"),
         (("check", "--patch-size", "0"), "a frame of 224×224 has no patches of 0 pixels"),
         (("check", "--frames", "0"), "--frames must be at least 1, got 0"),
@@ -220,6 +236,15 @@ def test_typing_errors(tgmae_engine: Console, arguments: tuple[str, ...]) -> Non
     code, out, err = tgmae_engine(*arguments)
     assert code == 2
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(("command", "engine"), [("build", "tensorrt_rtx"), ("check", "onnxruntime")])
+def test_precisions_of_torch_alone(tgmae_engine: Console, command: str, engine: str, precision: str) -> None:
+    code, out, err = tgmae_engine(command, "--clip.engine", engine, "--clip.precision", precision)
+    assert code == 2
+    said = " ".join((out + err).replace("│", " ").split())
+    assert f"clip.precision {precision} runs on clip.engine torch only, got {engine}" in said
 
 
 def test_help_names_the_subcommands(tgmae_engine: Console) -> None:

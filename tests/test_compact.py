@@ -114,7 +114,7 @@ def test_boxes_follow_size_and_frames(few_shapes: Manifest, tmp_path: Path, opti
             name: source[name] for name in ("caption", "color", "shape", "motion")
         }
         expected = [
-            [left // 2, top // 2, -(-right // 2), -(-bottom // 2)]
+            [left // 2, top * 64 // 120, -(-right // 2), -(-bottom * 64 // 120)]  # 160×120 has become 80×64
             for left, top, right, bottom in (source["boxes"][frame] for frame in frames)
         ]
         assert row["boxes"] == expected
@@ -123,7 +123,7 @@ def test_boxes_follow_size_and_frames(few_shapes: Manifest, tmp_path: Path, opti
 
 
 def test_objects_of_a_shapes_set_of_unchanged_pictures(few_shapes: Manifest, tmp_path: Path) -> None:
-    compact(few_shapes, tmp_path / "out", CompactConfig(), 1)
+    compact(few_shapes, tmp_path / "out", CompactConfig(align=2), 1)
     made = read_manifest(tmp_path / "out" / "manifest.parquet")
     objects = read_objects(tmp_path / "out")
     assert list(objects) == [made[row].path for row in range(3)]

@@ -109,6 +109,8 @@ def test_ratio_that_masks_no_patch_is_refused(image_size: int, ratio: float, kin
         ({"repeat": 0}, ("data.repeat", "0")),
         ({"num_workers": 0}, ("data.num_workers", "0")),
         ({"prefetch": -1}, ("data.prefetch", "-1")),
+        ({"pipelines": 0}, ("data.pipelines", "0")),
+        ({"threads": 0}, ("data.threads", "0")),
         ({"crop_scales": ()}, ("data.crop_scales", "()")),
         ({"crop_scales": (1.0, 1.2)}, ("data.crop_scales", "1.2")),
         ({"crop_scales": (0.0,)}, ("data.crop_scales", "0.0")),

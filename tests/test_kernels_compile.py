@@ -25,6 +25,7 @@ def compile_all() -> list[dict[str, Any]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    from engines.fp8 import quantize_rows_kernel
     from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel
     from kernels.masked_mse import masked_mse_kernel
     from kernels.topk_mask import topk_mask_kernel
@@ -60,6 +61,10 @@ def compile_all() -> list[dict[str, Any]]:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         case = f"{dtype}"
         topk_mask_kernel(torch.zeros(2, 8, 196, dtype=dtype), 117)
+    for silu in (False, True):
+        for width in (768, 3072):
+            case = f"{width} wide, SiLU {silu}"
+            quantize_rows_kernel(torch.zeros(200, width, dtype=torch.bfloat16), silu)
     case = "tube, k 1"  # integers that are 1 are compiled in, and strides of 0 and 1 as well
     topk_mask_kernel(torch.zeros(2, 1, 1568).expand(2, 8, 1568), 1)
 
@@ -86,12 +91,15 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     counts = {name: sum(kernel["name"] == name for kernel in compiled) for name in {x["name"] for x in compiled}}
-    assert counts == {"_topk_mask": 4, "_gather_tokens": 5, "_forward": 4, "_backward": 4}
+    assert counts == {"_topk_mask": 4, "_gather_tokens": 5, "_forward": 4, "_backward": 4, "_quantize_rows": 4}
     for kernel in compiled:
         assert kernel["sm"], kernel
         assert kernel["STACK"] == kernel["LOCAL"] == 0, f"spills registers: {kernel}"
     # What the roofline estimates rest on: whole 16-byte pieces wherever the frames' rows allow it.
     for kernel in compiled:
+        if kernel["name"] == "_quantize_rows":
+            assert "LDG.E.128" in kernel["memory"], kernel
+            assert not {"LDG.E.U16", "STG.E.U8"} & set(kernel["memory"]), kernel
         if kernel["name"] in ("_gather_tokens", "_backward") and "patch 14" not in kernel["case"]:
             assert "LDG.E.128" in kernel["memory"], kernel
             assert "STG.E.128" in kernel["memory"], kernel

@@ -57,7 +57,7 @@ def test_frames_and_keyframes_of_every_codec(tmp_path: Path, codec: Any) -> None
     source = write_numbered(tmp_path / "in" / "a.mp4", num_frames=43, g="30", bf="2", rate=30)
     file, video = compact_one(source, CompactConfig(short_side=64, codec=codec, gop=10))
     assert (video.codec, video.num_frames, video.rotation) == (codec, 43, 0)
-    assert (video.width, video.height) == (86, 64)
+    assert (video.width, video.height) == (80, 64)
     assert video.fps == pytest.approx(30, abs=0.01)
     assert Path(file).suffix == (".webm" if codec == "vp9" else ".mp4")
     assert video.keyframes == (0, 10, 20, 30, 40)
@@ -103,26 +103,40 @@ def test_quality_and_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "short_side", "expected"),
+    ("size", "short_side", "align", "expected"),
     [
-        ((1920, 1080), 256, (456, 256)), ((1080, 1920), 256, (256, 456)), ((320, 240), 256, (320, 240)),
-        ((321, 241), 256, (320, 240)), ((255, 255), 256, (254, 254)), ((161, 121), None, (160, 120)),
-        ((1000, 2), 256, (1000, 2)), ((640, 257), 256, (638, 256)),
+        ((1920, 1080), 256, 16, (448, 256)), ((1080, 1920), 256, 16, (256, 448)), ((340, 256), 256, 16, (336, 256)),
+        ((320, 240), 256, 16, (320, 240)), ((321, 241), 256, 16, (320, 240)), ((255, 247), 256, 16, (256, 240)),
+        ((160, 120), None, 16, (160, 128)), ((1000, 2), 256, 16, (1008, 16)), ((640, 360), 100, 16, (176, 96)),
+        ((1920, 1080), 256, 2, (456, 256)), ((321, 241), 256, 2, (322, 242)), ((640, 257), 256, 2, (638, 256)),
+        ((1000, 2), 256, 2, (1000, 2)), ((1920, 1080), 256, 32, (448, 256)),
     ],
 )  # fmt: skip
-def test_sizes(size: tuple[int, int], short_side: int | None, expected: tuple[int, int]) -> None:
-    assert compact_size(make_video(width=size[0], height=size[1]), short_side) == expected
+def test_sizes(size: tuple[int, int], short_side: int | None, align: int, expected: tuple[int, int]) -> None:
+    video = make_video(width=size[0], height=size[1])
+    assert compact_size(video, CompactConfig(short_side=short_side, align=align)) == expected
+
+
+def test_aspect_changes_by_a_few_per_cent_at_most() -> None:
+    """By default, where pictures are large enough: the short side is exact, the long one moves by at most 8 pixels."""
+    worst = 0.0
+    for long in range(256, 1400):
+        width, height = compact_size(make_video(width=long, height=256), CompactConfig())
+        assert height == 256
+        assert width % 16 == 0
+        worst = max(worst, abs(width / long - 1))
+    assert 0.025 < worst <= 8 / 256
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_turned_videos_come_out_upright(tmp_path: Path, rotation: int) -> None:
     source = write_numbered(tmp_path / "in" / "a.mp4", num_frames=14, rotation=rotation)
-    file, video = compact_one(source, CompactConfig(short_side=90))
-    assert (video.rotation, video.width, video.height) == (0, 120, 90)
+    file, video = compact_one(source, CompactConfig(short_side=96))
+    assert (video.rotation, video.width, video.height) == (0, 128, 96)
     pictures = read_pictures(file, video)
     assert [read_number(picture) for picture in pictures] == list(range(14))
-    expected = draw_number(5, 120, 90).astype(float)
-    assert np.abs(pictures[5][50:] - expected[50:]).mean() < 4  # the gradient tells a mirrored picture
+    expected = draw_number(5, 128, 96).astype(float)
+    assert np.abs(pictures[5][52:] - expected[52:]).mean() < 4  # the gradient tells a mirrored picture
 
 
 def tag_of(file: str) -> tuple[int, int, int, int]:
@@ -233,6 +247,8 @@ def test_chosen_frames(
         ({"fps": 0.0}, "fps above 0"),
         ({"fps": math.inf}, "fps above 0"),
         ({"short_side": 255}, "even short_side of at least 16 pixels, got 255"),
+        ({"align": 0}, "even align of at least 2 pixels, got 0"),
+        ({"align": 15}, "even align of at least 2 pixels, got 15"),
         ({"quality": 52}, "from 0 to 51 for h264, got 52"),
         ({"codec": "av1"}, "codec of h264, hevc, vp9, got av1"),
     ],

@@ -91,16 +91,19 @@ class DataConfig:
     )  # of the short side; 1.0 alone keeps only the crop's place random
     flip: bool = False
     repeat: int = 1  # clips from one decode, each with its own crop, flip, caption and mask
-    decode: Literal["auto", "gpu", "cpu"] = "auto"  # for --pipeline dali; auto takes the GPU where there is one
+    decode: Literal["auto", "gpu", "cpu"] = "auto"  # for --pipeline dali; auto takes the GPU where it has NVDEC
     captions: Literal["random", "first"] = "random"  # which of a video's captions goes with a clip
-    num_workers: int = 2  # processes that read files, and decode what DALI cannot on a CPU
-    prefetch: int = 2  # batches each worker runs ahead
+    num_workers: int = 2  # processes that read files, and decode what DALI does not; of all pipelines together
+    prefetch: int = 2  # batches that the workers run ahead, in all pipelines together
+    # Of DALI. Pipelines take turns with the batches: by default 4 where NVDEC decodes and 1 elsewhere.
+    pipelines: int | None = None
+    threads: int | None = None  # of each pipeline; by default two clips an NVDEC engine, on a CPU as many as workers
     max_skipped: float = 0.05  # share of the videos that may turn out unreadable before the run stops; one always may
 
     def __post_init__(self) -> None:
-        for name in ("stride", "repeat", "num_workers", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("stride", "repeat", "num_workers", "prefetch", "pipelines", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
         if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
             raise ValueError(f"data.crop_scales must lie in (0, 1], got {self.crop_scales}")
         if not 0 <= self.max_skipped <= 1:
@@ -163,15 +166,23 @@ class ClipConfig:
     model: str = "ViT-B-32-quickgelu"
     weights: str = "openai"  # open_clip's tag, or a checkpoint file; a folder brings its own
     engine: Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"] = "torch"
-    precision: Literal["auto", "fp16", "fp32"] = "auto"  # auto: fp16 on CUDA, fp32 on a CPU
-    # Patches in one forward pass; of frames as many as have that many patches. None: 4096 on CUDA, 512 on a CPU, where
-    # what a pass touches should stay in the cache.
+    # auto: fp16 on CUDA, fp32 on a CPU. fp8: 11 of 12 parts of the transformer's linear layers in e4m3, all else in
+    # bf16; for GPUs from compute capability 8.9 on, on a CPU a slow simulation. bf16 and fp8 are for engine torch.
+    precision: Literal["auto", "fp16", "bf16", "fp8", "fp32"] = "auto"
+    # Patches in one forward pass; of frames as many as have that many patches. None: 512 on a CPU, where what a pass
+    # touches should stay in the cache; on CUDA what fills the chip, by CLIP's size (engines/pass_size.py).
     batch: int | None = None
+    cuda_graph: bool = True  # engine torch on CUDA: record the full pass at the start and replay it; not for score maps
     cache_dir: Path = Path("~/.cache/tgmae")  # caption embeddings, ONNX graphs, TensorRT plans
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"clip.batch must be at least 1, got {self.batch}")
+        if self.precision in ("bf16", "fp8") and self.engine != "torch":
+            raise ValueError(
+                f"clip.precision {self.precision} runs on clip.engine torch only, got {self.engine}: take "
+                "--clip.engine torch, or --clip.precision fp16"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from tgmae.config import InputConfig, MaskConfig, ModelConfig, TrainConfig
+from tgmae.handover import Handover
 from tgmae.manifest import Manifest
 from tgmae.masking import Scorer, plan_masks
 from tgmae.sampling import ClipSampler
@@ -34,6 +35,7 @@ class TrainingBatch:
 class Loader:
     """Iterate over training batches; `waited_s` adds up the time `next_batch` kept its caller waiting.
 
+    On CUDA a batch's memory is safe for work that is queued on the caller's stream before it asks for the next batch.
     Videos that could not be read are named once and kept in `skipped`, by row. `clock` times the stages load (waiting
     for decoded clips), score and mask.
     """
@@ -50,6 +52,7 @@ class Loader:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             # What the scorer holds was put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._handover = Handover(self._record_event)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
@@ -60,9 +63,7 @@ class Loader:
         self._next = self._thread.submit(self._make_batch)
         self.waited_s += time.perf_counter() - started
         if self._stream is not None:
-            # The memory belongs to the loader's stream: keep it until training is done with it.
-            for tensor in (batch.clips.frames, batch.plan.visible, batch.plan.masked):
-                tensor.record_stream(torch.cuda.current_stream(self.device))
+            self._handover.hand_out(batch)
         for video in batch.clips.skipped:
             if video.row not in self.skipped:
                 tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
@@ -72,7 +73,13 @@ class Loader:
     def close(self) -> None:
         """Stop the thread and the pipeline's processes."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._handover.close()
         self.pipeline.close()
+
+    def _record_event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def _make_batch(self) -> TrainingBatch:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
@@ -103,8 +110,6 @@ def make_pipeline(
         from dali_pipelines.reference import ReferencePipeline
 
         return ReferencePipeline(videos, plan, size, first_batch)
-    if config.data.decode == "gpu" and device.type != "cuda":
-        raise ValueError("--data.decode gpu needs a CUDA device; choose auto or cpu")
     try:
         from dali_pipelines.clips import DaliPipeline
     except ImportError as error:
@@ -112,7 +117,7 @@ def make_pipeline(
             f"--pipeline dali cannot run: {error}. Install it with pip install nvidia-dali-cuda130, "
             "or choose --pipeline pyav"
         ) from error
-    return DaliPipeline(videos, plan, config.data, size, first_batch, device.index if device.type == "cuda" else None)
+    return DaliPipeline(videos, plan, config.data, size, first_batch, device)
 
 
 def make_loader(

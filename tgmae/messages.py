@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from dali_pipelines.decoding import choose_decoding
 from tgmae.checkpoint import newest_checkpoint
 from tgmae.config import MOTION_KINDS, TrainConfig
 from tgmae.distributed import World
@@ -25,21 +26,31 @@ def describe_run(
 ) -> str:
     """The choices this run was made with, those behind `auto` too."""
     data, shape = config.data, config.model
-    on_gpu = world.device.type == "cuda" and data.decode != "cpu" and config.pipeline == "dali"
     visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     accumulation = config.accumulation_steps(world.size)
     return (
         f"data      {len(manifest)} videos from {data.manifest}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
-        f"pipeline  {config.pipeline}, decoding on the {'GPU' if on_gpu else 'CPU'}"
-        f"{f', {data.num_workers} workers' if config.pipeline == 'dali' else ''}\n"
+        f"pipeline  {config.pipeline}, {_describe_decoding(config, world, manifest)}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}"
         f"{', compiled blocks' if config.compile else ''}{', CUDA graph' if config.cuda_graph else ''}\n"
         f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
         f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
+    )
+
+
+def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) -> str:
+    """Raises ValueError where --data.decode asks for what is not there."""
+    if config.pipeline == "pyav":
+        return "decoding on the CPU"
+    columns = ("codec", "width", "height", "num_bytes", "rotation")
+    rows = zip(*(manifest.table.column(name).to_pylist() for name in columns), strict=True)
+    return choose_decoding(config.data, world.device).describe(
+        (codec, *((height, width) if rotation % 180 else (width, height)), num_bytes)
+        for codec, width, height, num_bytes, rotation in rows
     )
 
 

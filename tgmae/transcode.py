@@ -75,6 +75,9 @@ class CompactConfig:
     """How videos are re-encoded. Raises ValueError for what cannot be meant."""
 
     short_side: int | None = 256  # pixels, even; larger pictures shrink to it, smaller ones stay; None keeps the size
+    # Pixels, even: both sides become the nearest multiple. H.264 codes pictures in blocks of 16, and DALI may find its
+    # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels: 3 % of 256.
+    align: int = 16
     codec: Literal["h264", "hevc", "vp9"] = "h264"  # h264 and hevc in .mp4, vp9 in .webm
     fps: float | None = None  # keep the frames nearest to so many even steps a second, none twice; None keeps all
     stride: int = 1  # keep every stride-th frame; not together with fps
@@ -86,6 +89,8 @@ class CompactConfig:
             raise ValueError(f"expected a codec of {', '.join(CODERS)}, got {self.codec}")
         if self.short_side is not None and (self.short_side < 16 or self.short_side % 2):
             raise ValueError(f"expected an even short_side of at least 16 pixels, got {self.short_side}")
+        if self.align < 2 or self.align % 2:
+            raise ValueError(f"expected an even align of at least 2 pixels, got {self.align}")
         if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"expected fps above 0, got {self.fps}")
         if self.stride < 1 or self.gop < 1:
@@ -148,12 +153,13 @@ def _read_times(file: str, video: Video, fps: float) -> NDArray[np.float64]:
     return np.arange(video.num_frames) / fps
 
 
-def compact_size(video: Video, short_side: int | None) -> tuple[int, int]:
-    """Width and height of the upright result: both even, none larger than before."""
+def compact_size(video: Video, config: CompactConfig) -> tuple[int, int]:
+    """Width and height of the upright result: multiples of `config.align`, no side scaled up but to the nearest one."""
     shorter = min(video.width, video.height)
-    target = min(short_side or shorter, shorter)
+    target = min(config.short_side or shorter, shorter)
     width, height = (
-        max(min(2 * round(side * target / shorter / 2), side - side % 2), 2) for side in (video.width, video.height)
+        max(config.align * math.floor(side * target / shorter / config.align + 0.5), config.align)
+        for side in (video.width, video.height)
     )
     return width, height
 
@@ -174,7 +180,7 @@ def transcode(file: str, video: Video, target: Path, config: CompactConfig) -> i
     with av.open(str(target), "w", format=coder.container, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(coder.encoder, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height = compact_size(video, config.short_side)
+        stream.width, stream.height = compact_size(video, config)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for place, (_, frame) in enumerate(decode_frames(file, video, frames, seek=False)):

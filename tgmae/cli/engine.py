@@ -60,15 +60,11 @@ class TowerCommand:
         """In a frame."""
         return (self.height // self.patch_size) * (self.width // self.patch_size)
 
-    @property
-    def batch(self) -> int:
+    def batch(self, tower: Tower) -> int:
         """Inputs in one pass, as a run would have them; a plan is built for that many."""
-        from engines.features import inputs_per_pass
+        from engines.pass_size import inputs_per_pass
 
-        # A plan may be built without the GPU that it is for.
-        on_gpu = self.clip.engine.startswith("tensorrt") or torch.cuda.is_available()
-        device = torch.device("cuda" if on_gpu else "cpu")
-        return inputs_per_pass(self.clip, self.mask(), self.patch_size, self.height, self.width, device)
+        return inputs_per_pass(tower, self.clip, self.patches, self.dtype().itemsize, self._device())
 
     def make_tower(self) -> Tower:
         from engines.clip import load_clip
@@ -80,8 +76,12 @@ class TowerCommand:
     def dtype(self) -> torch.dtype:
         from engines.engine import choose_dtype
 
+        return choose_dtype(self.clip, self._device())
+
+    def _device(self) -> torch.device:
+        # A plan may be built without the GPU that it is for.
         on_gpu = self.clip.engine.startswith("tensorrt") or torch.cuda.is_available()
-        return choose_dtype(self.clip, torch.device("cuda" if on_gpu else "cpu"))
+        return torch.device("cuda" if on_gpu else "cpu")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Export(TowerCommand):
     def run(self) -> None:
         from engines.onnx_engine import count_operators
 
-        path = _export(self, self.out, self.opset)
+        path = _export(self, self.make_tower(), self.out, self.opset)
         counts = count_operators(path)
         print(f"{path}: {_mib(path)}, {sum(counts.values())} nodes, {counts.get('Attention', 0)} of them Attention")
         print(", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -116,10 +116,16 @@ class Build(TowerCommand):
         if library not in ("tensorrt", "tensorrt_rtx"):
             raise ValueError(f"only TensorRT has plans: --clip.engine tensorrt or tensorrt_rtx, not {library}")
         choose_target(load_library(library), library, self.target, None)  # before the export, which takes long
+        if self.target is not None and self.clip.batch is None:
+            raise ValueError(
+                "how much goes through a plan at once follows from its GPU: with --target give --clip.batch"
+            )
         out = self.out or self.clip.cache_dir.expanduser() / "plans"
-        graph = _export(self, None, None)
+        tower = self.make_tower()
+        batch = self.batch(tower)
+        graph = _export(self, tower, None, None)
         started = time.perf_counter()
-        path = build_plan(graph, out, library, self.batch, self.target)
+        path = build_plan(graph, out, library, batch, self.target)
         seconds = time.perf_counter() - started
         plan = describe_plan(path)
         least, tuned, most = plan.profile
@@ -141,7 +147,7 @@ class Check(TowerCommand):
 
     manifest: Path | None = None  # compare on frames of these videos too, and with their captions
     frames: int = 16  # of each kind
-    min_cosine: float = 0.99  # of any patch; less is an error. Half precision reaches about .999
+    min_cosine: float = 0.99  # of any patch; less is an error. fp16 reaches about .999, fp8 .998
     device: Literal["auto", "cuda", "cpu"] = "auto"
     seed: int = 0
 
@@ -165,7 +171,7 @@ class Check(TowerCommand):
             for config in (self.clip, plain)
         )
         texts = clip.encode_text(captions, device).to(device)
-        precision = str(ours.engine.dtype).removeprefix("torch.")
+        precision = "fp8" if self.clip.precision == "fp8" else str(ours.engine.dtype).removeprefix("torch.")
         table = Table(title=f"{self.clip.engine} in {precision} on {device.type} against torch in float32: {ours.name}")
         for heading in ("pixels", "patches", "mean cosine", "min cosine", "agreement", "5th percentile"):
             table.add_column(heading, justify="left" if heading == "pixels" else "right")
@@ -185,7 +191,7 @@ class Check(TowerCommand):
             raise ValueError(f"{self.clip.engine} differs from torch: a cosine of {worst:.6f}, below {self.min_cosine}")
 
 
-def _export(command: TowerCommand, out: Path | None, opset: int | None) -> Path:
+def _export(command: TowerCommand, tower: Tower, out: Path | None, opset: int | None) -> Path:
     from engines.onnx_engine import OPSET_ATTENTION, export_tower
     from engines.tensorrt_plan import choose_opset, load_library
 
@@ -194,7 +200,7 @@ def _export(command: TowerCommand, out: Path | None, opset: int | None) -> Path:
         opset = OPSET_ATTENTION
         if library in ("tensorrt", "tensorrt_rtx"):
             opset = choose_opset(load_library(library), library, dtype)
-    return export_tower(command.make_tower(), dtype, out or command.clip.cache_dir.expanduser(), opset)
+    return export_tower(tower, dtype, out or command.clip.cache_dir.expanduser(), opset)
 
 
 def _compare(ours: Features, reference: Features, frames: Tensor, texts: Tensor, k: int) -> tuple[Tensor, Tensor]:

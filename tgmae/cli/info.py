@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -12,6 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dali_pipelines.decoding import find_nvdec
+from dali_pipelines.nvdec import NoNvdec
+from dali_pipelines.source import CPU_CODECS
 from tgmae import __version__
 from tgmae.attention import Backend, choose_attention
 
@@ -48,16 +51,9 @@ def backends() -> dict[str, str]:
     """Each choice a run can make: "yes", perhaps with what it covers, or "no" and the reason."""
     found = {"pipeline pyav": "yes", "attention sdpa": "yes", "engine torch": "yes"}
     try:
-        from dali_pipelines.source import NATIVE_CODECS
-
-        found["pipeline dali, cpu"] = (
-            f"yes; decodes {', '.join(sorted(NATIVE_CODECS['cpu']))} itself, the rest with PyAV"
-        )
-        found["pipeline dali, gpu"] = (
-            f"yes; decodes {', '.join(sorted(NATIVE_CODECS['gpu']))}"
-            if (reason := _no_nvdec()) is None
-            else f"no: {reason}"
-        )
+        importlib.import_module("nvidia.dali")
+        found["pipeline dali, cpu"] = f"yes; decodes {', '.join(sorted(CPU_CODECS))} itself, the rest with PyAV"
+        found["pipeline dali, gpu"] = _describe_nvdec()
     except ImportError as error:
         found["pipeline dali"] = f"no: {error}; pip install nvidia-dali-cuda130"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,15 +95,19 @@ def _describe_engine(engine: str, module: str) -> str:
     return "yes"
 
 
-def _no_nvdec() -> str | None:
-    """Why videos cannot be decoded on a GPU here; None where they can."""
+def _describe_nvdec() -> str:
+    """What the first GPU's NVDEC decodes, or why it does not."""
     if not torch.cuda.is_available():
-        return _no_cuda()
+        return f"no: {_no_cuda()}"
     try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError as error:
-        return f"the driver's video library is missing ({error}); containers need the capability 'video'"
-    return None
+        limits = find_nvdec(torch.device("cuda", 0))
+    except NoNvdec as error:
+        return f"no: {error}"
+    engines = max(codec.engines for codec in limits.values())
+    return f"yes; {engines} NVDEC engines, 4:2:0 pictures of 8 bits: " + ", ".join(
+        f"{name} {codec.min_width}×{codec.min_height} to {codec.max_width}×{codec.max_height}"
+        for name, codec in limits.items()
+    )
 
 
 def _no_cuda() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def build_scores(
     captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
     if captions.note and share == 0:
         print(captions.note)
-    scorers = _ScorerBySize(clip, clip_config, mask, patch_size, device)
+    # Videos differ in size and length, so hardly a pass would be the one that was recorded.
+    scorers = _ScorerBySize(clip, replace(clip_config, cuda_graph=False), mask, patch_size, device)
 
     def compute(rows: list[int]) -> Iterator[NDArray[np.float16] | str]:
         pictures = decode_in_workers(manifest, rows, cells, patch_size, every, num_workers)

@@ -81,7 +81,8 @@ def distill(
         with stop_requests() as stop:
             for number in bar:
                 # One frame of each tubelet: the other is nearly the same.
-                frames = pipeline.next_batch().frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
+                batch = pipeline.next_batch()  # held to the end of the round, whose losses wait for the GPU
+                frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
                 patches = _patches(frames, model.patch_size, clip.mean, clip.std)
                 wanted = teacher.embed(frames).float().flatten(0, 1)
                 generator = torch.Generator().manual_seed(number + config.seed * options.rounds)

@@ -87,9 +87,9 @@ def score_patches(model: nn.Module, frames: Tensor, texts: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def score_densely(tower: FrameTower, frames: Tensor, texts: Tensor) -> Tensor:
+def score_densely(model: nn.Module, tower: FrameTower, frames: Tensor, texts: Tensor) -> Tensor:
     """Whole frames in one pass each, every patch one token: cosines [C, T, N]."""
-    return torch.einsum("ce,tne->ctn", texts, tower(_normalise(tower.visual, frames)))
+    return torch.einsum("ce,tne->ctn", texts, tower(_normalise(_visual(model), frames)))
 
 
 def evaluate(model: nn.Module, tokenizer: Any, single: list[TrueClip], double: list[TrueClip]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _score_all_densely(
     tower = FrameTower(_visual(model), SIZE, SIZE, PATCH, kind)
     texts = encode([clip.captions[0] for clip in clips])
     return [
-        _pool(score_densely(tower, clip.frames, text[None])[0], TUBELET)
+        _pool(score_densely(model, tower, clip.frames, text[None])[0], TUBELET)
         for clip, text in zip(clips, texts, strict=True)
     ]
 

@@ -1,0 +1,272 @@
+"""How fast does each scorer run on each engine and precision, and how far do its masks move?
+
+    python -m bench.engines [MANIFEST] [--rounds 3] [--student FILE]
+
+Takes under a minute on two idle cores, about a minute on a GPU. Writes bench/results/engines.<cpu or GPU>.json.
+
+Rows of speed are clips/s of scores, frames in memory, in passes of the engine's full size; "of limit" is their
+arithmetic as a share of the fastest large matrix product in the same rounds (bfloat16 on CUDA, so FP8 may pass 1).
+"open s" is the time until an engine is ready, with nothing kept from before: export, build, CUDA graph. On CUDA CLIP is
+ViT-B/32 with random weights at 16×224², on a CPU the tiny CLIP at the demo's size; the student of the speed tables has
+random weights, 1024 wide. On CUDA one table shows the patch scorer by size of pass, with the CUDA graph and without;
+"launch ms" is how long a pass keeps the thread that asks for it.
+
+Rows of agreement compare masks at γ .6 with those of torch in float32, with the tiny CLIP on the manifest's clips (the
+demo's by default, made where they are missing): the mean over slots, and beside it the 5th percentile, Spearman's rank
+correlation and the largest difference of a cosine. --student is one of the tiny CLIP's.
+
+An engine that is not installed, or a precision that does not run here, is left out and named.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from bench.data import Engine, make_random_clip
+from bench.report import Row, Table, measure, now, write_report
+from bench.step import MATMUL, matmul_ceiling
+from engines.clip import Clip, load_clip
+from engines.features import Features, make_features
+from engines.student import save_student
+from engines.towers import StudentTower
+from tgmae.cli.train import provide_demo
+from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.distributed import choose_device
+from tgmae.manifest import read_manifest
+from tgmae.presets import PRESETS
+from tgmae.scoring.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
+from tgmae.scoring.captions import require_captions
+from tgmae.scoring.text_scorer import TextScorer
+
+ScorerName = Literal["patch", "dense", "student"]
+Precision = Literal["fp16", "bf16", "fp8", "fp32"]
+SCORERS: tuple[ScorerName, ...] = ("patch", "dense", "student")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp8")  # beside fp32, which they are compared with
+PASS_SIZES = (256, 1024, 2048, 4096, 8192, 16384)  # what the smallest touches fits an L2 cache
+_HIDDEN = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    rounds: int = 3
+    seconds: float = 0.3  # of scoring in a round; at least one call
+    clips: int = 64  # for agreement
+    student: Path | None = None  # of the tiny CLIP, for agreement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row: what runs a scorer."""
+
+    engine: Engine = "torch"
+    precision: Precision = "fp16"
+    graph: bool = True
+    batch: int | None = None  # patches in a pass
+
+    @property
+    def name(self) -> str:
+        size = f"{self.batch} patches a pass, " if self.batch else ""
+        return f"{size}{self.engine} {self.precision}{'' if self.graph else ', no graph'}"
+
+    def config(self, cache_dir: Path) -> ClipConfig:
+        """Raises ValueError for what no engine can."""
+        return ClipConfig(
+            model="shapes", engine=self.engine, precision=self.precision, cuda_graph=self.graph, batch=self.batch,
+            cache_dir=cache_dir,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What speed is measured on: a CLIP, clips of a size, and where files may go."""
+
+    clip: Clip
+    model: ModelConfig
+    frames_per_tubelet: Literal[1, 2]
+    folder: Path
+    device: torch.device
+
+    def mask(self, scorer: ScorerName) -> MaskConfig:
+        student = self.folder / "student.safetensors"
+        return MaskConfig(scorer=scorer, frames_per_tubelet=self.frames_per_tubelet, student=student)
+
+    @property
+    def frames_per_clip(self) -> int:
+        return self.model.num_slots * self.frames_per_tubelet
+
+    def make_student(self) -> None:
+        torch.manual_seed(0)
+        embed = self.clip.visual.proj.shape[1]
+        tower = StudentTower(self.model.patch_size, _HIDDEN, embed)
+        save_student(self.folder / "student.safetensors", tower, self.clip.fingerprint, {})
+
+
+class Opened:
+    """An engine that is ready, with two full passes of random frames."""
+
+    def __init__(self, case: Case, scorer: ScorerName, setting: Setting) -> None:
+        model, device = setting.model, setting.device
+        started = now(device)
+        with tempfile.TemporaryDirectory(dir=setting.folder) as cache:  # so that nothing is there already
+            config = case.config(Path(cache))
+            size, mask = model.image_size, setting.mask(scorer)
+            self.features: Features = make_features(
+                setting.clip, config, mask, model.patch_size, size, size, device
+            )  # fmt: skip
+        self.open_s = now(device) - started
+        self.frames_per_clip, self.device = setting.frames_per_clip, device
+        one = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        count = 2 * self.features.frames_per_pass(one)
+        draw = torch.Generator(device).manual_seed(0)
+        shape = (count, size, size, 3)
+        self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=draw)
+        embed = setting.clip.visual.proj.shape[1]
+        self.texts = F.normalize(torch.randn(count, 1, embed, device=device, generator=draw), dim=-1)
+        self.launch_ms: list[float] = []
+        self.score()
+
+    def score(self) -> Tensor:
+        return self.features.compare(self.frames, self.texts)
+
+    def clips_per_s(self, seconds: float) -> float:
+        started, count = now(self.device), 0
+        while not count or time.perf_counter() - started < seconds:
+            self.score()
+            count += 1
+        rate = count * len(self.frames) / self.frames_per_clip / (now(self.device) - started)
+        self.launch_ms.append(self._launch_ms())
+        return rate
+
+    def _launch_ms(self) -> float:
+        frames = self.frames[: len(self.frames) // 2]
+        self.features.embed(frames)
+        started = now(self.device)
+        self.features.embed(frames)
+        return (time.perf_counter() - started) * 1000
+
+
+def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: Setting, options: Options) -> Table:
+    """clips/s of each case, and of a matrix product in the same rounds."""
+    opened, left_out = {}, []
+    for case in cases:
+        try:
+            opened[case.name] = Opened(case, scorer, setting)
+        except (ValueError, RuntimeError, ImportError) as error:  # no such engine; no memory; no kernel
+            left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
+    work: dict[str, Callable[[], float]] = {
+        name: partial(one.clips_per_s, options.seconds) for name, one in opened.items()
+    }
+    work[MATMUL] = partial(matmul_ceiling, setting.device)
+    found = measure(work, options.rounds, title)
+    limit = median(found.pop(MATMUL))
+    gflop = count_gflop(setting.clip, setting.model, setting.mask(scorer))
+    rows = []
+    for name, values in found.items():
+        tflops, one = gflop * median(values) / 1000, opened[name]
+        facts: dict[str, float | str] = {
+            "GFLOP a clip": gflop, "TFLOP/s": tflops, "of limit": tflops / limit, "a pass": float(one.features.batch),
+            "open s": one.open_s,
+        }  # fmt: skip
+        if setting.device.type == "cuda":
+            facts["launch ms"] = median(one.launch_ms)
+        rows.append(Row(name, values, facts))
+    note = "\n".join([f"the fastest matrix product: {limit:.3g} TFLOP/s", *left_out])
+    return Table(title, "clips/s", rows, rows[0].name if rows else None, gflop and limit / gflop * 1000, note)
+
+
+def plan_cases(device: torch.device) -> list[Case]:
+    """The rows of a speed table."""
+    if device.type == "cpu":
+        return [Case(precision="fp32"), Case(engine="onnxruntime", precision="fp32")]
+    half: list[Case] = [Case(engine=engine) for engine in ("onnxruntime", "tensorrt", "tensorrt_rtx")]
+    return [
+        Case(), Case(graph=False), Case(precision="bf16"), Case(precision="fp8"), Case(precision="fp32"), *half,
+    ]  # fmt: skip
+
+
+def agreement_table(options: Options, folder: Path, device: torch.device) -> Table:
+    """Masks of every precision against those of float32, scorer by scorer."""
+    provide_demo(options.manifest)
+    manifest, _ = require_captions(read_manifest(options.manifest), "label")
+    demo = PRESETS["demo"]
+    seen = InputConfig(model=demo.model, data=demo.data, mask=MaskConfig(kind="tube"))
+    batches = load_clips(seen, manifest, options.clips, 16, device)
+    clip, k = load_clip(ClipConfig(model="shapes")), demo.mask.masked_per_slot(demo.model.patches_per_slot)
+    cases = [Case(precision=precision) for precision in PRECISIONS]
+    cases += [replace(case, precision="fp16") for case in plan_cases(device) if case.engine != "torch"]
+    rows, left_out = [], []
+    for scorer in SCORERS if options.student else SCORERS[:2]:
+        mask = replace(demo.mask, scorer=scorer, student=options.student)
+
+        def score(case: Case, mask: MaskConfig = mask) -> Tensor:
+            scorer = TextScorer(replace(seen, mask=mask, clip=case.config(folder)), manifest, device, clip)
+            return torch.cat([scorer(clips).cpu() for clips in batches])
+
+        exact = score(Case(precision="fp32"))
+        for case in cases:
+            name = f"{scorer}, {case.name}"
+            try:
+                scores = score(case)
+            except (ValueError, RuntimeError, ImportError) as error:
+                left_out.append(f"left out: {name} ({str(error).splitlines()[0]})")
+                continue
+            share = mask_agreement(scores, exact, k)
+            facts: dict[str, float | str] = {
+                "5th percentile": float(share.flatten().quantile(0.05)),
+                "rank corr.": float(rank_correlation(scores, exact).mean()),
+                "largest difference": float((scores - exact).abs().max()),
+            }
+            rows.append(Row(name, [float(share.mean())], facts))
+    title = f"masks against torch fp32, the tiny CLIP, {sum(len(clips.requests) for clips in batches)} clips"
+    note = (
+        f"{k} of {demo.model.patches_per_slot} patches masked; chance agrees on {k / demo.model.patches_per_slot:.2f}"
+    )
+    return Table(title, "agreement", rows, note="\n".join([note, *left_out]))
+
+
+def run(options: Options) -> None:
+    device = choose_device("auto")
+    on_cuda = device.type == "cuda"
+    tables = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        preset = PRESETS["ssv2" if on_cuda else "demo"]
+        clip = make_random_clip() if on_cuda else load_clip(ClipConfig(model="shapes"))
+        setting = Setting(clip, preset.model, preset.mask.frames_per_tubelet, folder, device)
+        setting.make_student()
+        what = "ViT-B/32, 16×224²" if on_cuda else "the tiny CLIP, 8×96²"
+        for scorer in SCORERS:
+            tables.append(speed_table(f"{scorer}, {what}", plan_cases(device), scorer, setting, options))
+        if on_cuda:
+            cases = [Case(batch=size, graph=graph) for size in PASS_SIZES for graph in (True, False)]
+            tables.append(speed_table(f"patch by size of pass, {what}", cases, "patch", setting, options))
+        tables.append(agreement_table(options, folder, device))
+    headline = {}
+    for table in tables[:-1]:
+        best = max(table.rows, key=lambda row: median(row.values))
+        share = float(best.facts["of limit"])
+        headline[table.title] = f"{best.name}: {median(best.values):.3g} clips/s, {share:.0%} of the limit"
+    for row in tables[-1].rows:
+        headline[f"agreement, {row.name}"] = f"{row.values[0]:.4f}"
+    write_report("engines", tables, headline, device)
+
+
+def main() -> None:
+    run(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

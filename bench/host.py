@@ -1,0 +1,105 @@
+"""What is left for the host where NVDEC decodes: how many clips a second can it plan, read and hand to DALI?
+
+    python -m bench.host [MANIFEST] [--workers 1 2] [--rounds 3]
+
+Takes half a minute and needs no GPU: it is a GPU's loader up to the decoder's input, with the same worker processes and
+the same hand-over of whole files, and a copy in the place of the decoder. Batches of 64 clips, 16 frames each, one
+pipeline. Rows are clips/s by number of workers; "main ms" is the time that the main process's thread works for a clip,
+which the training loop's Python shares with it. After the first round the page cache holds the files.
+Writes bench/results/host.<name>.cpu.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Annotated, Any
+
+import tyro
+from nvidia.dali import fn, pipeline_def, types
+
+from bench.report import Row, Table, measure, source_name, write_report
+from dali_pipelines.nvdec import CODECS, CodecLimits
+from dali_pipelines.source import ClipSource
+from tgmae.cli.train import provide_demo
+from tgmae.config import DEMO_MANIFEST, DataConfig
+from tgmae.manifest import Manifest, read_manifest
+from tgmae.sampling import ClipSampler
+from tgmae.workers import count_cores
+
+BATCH = 64
+ANY_SIZE = CodecLimits(
+    engines=1, min_width=1, min_height=1, max_width=8192, max_height=8192, max_macroblocks=2**18
+)  # fmt: skip
+TARGET = 5 * 171  # clips/s: five times SPDL's published NVDEC figure for an H100 (recipes.md)
+
+
+@dataclass(frozen=True)
+class Options:
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    workers: tuple[int, ...] = field(default_factory=lambda: tuple(range(1, count_cores() + 1))[:4])
+    batches: int = 30  # in a round
+    rounds: int = 3
+
+
+class Feeder:
+    """Worker processes that read clips' files, and the graph that takes them."""
+
+    def __init__(self, manifest: Manifest, num_workers: int) -> None:
+        plan = ClipSampler(manifest=manifest, data=DataConfig(stride=2), num_frames=16, batch_size=BATCH, seed=0)
+        source = ClipSource(
+            videos=manifest, plan=plan, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
+            step=1, distrusted=frozenset(),
+        )  # fmt: skip
+
+        @pipeline_def(  # type: ignore[untyped-decorator]  # DALI is not typed
+            batch_size=BATCH, num_threads=1, device_id=None, py_num_workers=num_workers, py_start_method="spawn"
+        )
+        def graph() -> tuple[Any, ...]:
+            outputs = fn.external_source(
+                source=source, num_outputs=7, batch=False, parallel=True, prefetch_queue_depth=2,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8, types.UINT8],
+                ndim=[1, 1, 1, 2, 2, 1, 4],
+            )  # fmt: skip
+            return tuple(fn.copy(output) for output in outputs)
+
+        self.pipe = graph()
+        self.pipe.build()
+        for _ in range(4):  # until the queues are filled
+            self.pipe.run()
+        self.main_ms: list[float] = []  # of a clip, by round
+
+    def rate(self, batches: int) -> float:
+        """Clips a second."""
+        started, worked = time.perf_counter(), time.thread_time()
+        for _ in range(batches):
+            self.pipe.run()
+        self.main_ms.append((time.thread_time() - worked) * 1000 / batches / BATCH)
+        return batches * BATCH / (time.perf_counter() - started)
+
+
+def run(options: Options) -> None:
+    provide_demo(options.manifest)
+    manifest = read_manifest(options.manifest)
+    feeders = {f"{number} workers": Feeder(manifest, number) for number in options.workers}
+    work: dict[str, Callable[[], float]] = {name: partial(f.rate, options.batches) for name, f in feeders.items()}
+    found = measure(work, options.rounds, "clips/s")
+    rows = [Row(name, rates, {"main ms": median(feeders[name].main_ms)}) for name, rates in found.items()]
+    size = mean(manifest.table.column("num_bytes").to_pylist()) / 1024
+    table = Table(
+        f"Files to DALI, {size:.0f} KiB each", "clips/s", rows, rows[0].name, note=f"wanted: {TARGET} clips/s"
+    )
+    headline = {row.name: f"{median(row.values):,.0f} clips/s, {row.facts['main ms']:.3f} ms a clip" for row in rows}
+    write_report(f"host.{source_name(options.manifest)}", [table], headline)
+
+
+def main() -> None:
+    run(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

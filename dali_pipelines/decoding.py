@@ -1,0 +1,104 @@
+"""Where videos are decoded, and how many pipelines, threads and workers share that: the one place that decides it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dali_pipelines.nvdec import CodecLimits, NoNvdec, load_library, read_limits
+from dali_pipelines.source import dali_decodes
+from tgmae.config import DataConfig
+
+# DALI's threads of one pipeline share a CUDA stream and wait for it after every frame, so that engines only work side
+# by side for several pipelines.
+_NVDEC_PIPELINES = 4
+_CLIPS_AN_ENGINE = 2  # under way at once, so that an engine has the next one while a thread prepares its clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """What `DaliPipeline` does on one device.
+
+    limits     what NVDEC decodes, by codec; None where videos are decoded on the CPU
+    device_id  the GPU on which clips come out; None for the CPU
+    reason     why a GPU does not decode although clips go there; "" where it does, or nothing goes there
+    """
+
+    limits: Mapping[str, CodecLimits] | None
+    device_id: int | None
+    reason: str
+    pipelines: int  # that take turns with the batches
+    threads: int  # of DALI, in each pipeline
+    workers: int  # processes of each pipeline
+    prefetch: int  # batches that each pipeline's workers run ahead
+
+    @property
+    def engines(self) -> int:
+        """NVDEC's engines; 0 where videos are decoded on the CPU."""
+        return max((limits.engines for limits in (self.limits or {}).values()), default=0)
+
+    def describe(self, videos: Iterable[tuple[str, int, int, int]]) -> str:
+        """In words for a run's first lines.
+
+        videos   of each its codec, width and height of the coded picture in pixels, and size in bytes
+        """
+        workers = self.pipelines * self.workers
+        shared = f"{workers} worker{'s' * (workers > 1)}"
+        if self.limits is not None or self.pipelines > 1:
+            many = f"{self.pipelines} pipeline{'s' * (self.pipelines > 1)}"
+            shared = f"{many} × {self.threads} thread{'s' * (self.threads > 1)}, {shared}"
+        if self.limits is None:
+            turned_over = f" ({self.reason}), clips are turned over to the GPU" if self.reason else ""
+            return f"decoding on the CPU{turned_over}, {shared}"
+        kinds = Counter((video[0], dali_decodes(*video, self.limits)) for video in videos)
+        native = sorted(codec for codec, is_native in kinds if is_native)
+        rest = {codec: count for (codec, is_native), count in sorted(kinds.items()) if not is_native}
+        counts = ", ".join(f"{count} {codec}" for codec, count in rest.items())
+        others = f"; PyAV decodes the rest: {counts}" if rest else ""
+        engines = f"{self.engines} NVDEC engine{'s' * (self.engines > 1)}"
+        return f"decoding {', '.join(native) or 'nothing'} on the GPU: {engines}, {shared}{others}"
+
+
+def find_nvdec(device: torch.device) -> dict[str, CodecLimits]:
+    """What NVDEC decodes on a CUDA device. Raises NoNvdec where that is nothing."""
+    get_caps = load_library()
+    with torch.cuda.device(device):
+        torch.zeros(1, device=device)  # makes the CUDA context that the library asks about
+        return read_limits(get_caps)
+
+
+def choose_decoding(data: DataConfig, device: torch.device) -> Decoding:
+    """Where `data.decode` has the clips of a training device decoded; auto takes NVDEC where it is.
+
+    Raises ValueError where the GPU was asked for and cannot decode.
+    """
+    if device.type != "cuda":
+        if data.decode == "gpu":
+            raise ValueError("--data.decode gpu needs a CUDA device; choose auto or cpu")
+        return _share(data, None, None, "")
+    if data.decode == "cpu":
+        return _share(data, None, _index(device), "as --data.decode says")
+    try:
+        return _share(data, find_nvdec(device), _index(device), "")
+    except NoNvdec as error:
+        if data.decode == "gpu":
+            raise ValueError(f"--data.decode gpu cannot run: {error}; or choose --data.decode cpu") from error
+        return _share(data, None, _index(device), str(error))
+
+
+def _share(data: DataConfig, limits: Mapping[str, CodecLimits] | None, device_id: int | None, reason: str) -> Decoding:
+    engines = max((codec.engines for codec in (limits or {}).values()), default=0)
+    pipelines = data.pipelines or (_NVDEC_PIPELINES if engines else 1)
+    workers = max(data.num_workers // pipelines, 1)
+    return Decoding(
+        limits=limits, device_id=device_id, reason=reason, pipelines=pipelines,
+        threads=data.threads or (-(-_CLIPS_AN_ENGINE * engines // pipelines) if engines else workers),
+        workers=workers, prefetch=max(data.prefetch // pipelines, 1),
+    )  # fmt: skip
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -1,0 +1,77 @@
+"""The DALI graphs: compressed video to uint8 clips, and one video alone to find out whether DALI survives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from dali_pipelines.decoding import Decoding
+from dali_pipelines.source import ClipSource
+from tgmae.types import ClipRequest
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
+def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
+    """R times clips uint8 [U, T, S, S, 3], then the error texts on the CPU."""
+    encoded, frames, native, cuts, flips, error, *decoded = fn.external_source(
+        source=source, num_outputs=6 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8]
+        + [types.UINT8] * source.repeat,
+        ndim=[1, 1, 1, 2, 2, 1] + [4] * source.repeat, layout=[""] * 6 + ["FHWC"] * source.repeat,
+    )  # fmt: skip
+    if native[0] == 1:
+        video = fn.decoders.video(encoded, frames=frames, device="mixed" if use_nvdec else "cpu")
+        if to_gpu and not use_nvdec:
+            video = video.gpu()
+        clips = [
+            fn.resize(
+                video, roi_start=cuts[repeat, :2], roi_end=cuts[repeat, 2:4], size=cuts[repeat, 4:],
+                interp_type=types.INTERP_LINEAR, antialias=True,
+            )
+            for repeat in range(source.repeat)
+        ]  # fmt: skip
+        if native[1] == 1:
+            clips = [fn.transpose(clip, perm=[0, 2, 1, 3], transpose_layout=False) for clip in clips]
+    else:
+        # Outputs of a parallel source must pass an operator before they leave the graph (DALI 2.1.1, known issues):
+        # here the flip, also where nothing is flipped.
+        clips = [
+            fn.flip(clip.gpu() if to_gpu else clip, vertical=flips[repeat, 0], horizontal=flips[repeat, 1])
+            for repeat, clip in enumerate(decoded)
+        ]
+    return (*clips, fn.copy(error))
+
+
+def build_clips(source: ClipSource, decoding: Decoding, batch_size: int) -> Any:
+    """A pipeline whose batches are `source`'s; its worker processes are starting when this returns."""
+    pipeline = _clips(
+        source, decoding.prefetch, decoding.limits is not None, decoding.device_id is not None,
+        batch_size=batch_size, num_threads=decoding.threads, device_id=decoding.device_id,
+        py_num_workers=decoding.workers, py_start_method="spawn",
+    )  # fmt: skip
+    pipeline.build()
+    return pipeline
+
+
+def decode_alone(file: str, request: ClipRequest, decoding: Decoding) -> str | None:
+    """Why DALI's decoder fails on a clip of a file; None where it does not. Raises OSError where there is no file."""
+    sample = [np.fromfile(file, np.uint8)], [np.array(request.frames, np.int32)]
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=decoding.device_id)  # type: ignore[untyped-decorator]
+    def alone() -> Any:
+        encoded, frames = fn.external_source(lambda: sample, num_outputs=2, dtype=[types.UINT8, types.INT32])
+        return fn.decoders.video(encoded, frames=frames, device="cpu" if decoding.limits is None else "mixed")
+
+    try:
+        alone().run()
+    except RuntimeError as error:
+        return short_reason(error)
+    return None
+
+
+def short_reason(error: RuntimeError) -> str:
+    """DALI's own words, without the pipeline's definition before and the C++ stack behind them."""
+    lines = str(error).split("encountered:")[-1].strip().splitlines()
+    return lines[0] if lines else type(error).__name__

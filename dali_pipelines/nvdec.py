@@ -1,0 +1,101 @@
+"""What NVDEC, the video decoder of NVIDIA's GPUs, takes: its engines and limits by codec, as the driver tells them.
+
+Worker processes import this module, which does without torch; only the main process asks the driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LIBRARY = "libnvcuvid.so.1"  # comes with the driver
+# FFmpeg's names of what fn.decoders.video decodes on a GPU, and their numbers in cudaVideoCodec (NVIDIA's cuviddec.h).
+CODECS = {"mpeg4": 2, "h264": 4, "mjpeg": 5, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
+_YUV420 = 1  # cudaVideoChromaFormat
+
+
+class NoNvdec(Exception):
+    """NVDEC cannot be used; the message is the reason and what to do about it."""
+
+
+class DecodeCaps(ctypes.Structure):
+    """CUVIDDECODECAPS of cuviddec.h: the first three fields ask, the others are the answer."""
+
+    _fields_ = (
+        ("codec", ctypes.c_int),
+        ("chroma", ctypes.c_int),
+        ("bit_depth_minus_8", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint * 3),
+        ("is_supported", ctypes.c_ubyte),
+        ("num_engines", ctypes.c_ubyte),
+        ("output_formats", ctypes.c_ushort),
+        ("max_width", ctypes.c_uint),
+        ("max_height", ctypes.c_uint),
+        ("max_macroblocks", ctypes.c_uint),
+        ("min_width", ctypes.c_ushort),
+        ("min_height", ctypes.c_ushort),
+        ("has_histogram", ctypes.c_ubyte),
+        ("counter_bit_depth", ctypes.c_ubyte),
+        ("max_histogram_bins", ctypes.c_ushort),
+        ("reserved3", ctypes.c_uint * 10),
+    )
+
+
+# cuvidGetDecoderCaps: fills in the structure, returns a CUresult.
+GetCaps = Callable[[Any], int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecLimits:
+    """What NVDEC decodes of one codec, 8 bits a sample, 4:2:0. Pixels are those of the coded picture."""
+
+    engines: int
+    min_width: int
+    min_height: int
+    max_width: int
+    max_height: int
+    max_macroblocks: int  # of 16×16 pixels, in a picture
+
+    def fit(self, width: int, height: int) -> bool:
+        """Whether pictures of so many pixels can be decoded."""
+        macroblocks = -(-width // 16) * -(-height // 16)
+        return (
+            self.min_width <= width <= self.max_width
+            and self.min_height <= height <= self.max_height
+            and macroblocks <= self.max_macroblocks
+        )
+
+
+def load_library() -> GetCaps:
+    """cuvidGetDecoderCaps of the driver's library. Raises NoNvdec where there is none."""
+    try:
+        get_caps: GetCaps = ctypes.CDLL(LIBRARY).cuvidGetDecoderCaps
+    except (OSError, AttributeError) as error:
+        raise NoNvdec(
+            f"the driver's video library is missing ({error}); a container needs the driver capability video "
+            "(NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        ) from error
+    return get_caps
+
+
+def read_limits(get_caps: GetCaps) -> dict[str, CodecLimits]:
+    """What can be decoded on the device of the calling thread's current CUDA context, by FFmpeg's codec name.
+
+    Raises NoNvdec where that is nothing.
+    """
+    limits, errors = {}, set()
+    for name, number in CODECS.items():
+        caps = DecodeCaps(codec=number, chroma=_YUV420)
+        if error := get_caps(ctypes.byref(caps)):
+            errors.add(error)  # a driver may know fewer codecs than this table
+        elif caps.is_supported:
+            limits[name] = CodecLimits(
+                engines=max(caps.num_engines, 1), min_width=caps.min_width, min_height=caps.min_height,
+                max_width=caps.max_width, max_height=caps.max_height, max_macroblocks=caps.max_macroblocks,
+            )  # fmt: skip
+    if not limits:
+        said = f"CUDA error {', '.join(map(str, sorted(errors)))}" if errors else "no codec is supported"
+        raise NoNvdec(f"NVDEC decodes nothing on this device ({said})")
+    return limits

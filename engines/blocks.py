@@ -1,0 +1,127 @@
+"""The blocks of CLIP's image encoder, laid out for speed: every product a linear layer that may be replaced.
+
+A block holds copies of open_clip's weights and computes what open_clip's does. QuickGELU, x · sigmoid(1.702 x), is
+written as SiLU, x · sigmoid(x), with 1.702 in the layer before and 1 / 1.702 in the layer after: one pass over the
+widest values of the network instead of three.
+
+Dimensions: n patches or frames, L tokens, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+_QUICK_GELU = 1.702
+
+
+class Block(nn.Module):
+    """One pre-norm block.
+
+    peak_values   numbers a token at its widest point: the residual and its norm, and the MLP before and after the
+                  activation
+    """
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__()
+        attention, mlp = block.attn, block.mlp
+        quick = isinstance(mlp.gelu, QuickGELU)
+        scale = _QUICK_GELU if quick else 1.0
+        self.num_heads: int = attention.num_heads
+        self.ln_1, self.ln_2 = copy.deepcopy(block.ln_1), copy.deepcopy(block.ln_2)
+        self.ls_1, self.ls_2 = copy.deepcopy(block.ls_1), copy.deepcopy(block.ls_2)
+        self.qkv: nn.Module = _linear(attention.in_proj_weight, attention.in_proj_bias)
+        self.out: nn.Module = _linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.fc: nn.Module = _linear(mlp.c_fc.weight * scale, mlp.c_fc.bias * scale)
+        self.activation = nn.SiLU() if quick else copy.deepcopy(mlp.gelu)
+        self.proj: nn.Module = _linear(mlp.c_proj.weight / scale, mlp.c_proj.bias)
+        self.peak_values = 2 * mlp.c_fc.in_features + 2 * mlp.c_fc.out_features
+
+    def extra_repr(self) -> str:
+        """The printed form is part of a graph's fingerprint, and weights do not tell the number of heads."""
+        return f"num_heads={self.num_heads}"
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, L, D] → [n, L, D]
+        return self.finish(x, attend(*self.heads(self.ln_1(x))))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [n, heads, L, D/heads]."""
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """The projection behind the attention: [n, heads, K, D/heads] → [n, K, D]."""
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual, norm and MLP after the attention: [n, K, D], [n, heads, K, D/heads] → [n, K, D]."""
+        x = x + self.ls_1(self.merge(mixed))
+        out: Tensor = x + self.ls_2(self.proj(self.activation(self.fc(self.ln_2(x)))))
+        return out
+
+
+class ClassBlock(Block):
+    """The same for the class token alone, which attends to all: [n, L, D] → [n, 1, D]."""
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__(block)
+        del self.qkv
+        weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+        width = weight.shape[1]
+        self.q: nn.Module = _linear(weight[:width], bias[:width])
+        self.kv: nn.Module = _linear(weight[width:], bias[width:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.ln_1(x)
+        q = self.q(normed[:, :1]).view(x.shape[0], 1, self.num_heads, -1).transpose(1, 2)
+        k, v = self.kv(normed).view(*x.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.finish(x[:, :1], attend(q, k, v))
+
+
+class Trunk(nn.Module):
+    """What lies around the blocks: class token, positions float [L, D] and first norm; last norm and projection."""
+
+    def __init__(self, visual: VisionTransformer, positions: Tensor) -> None:
+        super().__init__()
+        self.class_embedding, self.positions = _keep(visual.class_embedding), _keep(positions)
+        self.ln_pre, self.ln_post = copy.deepcopy(visual.ln_pre), copy.deepcopy(visual.ln_post)
+        self.proj = _keep(visual.proj)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[n, L − 1, D] → [n, L, D]."""
+        first = self.class_embedding.expand(tokens.shape[0], 1, -1)
+        out: Tensor = self.ln_pre(torch.cat([first, tokens], dim=1) + self.positions)
+        return out
+
+    def project(self, x: Tensor) -> Tensor:
+        """Into the space shared with text, of length 1: [..., D] → [..., E]."""
+        return normalize(self.ln_post(x) @ self.proj)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of [n, heads, L, D/heads]."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1 / math.sqrt(q.shape[-1]))
+
+
+def normalize(x: Tensor) -> Tensor:
+    """To length 1 along the last axis."""
+    # In float32: the norm's floor of 1e-12 is 0 in float16, of which TensorRT warns, and squares may overflow.
+    return F.normalize(x.float(), dim=-1).to(x.dtype)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer with copies of the weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = _keep(weight), _keep(bias)
+    return layer
+
+
+def _keep(tensor: Tensor) -> nn.Parameter:
+    """A copy: an engine moves and converts it, and CLIP still has to encode captions."""
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
