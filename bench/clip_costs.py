@@ -149,6 +149,7 @@ def count_parameters(model: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in VideoMAE(model).parameters())
 
 
+@cache
 def scorer_stages(model: ModelConfig, batch: int, frames_per_tubelet: Literal[1, 2]) -> dict[str, Stage]:
     """What each scorer of text-guided masks asks of the GPU, with CLIP ViT-B/32 in half precision.
 

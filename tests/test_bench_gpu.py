@@ -227,7 +227,7 @@ def test_a_missing_optional_package_stops_no_part(tmp_path: Path) -> None:
     """But the tests of what needs it. Pictures are matplotlib's, curves TensorBoard's, judging masks scikit-learn's."""
     for name in ("matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "decord", "torchcodec"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name}')\n")
-    modules = {part.command[2] for part in list_parts(Path("m.parquet"))} - {"pytest", "bench.engines"}
+    modules = {part.command[2] for part in list_parts(Path("m.parquet"))} - {"pytest"}
     code = "import tests.conftest, " + ", ".join(sorted(modules))
     path = os.pathsep.join([str(tmp_path), str(gpu.ROOT)])
     done = subprocess.run(

@@ -237,7 +237,7 @@ def test_missing_figures_are_none(tmp_path: Path) -> None:
 
 def test_roofline_runs_through(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "RESULTS", tmp_path)
-    roofline.run(roofline.Options(shapes, gpu="L40S", ratio=0.75, batch=8))
+    roofline.run(roofline.Options(shapes, gpu="L40S", ratio=0.75))
     report = json.loads((tmp_path / "roofline.l40s.json").read_text())
     stages, binding = report["tables"]
     assert report["counted"] is True
