@@ -113,7 +113,7 @@ def list_parts(manifest: Path) -> list[Part]:
         ),
         Part(
             "roofline", "How far is each stage from its limit, and which one binds?",
-            (*python, "bench.roofline", file, "--no-picture"), 0.03, "roofline",
+            (*python, "bench.roofline", file, "--no-picture"), 0.03, "roofline.*",
         ),
     ]  # fmt: skip
 

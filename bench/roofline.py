@@ -8,8 +8,8 @@ by its data sheet (bench/chips.py). A stage's limit is what it would reach if no
 NVDEC, PCIe and the SMs work side by side, so of these the slowest binds; on the SMs the stages' times add up.
 
 "of a step" is a stage's time by that of a step at the target, 45 % of the tensor cores' peak. "reached" is measured on
-such a GPU, from the reports in bench/results. Writes bench/results/roofline.<gpu>.json and .png, and prints the tables
-in Markdown as well.
+such a GPU, from the reports in bench/results. Writes bench/results/roofline.<name>.<gpu>.json and .png, named after the
+manifest or its folder, and prints the tables in Markdown as well.
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def run(options: Options) -> None:
         "footage": {**asdict(footage), "codecs": sorted(footage.codecs)},
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"roofline.{device}.json"
+    path = RESULTS / f"roofline.{source_name(options.manifest)}.{device}.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if options.picture:
-        draw(stages, chip, reached, path.with_suffix(".png"), what)
+        draw(stages, chip, reached, path.with_name(f"{path.stem}.png"), what)
     print(f"written to {path.name}{' and .png' * options.picture} in bench/results")
 
 
