@@ -42,7 +42,7 @@ gpu: $(SETUP)
 # A part that fails does not keep the others from running.
 bench: $(SETUP)
 	@failed=""; \
-	for name in decode loader masks engines kernels step train; do \
+	for name in decode loader masks overlap engines kernels step train; do \
 	  $(PYTHON) -m bench.$$name || failed="$$failed $$name"; \
 	done; \
 	$(PYTHON) -m tgmae.cli.viz bench || failed="$$failed picture"; \

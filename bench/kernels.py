@@ -1,6 +1,7 @@
 """How near do the token kernels come to the memory they move, and how far ahead of plain torch are they?
 
     python -m bench.kernels [--rounds 5] [--batches 32 64 128] [--ratios 0.6 0.9]
+    python -m bench.kernels --tune        # on CUDA: which launch is best? bench/kernel_tuning.py
 
 Takes half a minute. Writes bench/results/kernels.<cpu or GPU>.json.
 
@@ -17,6 +18,7 @@ little that its time is the launch and the search, never the memory.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from bench.report import Row, Table, measure, write_report
 from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel, gather_tokens_reference
+from kernels.launch import Launch
 from kernels.masked_mse import masked_mse_kernel, masked_mse_reference
 from kernels.topk_mask import topk_mask_kernel, topk_mask_reference
 from tgmae.config import MaskConfig, ModelConfig
@@ -46,6 +49,7 @@ class Options:
     ratios: tuple[float, ...] = (0.6, 0.9)
     repeats: int = 20  # runs of each operation a round; on a CPU a quarter of it
     copy_mib: int = 1024  # size of the copied tensor and of the buffer that empties the caches; on a CPU an eighth
+    tune: bool = False  # instead: every launch of each kernel for 64 clips at γ .6
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,19 @@ class Inputs:
             size.batch, size.num_masked, model.values_per_token, dtype=size.dtype, device=device, requires_grad=True
         )
 
-    def operation(self, name: str, on_kernel: bool) -> Callable[[], object]:
-        """What is to be timed; what it prepares is done here."""
+    def operation(self, name: str, on_kernel: bool, launch: Launch | None = None) -> Callable[[], object]:
+        """What is to be timed; what it prepares is done here. `launch` is the kernel's, by default its own choice."""
         model, size = self.size.model, self.size
         if name == "topk_mask":
-            return partial(topk_mask_kernel if on_kernel else topk_mask_reference, self.scores, size.masked_per_slot)
+            topk = partial(topk_mask_kernel, launch=launch) if on_kernel else topk_mask_reference
+            return partial(topk, self.scores, size.masked_per_slot)
         if name == "gather_tokens":
-            gather = gather_tokens_kernel if on_kernel else gather_tokens_reference
+            gather = partial(gather_tokens_kernel, launch=launch) if on_kernel else gather_tokens_reference
             cube = (model.patch_size, model.tubelet_size, size.dtype, MEAN, STD)
             return partial(gather, self.frames, self.visible, *cube)
-        mse = masked_mse_kernel if on_kernel else masked_mse_reference
+        mse: Callable[..., Tensor] = masked_mse_reference
+        if on_kernel:
+            mse = partial(masked_mse_kernel, **{"backward" if name.endswith("backward") else "forward": launch})
         forward = partial(mse, self.prediction, self.frames, self.masked, model.patch_size, model.tubelet_size)
         if name == "masked_mse forward":
             return forward
@@ -198,8 +205,21 @@ def make_table(operation: str, sizes: Sequence[Size], seconds: Mapping[str, Sequ
     return Table(operation, "GB/s", rows, limit=statistics.median(copy), note=note)
 
 
+def run_tuning(options: Options, device: torch.device) -> None:
+    from bench.kernel_tuning import tune  # which is built on this file
+
+    if device.type != "cuda":
+        raise ValueError("--tune needs a CUDA device: it times the kernels, and a CPU takes their references")
+    size = Size("64 clips 16×224², γ 0.6", PRESETS["ssv2"].model, 64, 0.6, torch.bfloat16)
+    tables, headline = tune(size, options.rounds, options.repeats, options.copy_mib, device)
+    write_report("kernel_tuning", tables, headline, device)
+
+
 def run(options: Options) -> None:
     device = choose_device("auto")
+    if options.tune:
+        run_tuning(options, device)
+        return
     sizes = make_sizes(options, device)
     tables = []
     headline: dict[str, str] = {}
@@ -218,7 +238,10 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    try:
+        run(tyro.cli(Options, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"bench.kernels: {error}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rich.table import Table as RichTable
 from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton")
+PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,13 @@ def print_table(table: Table) -> None:
     facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
     shown = RichTable(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
     shown.add_column("")
-    for heading in (table.unit, "lowest to highest", *([f"× {table.relative_to}"] * bool(table.relative_to)), *facts):
+    spread, base = ["lowest to highest"] * _has_spread(plain["rows"]), [f"× {table.relative_to}"]
+    for heading in (table.unit, *spread, *(base * bool(table.relative_to)), *facts):
         shown.add_column(heading, justify="right")
     for row, values in zip(table.rows, plain["rows"], strict=True):
-        cells = [row.name, _number(values["median"]), f"{_number(values['low'])} to {_number(values['high'])}"]
+        cells = [row.name, _number(values["median"])]
+        if spread:
+            cells.append(f"{_number(values['low'])} to {_number(values['high'])}")
         if table.relative_to:
             cells.append(f"{values['ratio']['median']:.2f}")
         for name in facts:
@@ -117,10 +120,13 @@ def markdown(table: Mapping[str, Any]) -> str:
     rows, known = table["rows"], {"name", "median", "low", "high", "values", "ratio"}
     facts = list(dict.fromkeys(name for row in rows for name in row if name not in known))
     base = next((f"× {row['ratio']['to']}" for row in rows if "ratio" in row), None)
-    headings = ["", f"{table['unit']} (lowest to highest)", *([base] if base else []), *facts]
+    spread = _has_spread(rows)
+    headings = ["", table["unit"] + " (lowest to highest)" * spread, *([base] if base else []), *facts]
     lines = [f"**{table['title']}**", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for row in rows:
-        cells = [row["name"], f"{_number(row['median'])} ({_number(row['low'])} to {_number(row['high'])})"]
+        cells = [row["name"], _number(row["median"])]
+        if spread:
+            cells[1] += f" ({_number(row['low'])} to {_number(row['high'])})"
         if base:
             cells.append(f"{row['ratio']['median']:.2f}")
         cells += [fact if isinstance(fact := row.get(name, ""), str) else _number(fact) for name in facts]
@@ -128,6 +134,11 @@ def markdown(table: Mapping[str, Any]) -> str:
     if table["limit"] is not None:
         lines += ["", f"Limit: {_number(table['limit'])} {table['unit']}."]
     return "\n".join([*lines, *(["", table["note"]] if table["note"] else []), ""])
+
+
+def _has_spread(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether anything was measured more than once."""
+    return any(len(row["values"]) > 1 for row in rows)
 
 
 def _number(value: float) -> str:
@@ -192,9 +203,20 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
+        "driver": _driver() if gpus else "",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _driver() -> str:
+    """As nvidia-smi names it, such as 580.95.05; "" without it. torch knows of the runtime only."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ", ".join(dict.fromkeys(done.stdout.split()))
 
 
 def _version(package: str) -> str:

@@ -21,6 +21,8 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
+from kernels.launch import Launch, block_of_values
+
 # ImageNet statistics, with which VideoMAE normalises its input (of values in 0 … 1).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -154,14 +156,25 @@ def _gather_tokens(
 
 
 def gather_tokens_kernel(
-    frames: Tensor, index: Tensor | None, patch: int, tubelet: int, dtype: torch.dtype, mean: Channels, std: Channels
+    frames: Tensor,
+    index: Tensor | None,
+    patch: int,
+    tubelet: int,
+    dtype: torch.dtype,
+    mean: Channels,
+    std: Channels,
+    launch: Launch | None = None,
 ) -> Tensor:
-    """`gather_tokens` by the kernel, in float32. Token numbers are not checked: they must lie in 0 … tokens - 1."""
+    """`gather_tokens` by the kernel, in float32. Token numbers are not checked: they must lie in 0 … tokens - 1.
+
+    launch: of at least 16 values a round.
+    """
     slots, rows, columns = token_grid(frames, index, patch, tubelet)
     batch, count = len(frames), slots * rows * columns if index is None else index.shape[1]
     values = tubelet * patch**2 * 3
     tokens = torch.empty(batch, count, values, dtype=dtype, device=frames.device)
-    block, num_warps = block_of_values(values)
+    launch = launch or block_of_values(values)
+    assert launch.block >= 16
     # One multiplication and addition a value instead of two divisions; the constants are rounded once, from float64.
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
@@ -179,16 +192,10 @@ def gather_tokens_kernel(
         COLUMNS=columns,
         PATCH=patch,
         TUBELET=tubelet,
-        BLOCK=block,
-        num_warps=num_warps,
+        BLOCK=launch.block,
+        num_warps=launch.num_warps,
     )
     return tokens
-
-
-def block_of_values(values: int) -> tuple[int, int]:
-    """(values a round, warps) of a program that walks over a token's values, 16 a lane: one load of 16 bytes."""
-    block = min(max(triton.next_power_of_2(values), 16), 2048)
-    return block, max(block // 512, 1)
 
 
 def gather_tokens(

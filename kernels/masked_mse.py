@@ -28,15 +28,8 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.gather_tokens import (
-    block_of_values,
-    by_channel,
-    cube_start,
-    gather_cubes,
-    token_grid,
-    value_offset,
-    value_tile,
-)
+from kernels.gather_tokens import by_channel, cube_start, gather_cubes, token_grid, value_offset, value_tile
+from kernels.launch import Launch, block_of_values, whole_block
 
 
 def cube_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,13 +156,23 @@ def _backward(
 
 class _MaskedMSE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, frames: Tensor, masked: Tensor, patch: int, tubelet: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        prediction: Tensor,
+        frames: Tensor,
+        masked: Tensor,
+        patch: int,
+        tubelet: int,
+        forward: Launch,
+        backward: Launch,
+    ) -> Tensor:
         _, rows, columns = token_grid(frames, masked, patch, tubelet)
         prediction = prediction.contiguous()
         batch, count = masked.shape
         sums = prediction.new_empty(batch * count, dtype=torch.float32)
         statistics = prediction.new_empty(batch, count, 3, 2, dtype=torch.float32)
-        block = triton.next_power_of_2(tubelet * patch**2)
+        assert forward.block >= tubelet * patch**2
+        assert backward.block >= 16
         _forward[(batch * count,)](
             prediction,
             frames,
@@ -183,21 +186,20 @@ class _MaskedMSE(torch.autograd.Function):
             COLUMNS=columns,
             PATCH=patch,
             TUBELET=tubelet,
-            BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),  # one warp up to 512 pixels: sums then need no barrier
+            BLOCK=forward.block,
+            num_warps=forward.num_warps,
         )
         ctx.save_for_backward(prediction, frames, masked, statistics)
-        ctx.cube = patch, tubelet, rows, columns
+        ctx.cube, ctx.launch = (patch, tubelet, rows, columns), backward
         return sums.sum() / prediction.numel()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         prediction, frames, masked, statistics = ctx.saved_tensors
         patch, tubelet, rows, columns = ctx.cube
         batch, count = masked.shape
         gradient = torch.empty_like(prediction)
-        block, num_warps = block_of_values(tubelet * patch**2 * 3)
         _backward[(batch * count,)](
             prediction,
             frames,
@@ -213,15 +215,28 @@ class _MaskedMSE(torch.autograd.Function):
             COLUMNS=columns,
             PATCH=patch,
             TUBELET=tubelet,
-            BLOCK=block,
-            num_warps=num_warps,
+            BLOCK=ctx.launch.block,
+            num_warps=ctx.launch.num_warps,
         )
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
-def masked_mse_kernel(prediction: Tensor, frames: Tensor, masked: Tensor, patch: int, tubelet: int) -> Tensor:
-    """`masked_mse` by the kernels, in float32. Token numbers are not checked: they must lie in 0 … tokens - 1."""
-    loss: Tensor = _MaskedMSE.apply(prediction, frames, masked, patch, tubelet)  # type: ignore[no-untyped-call]
+def masked_mse_kernel(
+    prediction: Tensor,
+    frames: Tensor,
+    masked: Tensor,
+    patch: int,
+    tubelet: int,
+    forward: Launch | None = None,
+    backward: Launch | None = None,
+) -> Tensor:
+    """`masked_mse` by the kernels, in float32. Token numbers are not checked: they must lie in 0 … tokens - 1.
+
+    forward: at least a cube's pixels a block; backward: at least 16 values a round.
+    """
+    pixels = tubelet * patch**2
+    launches = forward or whole_block(pixels), backward or block_of_values(3 * pixels)
+    loss: Tensor = _MaskedMSE.apply(prediction, frames, masked, patch, tubelet, *launches)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -19,6 +19,8 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
+from kernels.launch import Launch, whole_block
+
 
 def topk_mask_reference(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`topk_mask` in plain torch, for scores of any floating dtype on any device."""
@@ -78,16 +80,15 @@ def _topk_mask(
     tl.store(visible + row * (patches - k) + patch - upto, token, mask=inside & ~chosen)
 
 
-def topk_mask_kernel(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`topk_mask` by the kernel; scores float32, float16 or bfloat16 with any strides."""
+def topk_mask_kernel(scores: Tensor, k: int, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
+    """`topk_mask` by the kernel; scores float32, float16 or bfloat16 with any strides. launch: at least N a block."""
     batch, slots, patches = scores.shape
+    launch = launch or whole_block(patches)
+    assert launch.block >= patches
     visible = scores.new_empty(batch, slots * (patches - k), dtype=torch.int32)
     masked = scores.new_empty(batch, slots * k, dtype=torch.int32)
-    block = triton.next_power_of_2(patches)
-    # One warp up to 512 patches: counting then needs no barrier.
-    num_warps = min(max(block // 512, 1), 16)
     _topk_mask[(batch * slots,)](
-        scores, visible, masked, slots, patches, k, *scores.stride(), BLOCK=block, num_warps=num_warps
+        scores, visible, masked, slots, patches, k, *scores.stride(), BLOCK=launch.block, num_warps=launch.num_warps
     )
     return visible, masked
 

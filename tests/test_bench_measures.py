@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import bench.report
-from bench import decode, kernels, step
+from bench import decode, kernel_tuning, kernels, step
 from bench.decoders import DECODERS, Clip, dali_pipeline, import_decoder, rate_of_dali
 from bench.gpu_watch import GpuWatch
 from kernels.gather_tokens import gather_tokens_reference
+from kernels.launch import Launch, block_of_values
 from kernels.masked_mse import masked_mse_reference
+from tests.cubes import DEVICE
 from tests.videos import read_number, write_numbered
 from tgmae.config import MaskConfig, ModelConfig
 from tgmae.indexing import index_folder
@@ -196,6 +198,60 @@ def test_kernels_run_through(results: Path) -> None:
             assert row["MB moved"] / row["µs"] == pytest.approx(row["median"] / 1000)
             if row["name"].endswith("reference"):
                 assert row["× reference"] == 1
+
+
+def test_launches_worth_trying_begin_with_todays() -> None:
+    model = ModelConfig()
+    warps = [1, 2, 4, 8]
+    assert kernel_tuning.launches("topk_mask", model) == [Launch(256, number) for number in warps]
+    assert kernel_tuning.launches("masked_mse forward", model) == [Launch(512, number) for number in warps]
+    for operation in ("gather_tokens", "masked_mse backward"):
+        tried = kernel_tuning.launches(operation, model)
+        assert tried[0] == block_of_values(model.values_per_token) == Launch(2048, 4)
+        assert len(tried) == len(set(tried)) == 4 + 4 + 3
+
+
+def test_tuning_checks_and_times_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter on a CPU: the times mean nothing."""
+    few = [Launch(512, 1), Launch(512, 2), Launch(128, 1)]
+    monkeypatch.setattr(kernel_tuning, "launches", lambda operation, model: few)
+    check = kernel_tuning.check
+
+    def fail(operation: str, inputs: kernels.Inputs, launch: Launch) -> None:
+        assert launch.num_warps == 1, "another result"
+        check(operation, inputs, launch)
+
+    monkeypatch.setattr(kernel_tuning, "check", fail)
+    size = kernels.Size("tiny", TINY, batch=1, ratio=0.6, dtype=torch.bfloat16)
+    tables, headline = kernel_tuning.tune(size, rounds=1, repeats=1, copy_mib=1, device=DEVICE)
+    assert [table.title for table in tables] == [f"{operation}, tiny" for operation in kernels.OPERATIONS]
+    for table in tables:
+        assert {row.name for row in table.rows} == {"block 512, 1 warp", "block 128, 1 warp"}
+        assert [row.facts[""] for row in table.rows if row.name == table.relative_to] == ["now"]
+        assert table.note == "block 512, 2 warps is out: another result"
+        medians = [row.values[0] for row in table.rows]
+        assert medians == sorted(medians)
+        assert headline[table.title].startswith(f"best is {table.rows[0].name}, ")
+
+
+def test_a_launch_that_changes_the_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = kernels.Size("tiny", TINY, batch=1, ratio=0.6, dtype=torch.bfloat16)
+    inputs = kernels.Inputs(size, DEVICE)
+    for operation in kernels.OPERATIONS:
+        kernel_tuning.check(operation, inputs, Launch(512, 2))
+    with pytest.raises(AssertionError):  # too small for a slot
+        kernel_tuning.check("topk_mask", inputs, Launch(8, 1))
+    right = inputs.operation("gather_tokens", False)()
+    assert isinstance(right, torch.Tensor)
+    monkeypatch.setattr(kernels, "gather_tokens_kernel", lambda *_, **__: right * 1.02)
+    with pytest.raises(AssertionError, match="not close"):
+        kernel_tuning.check("gather_tokens", inputs, Launch(512, 2))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="has a GPU")
+def test_tuning_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="--tune needs a CUDA device"):
+        kernels.run(kernels.Options(tune=True))
 
 
 # ---- training step --------------------------------------------------------------------------------------------------

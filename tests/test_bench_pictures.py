@@ -57,6 +57,9 @@ def test_reports_of_one_device_are_taken(tmp_path: Path) -> None:
     write(tmp_path, "step.cpu", [table(2)], 3)
     write(tmp_path, "old.cpu", [], 4)
     (tmp_path / "demo.cpu.json").write_text("[]")
+    write(tmp_path, "roofline.h100", [table(2)], 5)
+    counted = json.loads((tmp_path / "roofline.h100.json").read_text()) | {"counted": True}
+    (tmp_path / "roofline.h100.json").write_text(json.dumps(counted))
     assert [report.name for report in read_reports(tmp_path, "h200")] == ["loader.shapes", "step"]
     assert [report.device for report in read_reports(tmp_path)] == ["cpu"]  # written last
     with pytest.raises(ValueError, match=r"no reports of l40s \(there are: cpu, h200\).*make bench"):

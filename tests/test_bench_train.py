@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,11 +13,12 @@ import pytest
 import torch
 
 import bench.report
-from bench import data, masks, train
+from bench import data, masks, overlap, train
 from bench.wall_clock import CEILING, PAPER, ratios, ssv2_hours, summarise
 from tgmae.config import MaskConfig
+from tgmae.masking import Scorer
 from tgmae.presets import PRESETS
-from tgmae.types import MaskPlan
+from tgmae.types import ClipBatch, MaskPlan
 
 
 @pytest.fixture
@@ -159,3 +162,60 @@ def test_wall_clock_is_the_inverse_of_clips_per_second() -> None:
     assert "paper" not in headline["wall clock tgm patch / mgm, own ratios"]
     assert pytest.approx(1.154, abs=5e-4) == PAPER
     assert ssv2_hours(722) == pytest.approx(13, rel=0.001)  # the paper's 13 h of MGM are 722 clips/s
+
+
+def test_what_is_hidden_is_what_both_at_once_save() -> None:
+    assert overlap.hidden([10.0, 10.0, 10.0], [4.0, 4.0, 4.0], [10.0, 14.0, 16.0]) == [1, 0, -0.5]
+    found = {
+        "mgm: step": [10.0, 11.0], "mgm: scorer": [4.0, 4.0], "mgm: both": [12.0, 13.0],
+        "tube: step": [10.0, 11.0], "tube: scorer": [0.1, 0.1], "tube: both": [11.0, 11.0],
+        "tube: both, step first": [10.0, 11.0],
+    }  # fmt: skip
+    mgm, tube, first = overlap.make_table(found, ["mgm", "tube"], "", "").rows
+    assert mgm.facts["hidden"] == "50% (50% to 50%)"
+    assert mgm.facts["× step"] == pytest.approx((1.2 + 13 / 11) / 2)
+    assert (tube.facts["hidden"], first.facts["hidden"]) == ("", "")  # less than the step's spread
+    assert (first.name, first.facts["× step"]) == ("tube, step first", 1)
+
+
+def test_overlap_runs_through(shapes: Path, work_dir: Path, results: Path) -> None:
+    overlap.run(overlap.Options(shapes, work_dir, rounds=1, seconds=0, batch=1))
+    (table,) = read_report(results, "overlap")["tables"]
+    rows = rows_of(table)
+    on_cuda = torch.cuda.is_available()
+    assert set(rows) == {name + first for name in overlap.STRATEGIES for first in ("", overlap.FIRST)[: 1 + on_cuda]}
+    for row in rows.values():
+        assert row["median"] / row["step alone"] == pytest.approx(row["× step"])
+        assert row["scorer alone"] > 0
+
+
+def test_both_at_once_are_at_once(shapes: Path, work_dir: Path) -> None:
+    """A scorer and a step that only wait, on a CPU: together they take as long as one."""
+    both = overlap.Overlap(overlap.Options(shapes, work_dir, seconds=0, batch=1), torch.device("cpu"))
+    started: list[str] = []
+
+    def wait(name: str) -> None:
+        started.append(name)
+        time.sleep(0.2)
+
+    score = both.scorers["mgm"]
+    both.scorers["mgm"] = _Slow(score, lambda: wait("score"))
+    both.step = lambda *_: wait("step")  # type: ignore[assignment, misc]
+    try:
+        assert both.step_alone() >= 200
+        assert both.scorer_alone("mgm") >= 200
+        assert 200 <= both.both("mgm", False) < 390
+    finally:
+        both.close()
+    assert started.count("step") == started.count("score") == 6  # two to warm up and one that counts, twice
+
+
+class _Slow:
+    note = ""
+
+    def __init__(self, scorer: Scorer, wait: Callable[[], None]) -> None:
+        self.scorer, self.wait = scorer, wait
+
+    def __call__(self, clips: ClipBatch) -> torch.Tensor:
+        self.wait()
+        return self.scorer(clips)

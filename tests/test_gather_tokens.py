@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.gather_tokens import MEAN, STD, gather_cubes, gather_tokens, gather_tokens_kernel, gather_tokens_reference
+from kernels.launch import Launch
 from tests.cubes import (
     DEVICE,
     GEOMETRIES,
@@ -224,6 +225,16 @@ def test_kernel_reaches_beyond_two_gigabytes() -> None:
     frames.copy_(random_frames((3, 2, 2, 2), 1).clamp(min=1))
     got = gather_tokens_kernel(frames, None, 2, 2, torch.float32, MEAN, STD)
     assert torch.equal(got, gather_tokens_kernel(frames.contiguous(), None, 2, 2, torch.float32, MEAN, STD))
+
+
+@pytest.mark.parametrize("launch", [Launch(16, 1), Launch(512, 1), Launch(1024, 8), Launch(4096, 2)])
+@pytest.mark.parametrize(("shape", "patch", "tubelet"), [GEOMETRIES[3], GEOMETRIES[-1]])
+def test_how_the_kernel_is_launched_changes_nothing(
+    shape: tuple[int, ...], patch: int, tubelet: int, launch: Launch
+) -> None:
+    frames, index = random_frames(shape).to(DEVICE), random_index(shape, patch, tubelet)[:, :3].to(DEVICE)
+    arguments = (frames, index, patch, tubelet, torch.bfloat16, MEAN, STD)
+    assert torch.equal(gather_tokens_kernel(*arguments, launch), gather_tokens_kernel(*arguments))
 
 
 @pytest.mark.gpu

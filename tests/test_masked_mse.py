@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.launch import Launch
 from kernels.masked_mse import cube_statistics, masked_mse, masked_mse_kernel, masked_mse_reference, normalised_targets
 from tests.cubes import DEVICE, GEOMETRIES, assert_as_good, cut_batch, generator, random_frames, random_index
 
@@ -147,6 +148,20 @@ def test_kernel_equals_numpy_for_any_geometry(seed: int) -> None:
     frames = (random_frames(shape, seed) // int(256 // span)) + int(rng.integers(0, 257 - span))
     prediction = random_prediction(masked, patch, tubelet, seed).to(DTYPES[seed % 3]) * 3
     check_kernel(prediction.to(DEVICE), frames.to(DEVICE), masked.to(DEVICE), patch, tubelet, upstream=-7.5)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [(Launch(512, 4), Launch(512, 1)), (Launch(1024, 8), Launch(16, 2)), (Launch(512, 1), Launch(4096, 8))],
+)
+def test_how_the_kernels_are_launched_changes_nothing(forward: Launch, backward: Launch) -> None:
+    """But for the order of sums on a GPU."""
+    frames, masked = random_frames((1, 4, 32, 32)).to(DEVICE), torch.tensor([[1, 4, 7]], device=DEVICE)
+    prediction = random_prediction(masked, 16, 2).to(DEVICE).requires_grad_()
+    losses = [masked_mse_kernel(prediction, frames, masked, 16, 2, *launches) for launches in ((), (forward, backward))]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    gradients = [torch.autograd.grad(loss, prediction)[0] for loss in losses]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)
 
 
 def test_kernel_reads_views() -> None:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.launch import Launch
 from kernels.topk_mask import topk_mask, topk_mask_kernel, topk_mask_reference
 from tests.cubes import DEVICE, generator
 
@@ -151,6 +152,19 @@ def test_kernel_at_the_production_shape(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("k", [1, 940, 1567])
 def test_kernel_ranks_a_whole_clip(k: int) -> None:
     check_kernel(torch.randn(1, 1, 1568, generator=generator(3)), k)
+
+
+@pytest.mark.parametrize("launch", [Launch(256, 2), Launch(256, 8), Launch(512, 1), Launch(1024, 4)])
+def test_how_the_kernel_is_launched_changes_nothing(launch: Launch) -> None:
+    ties = torch.randint(0, 40, (2, 2, 196), generator=generator(6)).float()
+    expected = topk_mask_reference(ties, 117)
+    for got, reference in zip(topk_mask_kernel(ties.to(DEVICE), 117, launch), expected, strict=True):
+        assert torch.equal(got.cpu(), reference)
+
+
+def test_a_block_that_holds_too_little_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        topk_mask_kernel(torch.zeros(1, 1, 196, device=DEVICE), 117, Launch(128, 1))
 
 
 def any_bits(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,6 +1,7 @@
 """One picture of a machine's benchmarks: a panel a table, bars of medians with whiskers from lowest to highest.
 
-A report is what bench/report.py writes, NAME.DEVICE.json with "tables"; other files in the folder are ignored.
+A report is what bench/report.py writes, NAME.DEVICE.json with "tables"; other files in the folder are ignored, and so
+are reports of what was counted and not measured (bench/roofline.py draws its own).
 All lengths are inches. Panels stand in columns under their report's name, the next one where there is most room.
 """
 
@@ -49,7 +50,7 @@ def read_reports(folder: Path, device: str | None = None) -> list[Report]:
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
         name, _, of = path.stem.rpartition(".")
         content = json.loads(path.read_text())
-        if name and isinstance(content, dict) and content.get("tables"):
+        if name and isinstance(content, dict) and content.get("tables") and not content.get("counted"):
             reports.append(Report(name, of, content))
     if not reports:
         raise ValueError(f"{folder} holds no reports of benchmarks; make them with: make bench")

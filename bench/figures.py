@@ -1,0 +1,52 @@
+"""Find single figures in the reports of bench/results, by the names of tables and rows.
+
+A figure that is not there is None: a part may have failed, been left out, or never run on that GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+Reports = Mapping[str, Mapping[str, Any]]  # by name, without the device
+
+
+def load_reports(folder: Path, chip: str) -> dict[str, dict[str, Any]]:
+    """What bench/results holds of a chip: step.h200.json for h200, step.a100-sxm4-80gb.json for a100."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        name, _, device = path.stem.rpartition(".")
+        if device == chip or device.startswith(f"{chip}-"):
+            try:
+                content = json.loads(path.read_text())
+            except ValueError:  # a benchmark that was stopped while it wrote
+                continue
+            if isinstance(content, dict):
+                found[name] = content
+    return found
+
+
+def find_rows(reports: Reports, report: str, table: str, row: str) -> list[Mapping[str, Any]]:
+    """Rows of the reports whose name fits a glob. `table` and `row` are searched for, as regular expressions."""
+    return [
+        found
+        for name, content in reports.items()
+        if fnmatch(name, report)
+        for one in content.get("tables", [])
+        if re.search(table, str(one.get("title", "")))
+        for found in one.get("rows", [])
+        if re.search(row, str(found.get("name", "")))
+    ]
+
+
+def values(rows: Sequence[Mapping[str, Any]], key: str = "median") -> list[float]:
+    """The numbers of a column; what is missing or is no number is left out."""
+    return [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def best(rows: Sequence[Mapping[str, Any]], key: str = "median") -> float | None:
+    return max(values(rows, key), default=None)
