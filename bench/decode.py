@@ -14,7 +14,7 @@ from the keyframe before the window to its end ("frames a clip"). Decoders, in b
   PyAV         FFmpeg through PyAV with the manifest's keyframes: how this project decodes on a CPU
   PyAV, YUV    the same without the conversion to RGB: what is left is FFmpeg
   decord       where it is installed       torchcodec   likewise, with seek_mode="approximate"
-  DALI CPU     fn.decoders.video: VP8, VP9 and MJPEG only, so it is missing where the codec is another
+  DALI CPU     fn.decoders.video: VP8 and VP9 only here, so it is missing where the codec is another
   DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
 
 A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. A last table has
@@ -38,7 +38,7 @@ import tyro
 
 from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
 from bench.gpu_watch import GpuWatch
-from bench.report import Row, Table, measure, source_name, write_report
+from bench.report import Row, Table, measure, save_report, source_name, write_report
 from dali_pipelines.decoding import choose_decoding
 from dali_pipelines.source import dali_decodes
 from tgmae.cli.train import provide_demo
@@ -145,7 +145,7 @@ class Bench:
             if on_gpu and limits is None:
                 continue
             if all(
-                dali_decodes(video.codec, video.width, video.height, video.num_bytes, limits)
+                dali_decodes(video.codec, video.pixel_format, video.width, video.height, video.num_bytes, limits)
                 for video in (clip.video for clip in variant.clips)
             ):
                 ways[name] = partial(rate_of_dali, variant.clips, on_gpu, self.options.seconds)
@@ -229,13 +229,17 @@ def run(options: Options) -> None:
             for number in options.workers
         ]
         gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
-        tables = [
-            bench.table(f"By codec: {sized}, {gop}, {working}", by_codec, "h264"),
-            bench.table(f"By keyframes: H.264, {sized}, {working}", by_gop, f"every {BASE_GOP}"),
-            bench.table(f"By size: H.264, {gop}, {working}", by_size, sized),
-            bench.table(f"By workers: {sized}, {gop}", by_workers, f"h264, {options.workers[0]}"),
-            bench.table_of_turns(bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP)),
-        ]
+        turns = bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP)
+        tables: list[Table] = []
+        for make in (
+            partial(bench.table, f"By codec: {sized}, {gop}, {working}", by_codec, "h264"),
+            partial(bench.table_of_turns, turns),
+            partial(bench.table, f"By keyframes: H.264, {sized}, {working}", by_gop, f"every {BASE_GOP}"),
+            partial(bench.table, f"By size: H.264, {gop}, {working}", by_size, sized),
+            partial(bench.table, f"By workers: {sized}, {gop}", by_workers, f"h264, {options.workers[0]}"),
+        ):
+            tables.append(make())
+            save_report(f"decode.{source_name(options.manifest)}", tables, None, bench.device)
     headline = {}
     for table in tables:
         best = max((row for row in table.rows if "YUV" not in row.name), key=lambda row: statistics.median(row.values))

@@ -35,7 +35,7 @@ import tyro
 from torch import Tensor
 
 from bench.data import Engine, make_random_clip
-from bench.report import Row, Table, measure, now, write_report
+from bench.report import Row, Table, measure, now, save_report, write_report
 from bench.step import MATMUL, matmul_ceiling
 from engines.clip import Clip, load_clip
 from engines.features import Features, make_features
@@ -250,6 +250,7 @@ def run(options: Options) -> None:
         what = "ViT-B/32, 16×224²" if on_cuda else "the tiny CLIP, 8×96²"
         for scorer in SCORERS:
             tables.append(speed_table(f"{scorer}, {what}", plan_cases(device), scorer, setting, options))
+            save_report("engines", tables, None, device)
         if on_cuda:
             cases = [Case(batch=size, graph=graph) for size in PASS_SIZES for graph in (True, False)]
             tables.append(speed_table(f"patch by size of pass, {what}", cases, "patch", setting, options))

@@ -161,13 +161,25 @@ def write_report(
         print_table(table)
     for key, value in (headline or {}).items():
         print(f"{key}: {value}")
+    path = save_report(name, tables, headline, device, results)
+    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path
+
+
+def save_report(
+    name: str,
+    tables: Sequence[Table],
+    headline: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    results: Any = None,
+) -> Path:
+    """`write_report` without a word: after each table, so that a benchmark that runs out of time leaves the others."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.{device_name(device)}.json"
     report = {**environment(), "headline": dict(headline or {}), "tables": [table.to_dict() for table in tables]}
     if results is not None:
         report["results"] = results
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
 
 

@@ -4,8 +4,8 @@
     read bytes ─── what DALI decodes on this device ───► decode → crop, resize, flip → turn ─┐
     └─ the rest: PyAV decodes; crop, resize, turn ─────► flip ───────────────────────────────┴─► [B, T, H, W, 3]
 
-`fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it knows VP8, VP9
-and MJPEG, on a GPU what NVDEC takes. It does not survive a broken file, so a worker passes on only what still has the
+`fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it is given
+VP8 and VP9, on a GPU what NVDEC takes. It does not survive a broken file, so a worker passes on only what still has the
 size of its index entry, and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV (lane.py).
 
 Its threads wait for each other on the pipeline's one CUDA stream, so several pipelines take turns with the batches.

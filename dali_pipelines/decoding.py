@@ -40,10 +40,10 @@ class Decoding:
         """NVDEC's engines; 0 where videos are decoded on the CPU."""
         return max((limits.engines for limits in (self.limits or {}).values()), default=0)
 
-    def describe(self, videos: Iterable[tuple[str, int, int, int]]) -> str:
+    def describe(self, videos: Iterable[tuple[str, str, int, int, int]]) -> str:
         """In words for a run's first lines.
 
-        videos   of each its codec, width and height of the coded picture in pixels, and size in bytes
+        videos   of each its codec and pixel format, width and height of the coded picture in pixels, size in bytes
         """
         workers = self.pipelines * self.workers
         shared = f"{workers} worker{'s' * (workers > 1)}"

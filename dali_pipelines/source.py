@@ -26,7 +26,9 @@ from tgmae.workers import end_with_parent
 if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where it is not installed
     from nvidia.dali import types
 
-CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})  # what fn.decoders.video of DALI 2.4 decodes on a CPU
+# What fn.decoders.video of DALI 2.4 decodes on a CPU, without MJPEG: a damaged file of it may crash the process.
+CPU_CODECS = frozenset({"vp8", "vp9"})
+NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})  # 8 bits, 4:2:0: what `CodecLimits` is about
 # Bytes. DALI wants whole files in memory, those of several batches at once. PyAV seeks in the file and reads no more of
 # it than the clip takes.
 LARGEST_FILE = 64 * 2**20
@@ -34,17 +36,20 @@ _NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
 _NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
 
 
-def dali_decodes(codec: str, width: int, height: int, num_bytes: int, limits: Mapping[str, CodecLimits] | None) -> bool:
+def dali_decodes(
+    codec: str, pixel_format: str, width: int, height: int, num_bytes: int, limits: Mapping[str, CodecLimits] | None
+) -> bool:
     """Whether videos of this kind go to DALI's decoder rather than to PyAV.
 
     width, height   of the coded picture, pixels        num_bytes   of the file
+    codec, pixel_format   FFmpeg's names
     limits          of NVDEC; None where DALI decodes on the CPU, which takes pictures of any size
     """
     if num_bytes > LARGEST_FILE:
         return False
     if limits is None:
         return codec in CPU_CODECS
-    return codec in limits and limits[codec].fit(width, height)
+    return codec in limits and pixel_format in NVDEC_FORMATS and limits[codec].fit(width, height)
 
 
 @dataclass
@@ -125,7 +130,7 @@ class ClipSource:
         width, height = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
         return (
             row not in self.distrusted
-            and dali_decodes(video.codec, width, height, video.num_bytes, self.limits)
+            and dali_decodes(video.codec, video.pixel_format, width, height, video.num_bytes, self.limits)
             and _has_indexed_size(self.videos.file(row), video)
         )
 

@@ -246,7 +246,7 @@ def test_time_that_is_left_goes_to_the_next_part(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gpu, "run_part", run_quickly)
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "list_parts", lambda _: [part("a", "", 0.5), part("b", "", 0.3), part("c", "", 0.2)])
-    assert gpu.run(gpu.Options(minutes=5))
+    assert gpu.run(gpu.Options(Path("mine.parquet"), minutes=5))
     assert limits == pytest.approx([150, 90 + 140, 60 + 30])
 
 

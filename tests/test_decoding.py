@@ -108,14 +108,18 @@ def test_macroblocks_are_counted_whole() -> None:
 
 def test_who_decodes() -> None:
     limits = {"h264": LIMITS}
-    assert dali_decodes("h264", 340, 256, 1000, limits)
-    assert not dali_decodes("h264", 340, 256, 1000, None)  # DALI's CPU decoder knows no H.264
-    assert not dali_decodes("vp9", 340, 256, 1000, limits)
-    assert dali_decodes("vp9", 9000, 9000, 1000, None)
-    assert not dali_decodes("h264", 5000, 256, 1000, limits)
+    assert dali_decodes("h264", "yuv420p", 340, 256, 1000, limits)
+    assert not dali_decodes("h264", "yuv420p", 340, 256, 1000, None)  # DALI's CPU decoder knows no H.264
+    assert not dali_decodes("vp9", "yuv420p", 340, 256, 1000, limits)
+    assert dali_decodes("vp9", "yuv420p", 9000, 9000, 1000, None)
+    assert not dali_decodes("h264", "yuv420p", 5000, 256, 1000, limits)
+    assert dali_decodes("h264", "yuvj420p", 340, 256, 1000, limits)
+    for pixels in ("yuv420p10le", "yuv422p", "yuv444p"):
+        assert not dali_decodes("h264", pixels, 340, 256, 1000, limits)
+        assert dali_decodes("vp9", pixels, 340, 256, 1000, None)
     for codec, given in (("h264", limits), ("vp9", None)):
-        assert dali_decodes(codec, 340, 256, LARGEST_FILE, given)
-        assert not dali_decodes(codec, 340, 256, LARGEST_FILE + 1, given)
+        assert dali_decodes(codec, "yuv420p", 340, 256, LARGEST_FILE, given)
+        assert not dali_decodes(codec, "yuv420p", 340, 256, LARGEST_FILE + 1, given)
 
 
 def test_workers_keep_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +163,8 @@ def test_auto_takes_nvdec(find: Callable[[object], None]) -> None:
     chosen = choose_decoding(DataConfig(num_workers=8, prefetch=4), CUDA)
     assert (chosen.engines, chosen.device_id, chosen.reason) == (7, 0, "")
     assert (chosen.pipelines, chosen.threads, chosen.workers, chosen.prefetch) == (4, 4, 2, 1)  # 16 clips on 7 engines
-    videos = [("h264", 340, 256, 1000), ("h264", 9000, 256, 1000), ("mpeg2video", 340, 256, 1000)]
+    sizes = (("h264", 340), ("h264", 9000), ("mpeg2video", 340))
+    videos = [(codec, "yuv420p", width, 256, 1000) for codec, width in sizes]
     assert chosen.describe(videos) == (
         "decoding h264 on the GPU: 7 NVDEC engines, 4 pipelines × 4 threads, 8 workers; "
         "PyAV decodes the rest: 1 h264, 1 mpeg2video"

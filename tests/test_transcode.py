@@ -117,6 +117,17 @@ def test_sizes(size: tuple[int, int], short_side: int | None, align: int, expect
     assert compact_size(video, CompactConfig(short_side=short_side, align=align)) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((160, 120), (336, 256)), ((120, 160), (256, 336)), ((1920, 1080), (448, 256))]
+)
+def test_small_pictures_grow_where_they_are_told_to(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    video = make_video(width=size[0], height=size[1])
+    assert compact_size(video, CompactConfig(grow=True)) == expected
+    assert compact_size(video, CompactConfig(grow=True, short_side=None)) == compact_size(
+        video, CompactConfig(short_side=None)
+    )
+
+
 def test_aspect_changes_by_a_few_per_cent_at_most() -> None:
     """By default, where pictures are large enough: the short side is exact, the long one moves by at most 8 pixels."""
     worst = 0.0

@@ -81,6 +81,7 @@ def make_video(**changes: Any) -> Video:
     """A row of a manifest with the given fields changed; no file stands behind it."""
     row: dict[str, Any] = {
         "path": "walk/a.mp4", "num_frames": 40, "fps": 25.0, "width": 160, "height": 120, "codec": "h264",
+        "pixel_format": "yuv420p",
         "rotation": 0, "num_bytes": 1234, "mtime_ns": 1_700_000_000_123_456_789,
         "keyframes": (0, 12, 24), "keyframe_pts": (0, 480, 960),
         "label": "walk", "captions": ("a man walks", "someone is walking"), "split": "train",

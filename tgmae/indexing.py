@@ -153,9 +153,10 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
         return Excluded(entry.path, f"rotated by {rotation} degrees, which is no multiple of 90")
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     return Video(
-        path=entry.path, num_frames=num_frames, fps=fps, width=width, height=height, codec=codec, rotation=rotation,
-        num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, keyframes=tuple(keyframes),
-        keyframe_pts=tuple(keyframes.values()), label=entry.label, captions=entry.captions, split=entry.split,
+        path=entry.path, num_frames=num_frames, fps=fps, width=width, height=height, codec=codec,
+        pixel_format=first.format.name, rotation=rotation, num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns,
+        keyframes=tuple(keyframes), keyframe_pts=tuple(keyframes.values()), label=entry.label, captions=entry.captions,
+        split=entry.split,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("pixel_format", pa.string()),
         ("rotation", pa.int32()),
         ("num_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),

@@ -46,11 +46,11 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
     """Raises ValueError where --data.decode asks for what is not there."""
     if config.pipeline == "pyav":
         return "decoding on the CPU"
-    columns = ("codec", "width", "height", "num_bytes", "rotation")
+    columns = ("codec", "pixel_format", "width", "height", "num_bytes", "rotation")
     rows = zip(*(manifest.table.column(name).to_pylist() for name in columns), strict=True)
     return choose_decoding(config.data, world.device).describe(
-        (codec, *((height, width) if rotation % 180 else (width, height)), num_bytes)
-        for codec, width, height, num_bytes, rotation in rows
+        (codec, pixels, *((height, width) if rotation % 180 else (width, height)), num_bytes)
+        for codec, pixels, width, height, num_bytes, rotation in rows
     )
 
 

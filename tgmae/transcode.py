@@ -75,6 +75,7 @@ class CompactConfig:
     """How videos are re-encoded. Raises ValueError for what cannot be meant."""
 
     short_side: int | None = 256  # pixels, even; larger pictures shrink to it, smaller ones stay; None keeps the size
+    grow: bool = False  # smaller pictures grow to short_side, so that all have one
     # Pixels, even: both sides become the nearest multiple. H.264 codes pictures in blocks of 16, and DALI may find its
     # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels: 3 % of 256.
     align: int = 16
@@ -154,9 +155,13 @@ def _read_times(file: str, video: Video, fps: float) -> NDArray[np.float64]:
 
 
 def compact_size(video: Video, config: CompactConfig) -> tuple[int, int]:
-    """Width and height of the upright result: multiples of `config.align`, no side scaled up but to the nearest one."""
+    """Width and height of the upright result: multiples of `config.align`. Unless `config.grow` says so, no side is
+    scaled up but to the nearest one.
+    """
     shorter = min(video.width, video.height)
-    target = min(config.short_side or shorter, shorter)
+    target = config.short_side or shorter
+    if not config.grow:
+        target = min(target, shorter)
     width, height = (
         max(config.align * math.floor(side * target / shorter / config.align + 0.5), config.align)
         for side in (video.width, video.height)

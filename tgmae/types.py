@@ -26,6 +26,7 @@ class Video:
     width: int
     height: int
     codec: str  # FFmpeg's name: h264, vp9, mjpeg, mpeg4, hevc, av1, ...
+    pixel_format: str  # FFmpeg's name: yuv420p is 8 bits a sample, chroma at half the width and height
     rotation: int  # degrees clockwise that turn the coded picture upright: 0, 90, 180 or 270
     num_bytes: int
     mtime_ns: int
