@@ -17,7 +17,7 @@ from functools import partial
 import torch
 import tyro
 
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, save_report, write_report
 from tgmae.attention import Backend, attend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
@@ -70,7 +70,8 @@ def available_attention(device: torch.device) -> list[Backend]:
     for backend in others:
         try:
             inputs = make_inputs(1, 64, 2, 128, device)
-            out = attend(*inputs, choose_attention(backend, device))
+            q, k, v = inputs
+            out = attend(q, k, v, choose_attention(backend, device))
             torch.autograd.grad(out, inputs, out)
         except (ValueError, RuntimeError) as error:  # not installed; no kernel for this GPU
             print(f"{backend} attention is left out: {error}")
@@ -91,9 +92,12 @@ def main() -> None:
     tables, operators = [], {}
     for title, (tokens, heads, width) in shapes.items():
         inputs = make_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
-        work = {backend: partial(tflops, inputs, backend, options.repeats if on_gpu else 1) for backend in backends}
+        work: dict[str, Callable[[], float]] = {
+            backend: partial(tflops, inputs, backend, options.repeats if on_gpu else 1) for backend in backends
+        }
         rows = [Row(name, values) for name, values in measure(work, options.rounds, title).items()]
         tables.append(Table(title, "TFLOP/s", rows, relative_to="sdpa"))
+        save_report("attention", tables, None, device)
         if "xformers" in backends:
             operators[title] = chosen_operator(inputs)
     write_report("attention", tables, {"xformers chose (forward, backward)": operators} if operators else None, device)

@@ -1,6 +1,6 @@
 """How fast does each decoder deliver clips from random places, by codec, group of pictures, size and workers?
 
-    python -m bench.decode data/shapes/manifest.parquet [--videos 24] [--rounds 3] [--workers 1 2]
+    python -m bench.decode data/shapes/manifest.parquet [--videos 24] [--rounds 3] [--workers 1 2] [--tables codec size]
 
 Takes a minute on two cores, and once another to re-encode the videos. Writes bench/results/decode.<name>.<device>.json,
 named after the manifest or its folder.
@@ -17,13 +17,14 @@ from the keyframe before the window to its end ("frames a clip"). Decoders, in b
   DALI CPU     fn.decoders.video: VP8 and VP9 only here, so it is missing where the codec is another
   DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
 
-A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. A last table has
-several DALI pipelines decode at once, as training does: with NVDEC for H.264, on a CPU for VP9. "engines busy" is
+A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. The table "turns"
+has several DALI pipelines decode at once, as training does: with NVDEC for H.264, on a CPU for VP9. "engines busy" is
 nvidia-smi's decoder utilisation, the mean over the measurement, times the number of NVDEC's engines.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -50,6 +51,10 @@ from tgmae.workers import make_pool
 
 NUM_FRAMES, STRIDE = 16, 2
 BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")
+Kind = Literal["codec", "turns", "keyframes", "size", "workers"]  # of a table
+# Pipelines and threads of each. NVDEC has up to eight engines, and training takes 4 × 4 for seven.
+PAIRS_ON_GPU = ((1, 1), (1, 4), (1, 16), (2, 8), (4, 4), (8, 2), (8, 4))
+PAIRS_ON_CPU = ((1, 1), (1, 2), (2, 1), (2, 2))
 
 
 def _powers_of_two() -> tuple[int, ...]:
@@ -61,7 +66,8 @@ def _powers_of_two() -> tuple[int, ...]:
 class Options:
     manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
     videos: int = 24  # taken from the manifest
-    clips: int | None = None  # different ones; by default one a video, ten on CUDA
+    tables: tuple[Kind, ...] = ("codec", "turns", "keyframes", "size", "workers")  # in this order
+    clips: int | None = None  # different ones; by default one a video, 128 on CUDA: two of DALI's batches there
     seconds: float = 0.4  # of one measurement at least, in whole passes over the clips
     rounds: int = 3
     workers: tuple[int, ...] = field(default_factory=_powers_of_two)  # by default powers of two up to the cores
@@ -92,6 +98,10 @@ def make_variant(name: str, manifest: Manifest, num_clips: int) -> Variant:
     return Variant(name, clips, frozenset(columns["codec"]), statistics.mean(columns["num_bytes"]) / 1024)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class Bench:
     """The variants, made when they are first asked for, and what decodes them."""
 
@@ -101,7 +111,10 @@ class Bench:
         self.decoding = choose_decoding(DataConfig(), self.device)
         whole = read_manifest(options.manifest)
         self.source = Manifest(whole.table.slice(0, options.videos), whole.root)
-        self.num_clips = options.clips or len(self.source) * (10 if self.on_gpu else 1)
+        # nvidia-smi looks five times a second, at figures that are means of up to a second themselves; and a second is
+        # long beside a batch.
+        self.seconds_on_gpu = max(options.seconds, 1.0) if options.seconds else 0.0
+        self.num_clips = options.clips or (128 if self.on_gpu else len(self.source))
         sizes = zip(*(self.source.table.column(name).to_pylist() for name in ("width", "height")), strict=True)
         self.own_side = int(statistics.median(min(size) for size in sizes)) // 2 * 2
         sides = sorted({min(side, self.own_side) for side in options.short_sides})
@@ -148,7 +161,8 @@ class Bench:
                 dali_decodes(video.codec, video.pixel_format, video.width, video.height, video.num_bytes, limits)
                 for video in (clip.video for clip in variant.clips)
             ):
-                ways[name] = partial(rate_of_dali, variant.clips, on_gpu, self.options.seconds)
+                seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
+                ways[name] = partial(rate_of_dali, variant.clips, on_gpu, seconds)
             elif on_gpu:
                 self.missing.append(f"NVDEC does not take {variant.name} here")
         for name in list(ways):
@@ -159,8 +173,7 @@ class Bench:
                     rate_of_dali(few, name == "DALI GPU", 0, self.workers)
             except Exception as error:  # whatever a decoder raises that is not ours, the others go on
                 del ways[name]
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self.missing.append(f"{name} cannot decode {variant.name}: {reason[:200]}")
+                self.missing.append(f"{name} cannot decode {variant.name}: {_first_line(error)}")
         self.working[variant.name] = ways
         return ways
 
@@ -186,64 +199,91 @@ class Bench:
 
     def table_of_turns(self, variant: Variant) -> Table:
         """DALI alone, by pipelines that decode at once and the threads of each."""
-        on_gpu, seen = self.decoding.limits is not None, dict[str, list[float]]()
-        most, choices = (32, ((1, 2, 4, 8), (2, 4, 8, 16))) if on_gpu else (4, ((1, 2), (1, 2)))
-        # nvidia-smi looks five times a second, at figures that are means of up to a second themselves.
-        seconds = max(self.options.seconds, 1.0) if on_gpu and self.options.seconds else self.options.seconds
+        on_gpu, busy, failed = self.decoding.limits is not None, dict[str, list[float]](), dict[str, str]()
+        seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
 
-        def rate(name: str, pipelines: int, threads: int) -> float:
-            with TemporaryDirectory() as folder, GpuWatch(Path(folder) / "smi.csv") as watch:
-                found = rate_of_dali(variant.clips, on_gpu, seconds, threads, pipelines, watch.forget)
-            if (busy := watch.read().get("utilization.decoder, mean")) is not None:
-                seen.setdefault(name, []).append(busy)
+        def rate(name: str, pipelines: int, threads: int, is_trial: bool = False) -> float:
+            clips, least, batch = variant.clips, seconds, None
+            if is_trial:  # one clip a thread
+                clips, least, batch = clips[: pipelines * threads], 0.0, threads
+            try:
+                with TemporaryDirectory() as folder, GpuWatch(Path(folder) / "smi.csv") as watch:
+                    found = rate_of_dali(clips, on_gpu, least, threads, pipelines, watch.forget, batch)
+            except Exception as error:  # whatever DALI raises, the other pairs go on
+                failed[name] = _first_line(error)
+                return math.nan
+            if (mean := watch.read().get("utilization.decoder, mean")) is not None and not is_trial:
+                busy.setdefault(name, []).append(mean)
             return found
 
-        pairs = [(a, b) for a in choices[0] for b in choices[1] if a * b <= most]
-        names = [f"{a} pipeline{'s' * (a > 1)} × {b} thread{'s' * (b > 1)}" for a, b in pairs]
-        work = {name: partial(rate, name, *pair) for name, pair in zip(names, pairs, strict=True)}
-        where = "NVDEC" if on_gpu else "the CPU"
-        title = f"By pipelines and threads: DALI on {where}, {variant.name}"
+        pairs = {_name_pair(*pair): pair for pair in (PAIRS_ON_GPU if on_gpu else PAIRS_ON_CPU)}
+        for name, pair in pairs.items():
+            rate(name, *pair, is_trial=True)
+        work = {name: partial(rate, name, *pair) for name, pair in pairs.items() if name not in failed}
+        title = f"By pipelines and threads: DALI on {'NVDEC' if on_gpu else 'the CPU'}, {variant.name}"
         rows = []
         for name, rates in measure(work, self.options.rounds, title).items():
+            if name in failed:
+                continue
             facts = {"frames/s": statistics.median(rates) * variant.frames_a_clip}
-            if on_gpu and name in seen:
-                busy = statistics.mean(seen[name])
-                facts |= {"decoder, %": busy, "engines busy": busy / 100 * self.decoding.engines}
+            if on_gpu and name in busy:
+                mean = statistics.mean(busy[name])
+                facts |= {"decoder, %": mean, "engines busy": mean / 100 * self.decoding.engines}
             rows.append(Row(name, rates, facts))
-        return Table(title, "clips/s", rows, relative_to=names[0])
+        notes = [f"{name} is left out: {reason}" for name, reason in failed.items()]
+        if busy:
+            notes.append(
+                f"engines busy: nvidia-smi's decoder utilisation times {self.decoding.engines} engines, right only if "
+                "the driver averages over engines; 1 pipeline × 1 thread, which keeps one busy at most, shows whether "
+                "it does"
+            )
+        return Table(title, "clips/s", rows, relative_to=rows[0].name if rows else None, note="\n".join(notes))
+
+
+def _name_pair(pipelines: int, threads: int) -> str:
+    return f"{pipelines} pipeline{'s' * (pipelines > 1)} × {threads} thread{'s' * (threads > 1)}"
+
+
+def make_table(bench: Bench, kind: Kind) -> Table:
+    """Re-encodes what it needs."""
+    side, workers = bench.sides[-1], bench.workers
+    gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
+    if kind == "turns":
+        return bench.table_of_turns(bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP))
+    if kind == "codec":
+        title, base = f"By codec: {sized}, {gop}, {working}", "h264"
+        rows = [(codec, bench.variant(codec, side, BASE_GOP), workers) for codec in CODECS]
+    elif kind == "keyframes":
+        title, base = f"By keyframes: H.264, {sized}, {working}", f"every {BASE_GOP}"
+        rows = [(f"every {length}", bench.variant("h264", side, length), workers) for length in GOPS]
+    elif kind == "size":
+        title, base = f"By size: H.264, {gop}, {working}", sized
+        rows = [(f"short side {s}", bench.variant("h264", s, BASE_GOP), workers) for s in bench.sides[::-1]]
+        original = make_variant("as it came", bench.source, bench.num_clips)
+        rows.append((f"as it came ({', '.join(sorted(original.codecs))})", original, workers))
+    else:
+        title, base = f"By workers: {sized}, {gop}", f"h264, {bench.options.workers[0]}"
+        rows = [
+            (f"{codec}, {number}", bench.variant(codec, side, BASE_GOP), number)
+            for codec in ("h264", "vp9")  # VP9 for DALI on a CPU
+            for number in bench.options.workers
+        ]
+    return bench.table(title, rows, base)
 
 
 def run(options: Options) -> None:
     provide_demo(options.manifest)
     bench = Bench(options)
+    tables: list[Table] = []
     with bench.pool:
-        side, workers = bench.sides[-1], bench.workers
-        by_codec = [(codec, bench.variant(codec, side, BASE_GOP), workers) for codec in CODECS]
-        original = make_variant("as it came", bench.source, bench.num_clips)
-        by_gop = [(f"every {gop}", bench.variant("h264", side, gop), workers) for gop in GOPS]
-        by_size = [(f"short side {s}", bench.variant("h264", s, BASE_GOP), workers) for s in bench.sides[::-1]]
-        by_size.append((f"as it came ({', '.join(sorted(original.codecs))})", original, workers))
-        by_workers = [
-            (f"{codec}, {number}", bench.variant(codec, side, BASE_GOP), number)
-            for codec in ("h264", "vp9")  # VP9 for DALI on a CPU
-            for number in options.workers
-        ]
-        gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
-        turns = bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP)
-        tables: list[Table] = []
-        for make in (
-            partial(bench.table, f"By codec: {sized}, {gop}, {working}", by_codec, "h264"),
-            partial(bench.table_of_turns, turns),
-            partial(bench.table, f"By keyframes: H.264, {sized}, {working}", by_gop, f"every {BASE_GOP}"),
-            partial(bench.table, f"By size: H.264, {gop}, {working}", by_size, sized),
-            partial(bench.table, f"By workers: {sized}, {gop}", by_workers, f"h264, {options.workers[0]}"),
-        ):
-            tables.append(make())
+        for kind in options.tables:
+            tables.append(make_table(bench, kind))
             save_report(f"decode.{source_name(options.manifest)}", tables, None, bench.device)
     headline = {}
     for table in tables:
-        best = max((row for row in table.rows if "YUV" not in row.name), key=lambda row: statistics.median(row.values))
-        headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
+        rows = [row for row in table.rows if "YUV" not in row.name]
+        if best := max(rows, key=lambda row: statistics.median(row.values), default=None):
+            headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
     results = {"clips": bench.num_clips, "nvdec": {k: asdict(v) for k, v in (bench.decoding.limits or {}).items()}}
     write_report(f"decode.{source_name(options.manifest)}", tables, headline, bench.device, results)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dali_pipelines.decode import decode_frames
 from tgmae.types import Video
 
-DALI_BATCH = 8  # clips
+_PREFETCHED = 2  # batches that a DALI pipeline has ready or under way before it is asked for them
 INSTALL = {
     "decord": "pip install decord==0.6.0",
     "torchcodec": "pip install --no-deps torchcodec==0.11.1 and FFmpeg's libraries, apt install ffmpeg",
@@ -95,7 +95,7 @@ def rate_in_workers(
     shares = [clips[worker::num_workers] for worker in range(min(num_workers, len(clips)))]
     waiting = [pool.submit(decode_share, decoder, share, seconds) for share in shares]
     counts, starts, ends = zip(*(done.result() for done in waiting), strict=True)
-    return sum(counts) / (max(ends) - min(starts))
+    return float(sum(counts) / (max(ends) - min(starts)))
 
 
 def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool) -> Any:
@@ -106,12 +106,21 @@ def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: b
         chosen = [clips[(iteration * batch + place) % len(clips)] for place in range(batch)]
         return [np.fromfile(clip.file, np.uint8) for clip in chosen], [np.array(c.frames, np.int32) for c in chosen]
 
-    pipeline = Pipeline(batch_size=batch, num_threads=num_threads, device_id=0 if on_gpu else None)
+    pipeline = Pipeline(
+        batch_size=batch, num_threads=num_threads, device_id=0 if on_gpu else None, prefetch_queue_depth=_PREFETCHED
+    )
     with pipeline:
         encoded, frames = fn.external_source(source=source, num_outputs=2, dtype=[types.UINT8, types.INT32])
         pipeline.set_outputs(fn.decoders.video(encoded, frames=frames, device="mixed" if on_gpu else "cpu"))
     pipeline.build()
     return pipeline
+
+
+def choose_batch(num_threads: int, on_gpu: bool) -> int:
+    """Clips of a batch, over which DALI spreads its threads: on a GPU training's 64, but few for few threads, which
+    would take seconds.
+    """
+    return min(64, 16 * num_threads) if on_gpu else max(8, 2 * num_threads)
 
 
 def rate_of_dali(
@@ -121,44 +130,55 @@ def rate_of_dali(
     num_threads: int,
     num_pipelines: int = 1,
     begin: Callable[[], None] = lambda: None,
+    batch: int | None = None,
 ) -> float:
     """Clips a second of so many pipelines at once, each with its own threads and CUDA stream, as in training.
 
-    Each decodes for at least `seconds` and together all clips at least once, after two batches that fill its queues.
-    begin   is called when all have done these two, before the clock starts
+    Each decodes its share of the clips again and again for at least `seconds`, in whole passes. What it has ready
+    before the clock starts is thrown away.
+    begin   is called when all have delivered a batch, before the clock starts
+    batch   clips; by default as `choose_batch` says
     """
+    batch = batch or choose_batch(num_threads, on_gpu)
     ready = Barrier(num_pipelines, begin)
-    share = -(-len(clips) // num_pipelines)  # clips, at least
+    share = -(-len(clips) // num_pipelines)  # clips
     # A pipeline that is no longer referred to ends: it would decode on.
     with ThreadPoolExecutor(num_pipelines) as threads:
         running = [
-            threads.submit(_run_dali, [*clips[place:], *clips[:place]], share, num_threads, on_gpu, seconds, ready)
+            threads.submit(
+                _run_dali, [*clips[place:], *clips[:place]], batch, num_threads, on_gpu, -(-share // batch), seconds,
+                ready,
+            )
             for place in range(0, share * num_pipelines, share)
-        ]
+        ]  # fmt: skip
     for error in filter(None, (done.exception() for done in running)):
         if not isinstance(error, BrokenBarrierError):  # which others raise when one fails
             raise error
-    counts, starts, ends = zip(*(done.result() for done in running), strict=True)
-    return sum(counts) / (max(ends) - min(starts))
+    return sum(done.result() for done in running)
 
 
 def _run_dali(
-    clips: Sequence[Clip], least: int, num_threads: int, on_gpu: bool, seconds: float, ready: Barrier
-) -> tuple[int, float, float]:
-    """How many clips one pipeline decoded, and when it began and ended."""
+    clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool, one_pass: int, seconds: float, ready: Barrier
+) -> float:
+    """Clips a second of one pipeline, in passes of `one_pass` batches.
+
+    It has batches under way before its clock starts and after it stops, so that the others are never alone.
+    """
     try:
-        pipeline = dali_pipeline(clips, DALI_BATCH, num_threads, on_gpu)
-        for _ in range(2):
-            pipeline.run()
+        pipeline = dali_pipeline(clips, batch, num_threads, on_gpu)
+        pipeline.run()
         ready.wait()
     except Exception:
         ready.abort()  # or the others would wait for this one
         raise
+    for _ in range(_PREFETCHED):  # decoded while others got ready
+        pipeline.run()
     count, started = 0, time.perf_counter()
-    while count < least or time.perf_counter() - started < seconds:
-        pipeline.run()  # without a stream: its frames are there when this returns
-        count += DALI_BATCH
-    return count, started, time.perf_counter()
+    while not count or time.perf_counter() - started < seconds:
+        for _ in range(one_pass):
+            pipeline.run()  # without a stream: its frames are there when this returns
+        count += one_pass
+    return batch * count / (time.perf_counter() - started)
 
 
 def import_decoder(name: str) -> None:

@@ -48,8 +48,10 @@ TARGETS = (
     Target("end to end by the ceiling, tgm cached, γ .6", "≥", 0.95, "%",
            lambda reports: best(find_rows(reports, "train", OWN_RATIOS, "^tgm cached,"), "of ceiling")),
     Target("wall clock of TGM (cached) by MGM, one ratio", "≤", 1.03, "", _wall_clock),
-    Target("step by the data sheet's peak, γ .6", "≥", 0.45, "%",
-           lambda reports: best(find_rows(reports, "step", "ViT-B", "^γ 0.6,"), "of peak")),
+    Target("step by the data sheet's peak, γ .6, batch 64, as train.py runs it by default", "≥", 0.45, "%",
+           lambda reports: best(find_rows(reports, "step", "by mask ratio$", "^γ 0.6,"), "of peak")),
+    Target("the same compiled, captured, or both", "≥", 0.45, "%",
+           lambda reports: best(find_rows(reports, "step_modes", "ViT-B", "compiled|graph"), "of peak")),
     *(Target(f"{name} by copy bandwidth, 64 clips, γ .6", "≥", 0.8, "%", _kernel(name)) for name in KERNELS),
     Target("loader, the manifest given", "≥", 855, "clips/s",
            lambda reports: best(find_rows(reports, "loader.*", "^loaders", "^dali$"))),
@@ -94,7 +96,7 @@ def peak_memory(seen_mib: Mapping[str, float], reports: Reports) -> list[dict[st
         {"what": part, "nvidia_smi_gib": mib / 1024, "torch_gib": None} for part, mib in seen_mib.items()
     ]
     torch_rows = {
-        str(row["name"]): row for row in find_rows(reports, "step", "ViT-B", "^γ") if values([row], "peak GiB")
+        str(row["name"]): row for row in find_rows(reports, "step*", "ViT-B", "^γ") if values([row], "peak GiB")
     }
     for name, row in torch_rows.items():
         rows.append({"what": f"step, {name}", "nvidia_smi_gib": None, "torch_gib": values([row], "peak GiB")[0]})

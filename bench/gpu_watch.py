@@ -48,7 +48,7 @@ class GpuWatch:
                 for name, text in zip(_SMI, row, strict=False):
                     if text.strip().replace(".", "").isdigit():
                         seen[name].append(float(text))
-        found = {}
+        found: dict[str, float] = {}
         for name, values in seen.items():
             if values:
                 found |= {f"{name}, mean": sum(values) / len(values), f"{name}, most": max(values)}

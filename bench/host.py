@@ -85,7 +85,7 @@ class Feeder:
 def run(options: Options) -> None:
     provide_demo(options.manifest)
     manifest = read_manifest(options.manifest)
-    feeders = {f"{number} workers": Feeder(manifest, number) for number in options.workers}
+    feeders = {f"{number} worker{'s' * (number > 1)}": Feeder(manifest, number) for number in options.workers}
     work: dict[str, Callable[[], float]] = {name: partial(f.rate, options.batches) for name, f in feeders.items()}
     found = measure(work, options.rounds, "clips/s")
     rows = [Row(name, rates, {"main ms": median(feeders[name].main_ms)}) for name, rates in found.items()]

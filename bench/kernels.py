@@ -113,7 +113,9 @@ class Inputs:
             return partial(gather, self.frames, self.visible, *cube)
         mse: Callable[..., Tensor] = masked_mse_reference
         if on_kernel:
-            mse = partial(masked_mse_kernel, **{"backward" if name.endswith("backward") else "forward": launch})
+            mse = partial(masked_mse_kernel, forward=launch)
+            if name == "masked_mse backward":
+                mse = partial(masked_mse_kernel, backward=launch)
         forward = partial(mse, self.prediction, self.frames, self.masked, model.patch_size, model.tubelet_size)
         if name == "masked_mse forward":
             return forward

@@ -1,6 +1,6 @@
 """How many clips a second does the loader deliver, against a plain VideoMAE-style loader, and where does the time go?
 
-    python -m bench.loader data/shapes/manifest.parquet [--clips 48] [--rounds 3] [--workers 2]
+    python -m bench.loader data/shapes/manifest.parquet [--clips 64] [--rounds 3] [--workers 2]
 
 About a minute and a half on two cores; the default manifest is made where it is missing. Writes
 bench/results/loader.<name>.<device>.json, named after the manifest or its folder.
@@ -15,12 +15,16 @@ alone, in turn in every round. Start-up is not counted. Nothing is done with the
   dali, random/tgm   its other masks; tgm is the paper's scorer with the demo's tiny CLIP and few clips
   dali, no masks     the pipeline alone
 
-The stages of a loader are timed one by one in a process of their own; "hand-over" is what the whole loader takes, all
-its processes together, beyond them: planning, collating, queues, copies between processes.
+On CUDA dali's batches have 64 clips, as in training. What its pipelines made ready while others had their turn is
+thrown away, and a turn of ours ends after two seconds if it has not done its clips by then.
+
+On a CPU the stages of a loader are timed one by one in a process of their own; "hand-over" is what the whole loader
+takes, all its processes together, beyond them: planning, collating, queues, copies between processes.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import statistics
@@ -32,40 +36,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
-import torch
 import tyro
 
-from bench.report import Row, Table, measure, source_name, write_report
+from bench.loader_stages import stage_table, time_stages
+from bench.report import Row, Table, measure, now, source_name, write_report
 from bench.videomae_loader import (
     INSTALL_DECORD,
     Decoder,
     VideoMAEDataset,
-    decode_only,
     find_decoders,
     make_videomae_loader,
-    time_clip,
 )
-from dali_pipelines.decode import decode_clips
+from dali_pipelines.decoding import choose_decoding
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST, ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
 from tgmae.loader import Loader, make_pipeline
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.masking import NoiseScorer, Scorer, plan_masks
+from tgmae.masking import NoiseScorer, Scorer
 from tgmae.sampling import ClipSampler
 from tgmae.scoring.captions import require_captions
-from tgmae.types import ClipBatch, ClipPipeline, ClipRequest
+from tgmae.types import ClipPipeline, ClipRequest
 from tgmae.workers import make_pool
 
 BATCH, STRIDE, WARM_UP = 8, 2, 2  # clips, frames, batches
-STAGES = ("decode", "to RGB", "crop and resize", "to float, normalise", "mask")
+CUDA_BATCH, CUDA_BATCHES, CUDA_SECONDS = 64, 20, 2.0  # of a turn of dali's on CUDA
 
 
 @dataclass(frozen=True)
 class Options:
     manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    clips: int = 48  # of one measurement; a multiple of 8. The pyav pipeline takes a third, tgm as many as tgm_clips
-    tgm_clips: int = 16
+    # Of one measurement, a multiple of dali's batch; by default 48, on CUDA 1280. The pyav pipeline takes a third.
+    clips: int | None = None
+    tgm_clips: int = 16  # tgm's on a CPU
     rounds: int = 3
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     image_size: int = 224  # pixels
@@ -95,6 +98,11 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, choose_device("auto")
+        self.on_gpu = self.device.type == "cuda"
+        self.batch = CUDA_BATCH if self.on_gpu else BATCH  # of the DALI pipeline
+        self.clips = options.clips or (CUDA_BATCH * CUDA_BATCHES if self.on_gpu else 48)
+        if self.clips < self.batch or self.clips % self.batch:
+            raise ValueError(f"--clips must be a multiple of {self.batch}, got {self.clips}")
         whole = read_manifest(options.manifest)
         # The plain loader knows nothing of rotated pictures.
         upright = whole.table.filter(pc.equal(whole.table.column("rotation"), 0))
@@ -106,43 +114,60 @@ class Bench:
             self.no_text = str(error)
         self.model = ModelConfig(image_size=options.image_size)
         self.data = DataConfig(manifest=options.manifest, split="", stride=STRIDE, num_workers=options.workers)
-        self.plan = Cycle(
-            manifest=self.manifest, data=self.data, num_frames=self.model.num_frames, batch_size=BATCH, seed=0,
-            num_batches=options.clips // BATCH,
-        )  # fmt: skip
+        self.decoding = choose_decoding(self.data, self.device)
+        # The same clips in the same order.
+        self.plan, self.dali_plan = self.make_plan(BATCH), self.make_plan(self.batch)
         self.pipelines: dict[str, ClipPipeline] = {}
         self.cpu_ms: dict[str, list[float]] = {}
+
+    def make_plan(self, batch: int) -> Cycle:
+        return Cycle(
+            manifest=self.manifest, data=self.data, num_frames=self.model.num_frames, batch_size=batch, seed=0,
+            num_batches=self.clips // batch,
+        )  # fmt: skip
 
     def requests(self, batches: Iterable[int]) -> list[ClipRequest]:
         return [request for batch in batches for request in self.plan(batch)]
 
     def videomae(self, decoder: Decoder) -> float:
-        num_batches = self.options.clips // BATCH
+        num_batches, ahead = self.clips // BATCH, 2 * self.options.workers  # torch's workers have two each under way
+        warm_up = WARM_UP
+        if self.on_gpu:  # with many workers, which begin together: their first batches come all at once
+            num_batches, warm_up = -(-num_batches // 2), ahead + WARM_UP
         # More than is taken, so that the workers are busy to the end, as ours are.
-        requests = self.requests(range(WARM_UP + num_batches + 2 * self.options.workers + 1))
+        requests = self.requests(range(warm_up + num_batches + ahead + 1))
         dataset = VideoMAEDataset(decoder, self.manifest, requests, self.model, MaskConfig(kind="tube"))
-        batches = make_videomae_loader(dataset, BATCH, self.options.workers, pin_memory=self.device.type == "cuda")
+        batches = make_videomae_loader(dataset, BATCH, self.options.workers, pin_memory=self.on_gpu)
 
         def take() -> None:
             for part in next(batches):
                 part.to(self.device, non_blocking=True)
 
-        rate = self.rate(f"VideoMAE, {decoder}", take, num_batches)
+        rate = self.rate(f"VideoMAE, {decoder}", take, BATCH, num_batches, warm_up)
         for _ in batches:  # a worker that is stopped while it hands over a batch may abort
             pass
         return rate
 
     def ours(self, name: str, kind: Literal["dali", "pyav"], mask: MaskConfig, scorer: Scorer | None) -> float:
         """The whole loader, or the pipeline alone where there is no scorer."""
-        clips = {"pyav": self.options.clips // 3, "dali, tgm": self.options.tgm_clips}.get(name, self.options.clips)
-        pipeline = self.pipelines.get(kind) or make_pipeline(
-            InputConfig(data=self.data, model=self.model, mask=mask), kind, self.manifest, self.plan, 0, self.device
-        )
+        clips, warm_up, seconds, least = self.clips, WARM_UP, math.inf, 2
+        batch, plan = (self.batch, self.dali_plan) if kind == "dali" else (BATCH, self.plan)
+        if kind == "pyav":
+            clips //= 3
+        elif name == "dali, tgm" and not self.on_gpu:
+            clips = self.options.tgm_clips
+        if self.on_gpu:
+            seconds = CUDA_SECONDS
+            if kind == "dali":  # what DALI and its workers have ready, and one under way in the loader
+                warm_up = self.decoding.pipelines * (2 + self.decoding.prefetch) + WARM_UP
+                least = 2 * self.decoding.pipelines
+        config = InputConfig(data=self.data, model=self.model, mask=mask)
+        pipeline = self.pipelines.get(kind) or make_pipeline(config, kind, self.manifest, plan, 0, self.device)
         self.pipelines[kind] = pipeline
         kept = _Kept(pipeline)
         loader = Loader(kept, scorer, mask, self.model, self.device) if scorer else kept
         try:
-            return self.rate(name, loader.next_batch, max(clips // BATCH, 1))
+            return self.rate(name, loader.next_batch, batch, max(clips // batch, 1), warm_up, seconds, least)
         finally:
             loader.close()
 
@@ -152,18 +177,23 @@ class Bench:
             self.pipelines.popitem()[1].close()
         return 0.0
 
-    def rate(self, name: str, take: Callable[[], Any], num_batches: int) -> float:
-        """Clips/s after the first batches, which start the workers."""
-        for _ in range(WARM_UP):
+    def rate(
+        self, name: str, take: Callable[[], Any], batch: int, num_batches: int, warm_up: int,
+        seconds: float = math.inf, least: int = 1,
+    ) -> float:  # fmt: skip
+        """Clips/s after the first batches, which start the workers or lay ready.
+
+        seconds   after which the turn ends, with fewer than `num_batches` but at least `least`
+        """
+        for _ in range(warm_up):
             take()
-        cpu, started = cpu_seconds(), time.perf_counter()
-        for _ in range(num_batches):
+        cpu, started, count = cpu_seconds(), now(self.device), 0
+        while count < num_batches and (count < least or time.perf_counter() - started < seconds):
             take()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        taken = time.perf_counter() - started
-        self.cpu_ms.setdefault(name, []).append(1000 * (cpu_seconds() - cpu) / num_batches / BATCH)
-        return num_batches * BATCH / taken
+            count += 1
+        taken = now(self.device) - started
+        self.cpu_ms.setdefault(name, []).append(1000 * (cpu_seconds() - cpu) / count / batch)
+        return count * batch / taken
 
     def noise(self, kind: Literal["random", "tube"]) -> Scorer:
         return NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device)
@@ -186,8 +216,6 @@ class _Kept:
 
 
 def run(options: Options) -> None:
-    if options.clips < BATCH or options.clips % BATCH:
-        raise ValueError(f"--clips must be a multiple of {BATCH}, got {options.clips}")
     provide_demo(options.manifest)
     bench, decoders = Bench(options), find_decoders()
     baselines = [f"VideoMAE, {decoder}" for decoder in decoders]
@@ -201,17 +229,16 @@ def run(options: Options) -> None:
     }
     if not bench.no_text:
         work["dali, tgm"] = partial(bench.ours, "dali, tgm", "dali", text, bench.text(text))
-    note = "" if "decord" in decoders else f"decord is missing ({INSTALL_DECORD})"
+    notes = [f"batches of {bench.batch} for dali, of {BATCH} for the others"] * bench.on_gpu
+    if "decord" not in decoders:
+        notes.append(f"decord is missing ({INSTALL_DECORD})")
+    stage_ms: dict[str, dict[str, list[float]]] = {name: {} for name in [*baselines, "dali"] if not bench.on_gpu}
     with make_pool(1) as pool:
-        stage_ms: dict[str, dict[str, list[float]]] = {name: {} for name in [*baselines, "dali"]}
 
         def time_all_stages() -> float:
             """A round's share of the clips, in a process of its own: decord brings a second FFmpeg."""
-            started, done, num_batches = (
-                time.perf_counter(),
-                len(stage_ms["dali"].get("mask", [])),
-                bench.plan.num_batches,
-            )
+            started, num_batches = time.perf_counter(), bench.plan.num_batches
+            done = len(stage_ms["dali"].get("mask", []))
             share = range(done, num_batches, options.rounds) or [done % num_batches]
             requests = bench.requests(share)
             found = pool.submit(time_stages, decoders, bench.manifest, requests, bench.model).result()
@@ -220,16 +247,18 @@ def run(options: Options) -> None:
                     stage_ms[name].setdefault(stage, []).append(value)
             return time.perf_counter() - started
 
-        steps = {**work, "end workers": bench.close, "stages": time_all_stages}
+        steps = {**work, "end workers": bench.close}
+        if stage_ms:
+            steps["stages"] = time_all_stages
         rates = measure(steps, options.rounds, "clips/s")
 
     best = max(baselines, key=lambda name: statistics.median(rates[name]))
     ratios = [ours / base for ours, base in zip(rates["dali"], rates[best], strict=True)]
     cpu_ratios = [base / ours for ours, base in zip(bench.cpu_ms["dali"], bench.cpu_ms[best], strict=True)]
     tables = [
-        _table("loaders, tube masks", rates, bench, [*baselines, "pyav", "dali"], best, note),
+        _table("loaders, tube masks", rates, bench, [*baselines, "pyav", "dali"], best, "; ".join(notes)),
         _table("masks of our loader", rates, bench, [n for n in work if n.startswith("dali")], "dali", bench.no_text),
-        *(_stage_table(name, stages, bench) for name, stages in stage_ms.items()),
+        *(stage_table(name, stages, bench.cpu_ms[name]) for name, stages in stage_ms.items()),
     ]
     headline = {
         f"dali / {best}": round(statistics.median(ratios), 2),
@@ -244,56 +273,6 @@ def _table(
 ) -> Table:
     rows = [Row(name, rates[name], {"ms of CPU a clip": statistics.median(bench.cpu_ms[name])}) for name in names]
     return Table(title, "clips/s", rows, relative_to, note=note)
-
-
-def _stage_table(name: str, stages: dict[str, list[float]], bench: Bench) -> Table:
-    whole = bench.cpu_ms[name]
-    timed = sum(statistics.mean(values) for values in stages.values())  # each round times other clips
-    note = "to RGB is part of crop and resize; frames stay uint8" if name == "dali" else ""
-    if name == "VideoMAE, decord":
-        note = "decord converts to RGB while it decodes"
-    if name == "dali" and bench.device.type == "cuda":
-        note = "the stages of decoding on the CPU; the whole is of decoding on the GPU"
-    rest = Row("hand-over", [value - timed for value in whole])
-    rows = [*(Row(stage, values) for stage, values in stages.items()), rest, Row("whole", whole)]
-    return Table(f"stages of {name}", "ms of CPU a clip", rows, note=note)
-
-
-def time_stages(
-    decoders: Sequence[Decoder], manifest: Manifest, requests: Sequence[ClipRequest], model: ModelConfig
-) -> dict[str, dict[str, float]]:
-    """CPU milliseconds a clip of each stage in this process, for each loader."""
-    torch.set_num_threads(1)  # as DataLoader's workers do
-    tube = MaskConfig(kind="tube")
-    clock: dict[tuple[str, str], float] = {}
-
-    def timed(name: str, stage: str, work: Callable[[], Any]) -> Any:
-        started = time.process_time()
-        result = work()
-        clock[name, stage] = clock.get((name, stage), 0.0) + time.process_time() - started
-        return result
-
-    for request in requests:
-        file, video = manifest.file(request.row), manifest[request.row]
-        decode_only(file, video, request)  # so that no loader is the first to read the file
-        for decoder in decoders:
-            time_clip(decoder, manifest, request, model, tube, partial(timed, f"VideoMAE, {decoder}"))
-        timed("dali", "decode", partial(decode_only, file, video, request))
-        timed("dali", "decode, crop and resize", partial(decode_clips, file, video, [request], model.image_size))
-    noise = NoiseScorer("tube", model.num_slots, model.patches_per_slot, torch.device("cpu"))
-    frames = torch.zeros((BATCH, model.num_frames, model.image_size, model.image_size, 3), dtype=torch.uint8)
-    for first in range(0, len(requests), BATCH):
-        clips = ClipBatch(frames=frames, requests=tuple(requests[first : first + BATCH]))
-        timed("dali", "mask", partial(_plan_tube_masks, noise, clips, model))
-    names = ["dali", *(f"VideoMAE, {decoder}" for decoder in decoders)]
-    for name in names[1:]:
-        clock[name, "to RGB"] = clock.pop((name, "decode, to RGB")) - clock[name, "decode"]
-    clock["dali", "crop and resize"] = clock.pop(("dali", "decode, crop and resize")) - clock["dali", "decode"]
-    return {name: {stage: 1000 * clock.get((name, stage), 0.0) / len(requests) for stage in STAGES} for name in names}
-
-
-def _plan_tube_masks(noise: NoiseScorer, clips: ClipBatch, model: ModelConfig) -> None:
-    plan_masks(MaskConfig(kind="tube"), model, noise(clips))
 
 
 if __name__ == "__main__":

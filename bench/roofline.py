@@ -45,6 +45,8 @@ class Options:
     ratio: float = 0.6  # of masked patches
     batch: int = 64  # clips in a forward pass, and in an optimiser step
     picture: bool = True  # --no-picture for machines without matplotlib
+    markdown: bool = False  # print the tables as docs/performance.md has them
+    since: float = 0.0  # seconds since 1970: what was reached before does not count
 
 
 def seconds(stage: Stage, chip: Chip) -> float | None:
@@ -170,17 +172,19 @@ def run(options: Options) -> None:
     target = target_clips_s(step, chip)
     # Of the GPU at hand as the other reports are called.
     device = chip.name.lower().replace(" ", "-") if options.gpu else device_name(choose_device("auto"))
-    reached = find_reached(load_reports(RESULTS, device), options.ratio, options.batch)
+    reached = find_reached(load_reports(RESULTS, device, options.since), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
     what = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
     tables = [
         stage_table(stages, chip, target, reached, f"stages of a clip, {what}", describe(footage, chip, target)),
         binding_table(loading, scorers, step, chip, target, reached, f"what binds, {what}"),
     ]
-    for table in tables:
-        print_table(table)
     plain = [table.to_dict() for table in tables]
-    print("\n".join(markdown(table) for table in plain))
+    if options.markdown:
+        print("\n".join(markdown(table) for table in plain))
+    else:
+        for table in tables:
+            print_table(table)
     binding = {row.name: f"{row.facts['binds']}, {row.values[0]:,.0f} clips/s at most" for row in tables[1].rows}
     report = {
         **environment(), "counted": True, "chip": asdict(chip), "source": source_name(options.manifest),

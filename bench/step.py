@@ -2,7 +2,7 @@
 
     python -m bench.step [--rounds 3] [--batches 32 64 128] [--ratios 0.9 0.75 0.65 0.6]
 
-Takes about a minute. Writes bench/results/step.<cpu or GPU>.json.
+Takes about a minute. Writes bench/results/step.<cpu or GPU>.json, or step_modes.
 
 The batch (random frames and masks) lies on the device; a step is what train.py does with it: forward and loss,
 backward, then gradient norm, AdamW and zero_grad (the stage optimizer), and the two numbers it reads back a step later;
@@ -10,9 +10,10 @@ bfloat16 autocast on CUDA, float32 on a CPU. Rows are in TFLOP/s: a clip's matri
 and taken three times for forward and backward, by the time of the step. `limit` is the fastest large matrix product of
 that precision in the same rounds; "of peak" the share of the data sheet's figure (model FLOP utilisation), where known.
 
-Tables: the large presets' network by mask ratio and attention, by batch size, and by what is compiled (--compile) or
-captured (--cuda-graph); the demo's network. How long it takes until the first step is done stands below each table. A
-CPU takes one clip of the large network a step, at two ratios. What does not fit the GPU's memory is left out and named.
+Tables: the large presets' network by mask ratio, by batch size and by attention; the demo's network. On CUDA --modes
+plain graph compiled "compiled graph" measures --compile and --cuda-graph in their place. How long it took until the
+first step was done stands below each table. A CPU takes one clip of the large network a step, at two ratios. What does
+not fit the GPU's memory is left out and named.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.attention import available_attention
 from bench.report import Row, Table, measure, now, save_report, write_report
 from kernels.topk_mask import topk_mask
-from tgmae.attention import Backend
+from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
 from tgmae.distributed import World, choose_device
 from tgmae.model import Attention, VideoMAE
@@ -51,7 +52,6 @@ PEAKS = {
 }  # fmt: skip
 MATMUL = "matrix product"
 Mode = Literal["plain", "compiled", "graph", "compiled graph"]
-MODES: tuple[Mode, ...] = ("plain", "graph", "compiled", "compiled graph")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Options:
     batch: int = 64  # of the table of ratios, on CUDA
     batches: tuple[int, ...] = (32, 64, 128)  # on CUDA
     ratios: tuple[float, ...] = (0.9, 0.75, 0.65, 0.6)
-    modes: tuple[Mode, ...] = MODES  # on CUDA
+    modes: tuple[Mode, ...] = ()  # on CUDA: measure what each brings, and nothing else
     large: bool = True  # --no-large measures the demo's network only
 
 
@@ -85,13 +85,13 @@ class Case:
         self.milliseconds.clear()
         self.shares.clear()
 
-    def config(self, device: torch.device) -> TrainConfig:
+    def config(self) -> TrainConfig:
         """What a run with these choices is configured with."""
         return replace(
-            self.preset, batch_size=self.batch, device_batch_size=self.batch, device=device.type,
+            self.preset, batch_size=self.batch, device_batch_size=self.batch,
             mask=replace(self.preset.mask, ratio=self.ratio), compile="compiled" in self.mode,
             cuda_graph="graph" in self.mode,
-        )  # type: ignore[arg-type]  # device.type is one of the two  # fmt: skip
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -122,8 +122,10 @@ class Trainer:
     """
 
     def __init__(self, case: Case, largest_batch: int, device: torch.device) -> None:
-        self.device, self.config = device, case.config(device)
+        self.device, self.config = device, case.config()
         config, held = self.config.model, _allocated(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         shape = (largest_batch, config.num_frames, config.image_size, config.image_size, 3)
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
@@ -136,6 +138,8 @@ class Trainer:
         self._take_step(*self._batch(case))
         self.prepare_s = now(device) - started
         self.held = _allocated(device) - held
+        # Replays allocate nothing: what a graph holds shows while it is recorded.
+        self.recorded = torch.cuda.max_memory_allocated() - held if self.config.cuda_graph else 0
 
     def run(self, case: Case) -> float:
         """Train for the case's steps; TFLOP/s. Notes milliseconds a step, each stage's share and the peak of memory."""
@@ -158,7 +162,7 @@ class Trainer:
             case.shares.setdefault(stage, []).append(share)
         case.milliseconds.append(seconds * 1000)
         if on_cuda:
-            case.peak_gib = (torch.cuda.max_memory_allocated() - others) / 2**30
+            case.peak_gib = max(torch.cuda.max_memory_allocated() - others, self.recorded) / 2**30
         return count_gflop(case.preset.model, case.ratio) * case.batch / seconds / 1000
 
     def _batch(self, case: Case) -> tuple[Tensor, MaskPlan]:
@@ -219,8 +223,8 @@ def measure_cases(title: str, cases: Sequence[Case], options: Options, device: t
             if device.type == "cuda":  # unmeasured: memory, libraries, compilation
                 trainers[key].run(case)
         except RuntimeError as error:  # memory; no such attention on this GPU; no compiler
-            if key in trainers:
-                trainers[key].step.optimizer.zero_grad(set_to_none=True)
+            if trainer := trainers.pop(key, None) if key == case.name else trainers.get(key):
+                trainer.step.optimizer.zero_grad(set_to_none=True)
             left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
             continue
         case.forget()
@@ -256,29 +260,33 @@ def _facts(case: Case, rates: Sequence[float], limit: float, device: torch.devic
 def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[Case]]]:
     """What is measured: (title, rows) of each table."""
     large, demo, steps = PRESETS["ssv2"], PRESETS["demo"], options.steps
-    tables: list[tuple[str, list[Case]]] = []
     if device.type == "cpu":
         cases = [Case(demo, demo.device_batch_size, ratio, "sdpa", steps, 1) for ratio in options.ratios]
-        tables.append(("demo's network, 8×96²", cases))
+        tables = [("demo's network, 8×96²", cases)]
         if options.large:
             ratios = sorted({max(options.ratios), min(options.ratios)}, reverse=True)
             tables.append(("ViT-B, 16×224²", [Case(large, 1, ratio, "sdpa", 1, 0) for ratio in ratios]))
         return tables
-    backends = available_attention(device)
-    if options.large:
-        cases = [Case(large, options.batch, r, a, steps, 2) for a in backends for r in options.ratios]
-        tables.append(("ViT-B, 16×224², by mask ratio and attention", cases))
-        ratio = min(options.ratios)
-        cases = [Case(large, batch, ratio, a, steps, 2) for a in backends for batch in options.batches]
-        tables.append(("ViT-B, 16×224², by batch size", cases))
-        cases = [Case(large, options.batch, ratio, a, steps, 2, mode) for a in backends for mode in options.modes]
-        tables.append(("ViT-B, 16×224², by what is compiled or captured", cases))
-    cases = [Case(demo, demo.device_batch_size, ratio, "sdpa", 4 * steps, 5) for ratio in options.ratios]
-    return [*tables, ("demo's network, 8×96²", cases)]
+    usual, ratio = choose_attention("auto", device), min(options.ratios)
+    others = [backend for backend in available_attention(device) if backend != usual]
+    make = partial(Case, large, steps=steps, warmup=2)
+    by_ratio = [make(options.batch, ratio, usual) for ratio in options.ratios]
+    by_batch = [make(batch, ratio, usual) for batch in options.batches]
+    by_attention = [make(options.batch, ratio, backend) for backend in (usual, *others)]
+    by_mode = [make(options.batch, ratio, usual, mode=mode) for mode in options.modes]
+    small = [Case(demo, demo.device_batch_size, ratio, "sdpa", 4 * steps, 5) for ratio in options.ratios]
+    tables = [
+        ("ViT-B, 16×224², by mask ratio", by_ratio), ("ViT-B, 16×224², by batch size", by_batch),
+        ("ViT-B, 16×224², by attention", by_attention), ("demo's network, 8×96²", small),
+    ]  # fmt: skip
+    if options.modes:
+        tables = [("ViT-B, 16×224², by what is compiled or captured", by_mode)]
+    return tables
 
 
 def run(options: Options) -> None:
     device = choose_device("auto")
+    name = "step_modes" if options.modes else "step"
     tables, headline = [], {}
     for title, cases in plan_tables(options, device):
         table = measure_cases(title, cases, options, device)
@@ -286,8 +294,8 @@ def run(options: Options) -> None:
         for row in table.rows[:-1]:  # the last is the matrix product
             facts = row.facts
             headline[f"{title}, {row.name}"] = f"{facts['clips/s']:.3g} clips/s, {facts['of limit']:.0%} of the limit"
-        save_report("step", tables, headline, device)
-    write_report("step", tables, headline, device, results={"peak_tflops": peak_tflops(device)})
+        save_report(name, tables, headline, device)
+    write_report(name, tables, headline, device, results={"peak_tflops": peak_tflops(device)})
 
 
 def main() -> None:

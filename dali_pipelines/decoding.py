@@ -38,7 +38,7 @@ class Decoding:
     @property
     def engines(self) -> int:
         """NVDEC's engines; 0 where videos are decoded on the CPU."""
-        return max((limits.engines for limits in (self.limits or {}).values()), default=0)
+        return count_engines(self.limits)
 
     def describe(self, videos: Iterable[tuple[str, str, int, int, int]]) -> str:
         """In words for a run's first lines.
@@ -47,7 +47,7 @@ class Decoding:
         """
         workers = self.pipelines * self.workers
         shared = f"{workers} worker{'s' * (workers > 1)}"
-        if self.limits is not None or self.pipelines > 1:
+        if self.limits is not None or self.pipelines > 1 or self.threads != self.workers:
             many = f"{self.pipelines} pipeline{'s' * (self.pipelines > 1)}"
             shared = f"{many} × {self.threads} thread{'s' * (self.threads > 1)}, {shared}"
         if self.limits is None:
@@ -60,6 +60,12 @@ class Decoding:
         others = f"; PyAV decodes the rest: {counts}" if rest else ""
         engines = f"{self.engines} NVDEC engine{'s' * (self.engines > 1)}"
         return f"decoding {', '.join(native) or 'nothing'} on the GPU: {engines}, {shared}{others}"
+
+
+def count_engines(limits: Mapping[str, CodecLimits] | None) -> int:
+    """NVDEC's engines, 0 without limits. MJPEG counts only where it is alone: its engines may be other hardware."""
+    found = {codec: of_codec.engines for codec, of_codec in (limits or {}).items()}
+    return max((engines for codec, engines in found.items() if codec != "mjpeg"), default=found.get("mjpeg", 0))
 
 
 def find_nvdec(device: torch.device) -> dict[str, CodecLimits]:
@@ -90,7 +96,7 @@ def choose_decoding(data: DataConfig, device: torch.device) -> Decoding:
 
 
 def _share(data: DataConfig, limits: Mapping[str, CodecLimits] | None, device_id: int | None, reason: str) -> Decoding:
-    engines = max((codec.engines for codec in (limits or {}).values()), default=0)
+    engines = count_engines(limits)
     pipelines = data.pipelines or (_NVDEC_PIPELINES if engines else 1)
     workers = max(data.num_workers // pipelines, 1)
     return Decoding(

@@ -74,7 +74,4 @@ def open_engine(tower: Tower, config: ClipConfig, device: torch.device, batch: i
 
 def choose_dtype(config: ClipConfig, device: torch.device) -> torch.dtype:
     """Of an engine's input and output: bfloat16 for fp8; auto is float16 on CUDA and float32 on a CPU."""
-    precision = config.precision
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    return _DTYPES[precision]
+    return _DTYPES[config.precision_on(device.type)]

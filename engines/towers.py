@@ -92,7 +92,8 @@ class FrameTower(Tower):
         self.resize_rows: Tensor
         self.resize_columns: Tensor
         self.nearness: Tensor
-        self.embed = nn.Parameter(visual.conv1.weight.detach().clone(), requires_grad=False)  # [D, 3, y, x]
+        # Not as the convolution that it is in CLIP: cuDNN takes TF32 for those, even where float32 is asked for.
+        self.embed = nn.Parameter(visual.conv1.weight.detach().flatten(1).clone(), requires_grad=False)  # [D, 3·y·x]
         self.trunk = Trunk(visual, resize_positions(visual, rows, columns))
         *blocks, last = visual.transformer.resblocks
         self.blocks = nn.ModuleList(map(Block, blocks))
@@ -103,10 +104,16 @@ class FrameTower(Tower):
 
     def forward(self, frames: Tensor) -> Tensor:  # [n, 3, H, W] → [n, G, E]
         resized = self.resize_rows @ frames @ self.resize_columns.t()
-        x = self.trunk.embed(F.conv2d(resized, self.embed, stride=self.patch).flatten(2).transpose(1, 2))
+        x = self.trunk.embed(F.linear(self._cut(resized), self.embed))
         for block in self.blocks:
             x = block(x)
         return self.trunk.project(self._run_last(x)[:, 1:])
+
+    def _cut(self, frames: Tensor) -> Tensor:
+        """[n, 3, H, W] → CLIP's own patches, [n, G, 3·y·x]."""
+        rows, columns = self.grid
+        cells = frames.view(-1, 3, rows, self.patch, columns, self.patch)
+        return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _run_last(self, x: Tensor) -> Tensor:
         q, k, v = self.last.heads(self.last.ln_1(x))

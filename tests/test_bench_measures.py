@@ -144,6 +144,37 @@ def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) 
     assert all(row["frames/s"] > row["median"] > 0 for row in turns["rows"])
 
 
+def test_tables_in_the_order_asked_for(
+    numbered: Manifest, tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what they need is encoded; a pair that fails, at once or later, is named and the others go on."""
+
+    def rate(
+        clips: Any, on_gpu: bool, seconds: float, threads: int, pipelines: int = 1, begin: Any = None,
+        batch: int | None = None,
+    ) -> float:  # fmt: skip
+        if (pipelines, threads) == (1, 4) or (pipelines == 2 and batch is None):
+            raise RuntimeError("no decoder left\nstack")
+        return 10.0
+
+    monkeypatch.setattr(decode, "rate_of_dali", rate)
+    monkeypatch.setattr(decode, "PAIRS_ON_CPU", decode.PAIRS_ON_GPU)
+    manifest = numbered.root / "manifest.parquet"
+    options = decode.Options(manifest, tables=("turns", "codec"), videos=1, clips=2, seconds=0, rounds=1, workers=(1,))
+    decode.run(replace(options, work_dir=tmp_path))
+    turns, codecs = read_report(results, f"decode.{numbered.root.name}")["tables"]
+    assert turns["title"].startswith("By pipelines")
+    assert codecs["title"].startswith("By codec")
+    made = {path.name for path in (tmp_path / numbered.root.name).iterdir()}
+    assert made == {f"{codec}-160-gop12" for codec in decode.CODECS}
+    assert [row["name"] for row in turns["rows"]] == [
+        "1 pipeline × 1 thread", "1 pipeline × 16 threads", "4 pipelines × 4 threads", "8 pipelines × 2 threads",
+        "8 pipelines × 4 threads",
+    ]  # fmt: skip
+    for pair in ("1 pipeline × 4 threads", "2 pipelines × 8 threads"):
+        assert f"{pair} is left out: no decoder left\n" in turns["note"] + "\n"
+
+
 def names(table: dict[str, Any]) -> set[str]:
     return {row["name"] for row in table["rows"]}
 

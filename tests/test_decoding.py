@@ -17,7 +17,7 @@ import torch
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines import decoding, nvdec
-from dali_pipelines.decoding import choose_decoding, find_nvdec
+from dali_pipelines.decoding import choose_decoding, count_engines, find_nvdec
 from dali_pipelines.nvdec import CODECS, CodecLimits, DecodeCaps, NoNvdec, load_library, read_limits
 from dali_pipelines.source import LARGEST_FILE, ClipSource, dali_decodes
 from tests.videos import write_numbered
@@ -173,6 +173,13 @@ def test_auto_takes_nvdec(find: Callable[[object], None]) -> None:
     one = choose_decoding(DataConfig(pipelines=1, threads=3), CUDA)
     assert (one.pipelines, one.threads, one.workers, one.prefetch) == (1, 3, 2, 2)
     assert choose_decoding(DataConfig(pipelines=3), CUDA).threads == 5
+
+
+def test_engines_of_jpeg_do_not_count() -> None:
+    jpeg = replace(LIMITS, engines=9)
+    assert count_engines({"h264": LIMITS, "hevc": replace(LIMITS, engines=3), "mjpeg": jpeg}) == 7
+    assert count_engines({"mjpeg": jpeg}) == 9
+    assert count_engines(None) == count_engines({}) == 0
 
 
 def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) -> None:

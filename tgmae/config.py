@@ -93,11 +93,13 @@ class DataConfig:
     repeat: int = 1  # clips from one decode, each with its own crop, flip, caption and mask
     decode: Literal["auto", "gpu", "cpu"] = "auto"  # for --pipeline dali; auto takes the GPU where it has NVDEC
     captions: Literal["random", "first"] = "random"  # which of a video's captions goes with a clip
-    num_workers: int = 2  # processes that read files, and decode what DALI does not; of all pipelines together
-    prefetch: int = 2  # batches that the workers run ahead, in all pipelines together
-    # Of DALI. Pipelines take turns with the batches: by default 4 where NVDEC decodes and 1 elsewhere.
+    # Processes that read files, and decode what DALI does not: of all pipelines together, at least one in each.
+    num_workers: int = 2
+    prefetch: int = 2  # batches that the workers run ahead, in all pipelines together, at least one in each
+    # DALI pipelines that take turns with the batches; by default 4 where NVDEC decodes and 1 elsewhere.
     pipelines: int | None = None
-    threads: int | None = None  # of each pipeline; by default two clips an NVDEC engine, on a CPU as many as workers
+    # DALI's decoding threads in each pipeline; by default two clips an NVDEC engine, on a CPU as many as workers.
+    threads: int | None = None
     max_skipped: float = 0.05  # share of the videos that may turn out unreadable before the run stops; one always may
 
     def __post_init__(self) -> None:
@@ -174,6 +176,12 @@ class ClipConfig:
     batch: int | None = None
     cuda_graph: bool = True  # engine torch on CUDA: record the full pass at the start and replay it; not for score maps
     cache_dir: Path = Path("~/.cache/tgmae")  # caption embeddings, ONNX graphs, TensorRT plans
+
+    def precision_on(self, device_type: str) -> Literal["fp16", "bf16", "fp8", "fp32"]:
+        """What `precision` means on "cuda" or "cpu"."""
+        if self.precision == "auto":
+            return "fp16" if device_type == "cuda" else "fp32"
+        return self.precision
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:

@@ -107,6 +107,8 @@ def make_pipeline(
     """The pipeline of a kind. Raises ValueError where it cannot run here."""
     size = config.model.image_size
     if kind == "pyav":
+        if config.data.decode == "gpu":
+            raise ValueError("--pipeline pyav decodes on the CPU: take --pipeline dali, or leave out --data.decode gpu")
         from dali_pipelines.reference import ReferencePipeline
 
         return ReferencePipeline(videos, plan, size, first_batch)

@@ -114,7 +114,10 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
-        raise ValueError(f"{path} is no tgmae manifest: columns {missing} are missing; make it anew with tgmae-data")
+        raise ValueError(
+            f"{path} is no tgmae manifest of this version: columns {missing} are missing; make it anew with: "
+            f"tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
+        )
     if not table.num_rows:
         raise ValueError(f"{path} lists no usable video; the report beside it says why each file was left out")
     with_nulls = [name for name in SCHEMA.names if table.column(name).null_count]

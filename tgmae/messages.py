@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
 from dali_pipelines.decoding import choose_decoding
 from tgmae.checkpoint import newest_checkpoint
 from tgmae.config import MOTION_KINDS, TrainConfig
@@ -35,7 +37,7 @@ def describe_run(
         f"pipeline  {config.pipeline}, {_describe_decoding(config, world, manifest)}\n"
         f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}"
         f"{', compiled blocks' if config.compile else ''}{', CUDA graph' if config.cuda_graph else ''}\n"
-        f"mask      {_describe_mask(config)}, {visible * shape.num_slots} of {shape.num_tokens} "
+        f"mask      {_describe_mask(config, world.device)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
         f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
@@ -54,7 +56,7 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
     )
 
 
-def _describe_mask(config: TrainConfig) -> str:
+def _describe_mask(config: TrainConfig, device: torch.device) -> str:
     mask, clip = config.mask, config.clip
     if mask.kind in MOTION_KINDS:
         return f"{mask.kind}, motion from {mask.flow if mask.kind == 'mgmae' and mask.flow else mask.motion}"
@@ -64,7 +66,8 @@ def _describe_mask(config: TrainConfig) -> str:
     words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{which.get(mask.scorer, '')}, CLIP {clip.model}"
     if mask.scorer == "cached":
         return words
-    return f"{words} in {clip.engine}, {'both frames' if mask.frames_per_tubelet > 1 else '1 frame'} of each tubelet"
+    frames = "both frames" if mask.frames_per_tubelet > 1 else "1 frame"
+    return f"{words} in {clip.engine}, {clip.precision_on(device.type)}, {frames} of each tubelet"
 
 
 def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -> str:

@@ -74,10 +74,12 @@ CODERS = {
 class CompactConfig:
     """How videos are re-encoded. Raises ValueError for what cannot be meant."""
 
-    short_side: int | None = 256  # pixels, even; larger pictures shrink to it, smaller ones stay; None keeps the size
+    # Pixels, even: larger pictures shrink to it, smaller ones stay as they are but for `align`; None keeps all sizes.
+    short_side: int | None = 256
     grow: bool = False  # smaller pictures grow to short_side, so that all have one
     # Pixels, even: both sides become the nearest multiple. H.264 codes pictures in blocks of 16, and DALI may find its
-    # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels: 3 % of 256.
+    # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels, 3 % of 256;
+    # 2 leaves sizes as they are.
     align: int = 16
     codec: Literal["h264", "hevc", "vp9"] = "h264"  # h264 and hevc in .mp4, vp9 in .webm
     fps: float | None = None  # keep the frames nearest to so many even steps a second, none twice; None keeps all

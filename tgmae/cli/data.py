@@ -104,6 +104,7 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
     table.add_row("size on disk", f"{sum(columns['num_bytes']) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
+    table.add_row("pixel formats", most(Counter(columns["pixel_format"])))
     table.add_row("pictures", most(sizes))
     table.add_row("frame rates", most(Counter(f"{rate:.4g}" for rate in columns["fps"])))
     table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dali_pipelines.decoding import find_nvdec
+from dali_pipelines.decoding import count_engines, find_nvdec
 from dali_pipelines.nvdec import NoNvdec
 from dali_pipelines.source import CPU_CODECS
+from engines.fp8 import CAPABILITY
+from engines.tensorrt_plan import Library, load_library
 from tgmae import __version__
 from tgmae.attention import Backend, choose_attention
 
@@ -53,7 +55,7 @@ def backends() -> dict[str, str]:
     try:
         importlib.import_module("nvidia.dali")
         found["pipeline dali, cpu"] = f"yes; decodes {', '.join(sorted(CPU_CODECS))} itself, the rest with PyAV"
-        found["pipeline dali, gpu"] = _describe_nvdec()
+        found["pipeline dali, gpu (NVDEC)"] = _describe_nvdec()
     except ImportError as error:
         found["pipeline dali"] = f"no: {error}; pip install nvidia-dali-cuda130"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,10 +65,19 @@ def backends() -> dict[str, str]:
             found[f"attention {choose_attention(backend, device)}"] = "yes"
         except ValueError as error:
             found[f"attention {backend}"] = f"no: {error}"
-    for engine, module in (("onnxruntime", "onnxruntime"), ("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt_rtx")):
-        found[f"engine {engine}"] = _describe_engine(engine, module)
-    bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-    found["precision bf16"] = "yes" if bf16 else "no: this GPU is older than Ampere"
+    found["engine onnxruntime"] = _describe_onnxruntime()
+    libraries: list[Library] = ["tensorrt", "tensorrt_rtx"]
+    for library in libraries:
+        found[f"engine {library}"] = _describe_tensorrt(library)
+    if not torch.cuda.is_available():
+        found["precision"] = "fp32, bf16; for CLIP also fp8, a slow simulation"
+    elif not torch.cuda.is_bf16_supported():
+        found["precision"] = "fp32, and fp16 for CLIP; this GPU is older than Ampere and has no bf16"
+    else:
+        fp8 = torch.cuda.get_device_capability() >= CAPABILITY
+        found["precision"] = "bf16, fp32; for CLIP also fp16" + (
+            " and fp8" if fp8 else f"; fp8 needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}"
+        )
     return found
 
 
@@ -82,17 +93,24 @@ def conflicts() -> list[str]:
     ]
 
 
-def _describe_engine(engine: str, module: str) -> str:
-    if importlib.util.find_spec(module) is None:
-        return f"no: not installed; pip install {'tensorrt-rtx-cu13' if engine == 'tensorrt_rtx' else engine}"
-    if engine == "onnxruntime" and torch.cuda.is_available():
+def _describe_onnxruntime() -> str:
+    on_gpu = torch.cuda.is_available()
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"no: not installed; pip install {'onnxruntime-gpu' if on_gpu else 'onnxruntime'}"
+    if on_gpu:
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             return "no: this onnxruntime runs on a CPU only; pip install onnxruntime-gpu"
-    if engine.startswith("tensorrt") and not torch.cuda.is_available():
-        return "builds plans; does not run them: " + _no_cuda()
     return "yes"
+
+
+def _describe_tensorrt(library: Library) -> str:
+    try:
+        load_library(library)
+    except ValueError as error:
+        return f"no: {error}" if torch.cuda.is_available() else f"no: it runs on CUDA only ({error})"
+    return "yes" if torch.cuda.is_available() else f"builds plans; does not run them: {_no_cuda()}"
 
 
 def _describe_nvdec() -> str:
@@ -103,8 +121,7 @@ def _describe_nvdec() -> str:
         limits = find_nvdec(torch.device("cuda", 0))
     except NoNvdec as error:
         return f"no: {error}"
-    engines = max(codec.engines for codec in limits.values())
-    return f"yes; {engines} NVDEC engines, 4:2:0 pictures of 8 bits: " + ", ".join(
+    return f"yes; {count_engines(limits)} NVDEC engines, 4:2:0 pictures of 8 bits: " + ", ".join(
         f"{name} {codec.min_width}×{codec.min_height} to {codec.max_width}×{codec.max_height}"
         for name, codec in limits.items()
     )
