@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,10 @@ def interrupt(root: Path, out: Path, until: Callable[[], bool], number: signal.S
     """Start tgmae-data compact in a process of its own, send a signal as soon as `until` holds; returns stderr."""
     flags = ["--out", str(out), "--short-side", "64", "--workers", "1"]
     command = [sys.executable, "-m", "tgmae.cli.data", "compact", str(root / "manifest.parquet"), *flags]
-    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit "ignore"
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while not until():
