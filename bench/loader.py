@@ -154,7 +154,9 @@ class Bench:
         batch, plan = (self.batch, self.dali_plan) if kind == "dali" else (BATCH, self.plan)
         if kind == "pyav":
             clips //= 3
-        elif name == "dali, tgm" and not self.on_gpu:
+        elif kind not in self.pipelines:  # workers start, and memory is touched for the first time, for a second or so
+            warm_up = 24
+        if name == "dali, tgm" and not self.on_gpu:
             clips = self.options.tgm_clips
         if self.on_gpu:
             seconds = CUDA_SECONDS
