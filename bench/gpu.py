@@ -97,7 +97,7 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
         ),
         Part(
             "tuning", "Which launch is best for each kernel?",
-            (*python, "bench.kernels", "--tune", "--rounds", "2"), 0.04, "kernel_tuning",
+            (*python, "bench.kernel_tuning", "--rounds", "2"), 0.04, "kernel_tuning",
         ),
         Part(
             "engines", "How many clips a second does each scorer reach on each engine?",

@@ -1,4 +1,6 @@
-"""Which launch is best for each kernel on this GPU? `python -m bench.kernels --tune`, CUDA only.
+"""Which launch is best for each kernel on this GPU?
+
+    python -m bench.kernel_tuning [--rounds 3]        # CUDA only
 
 Every sensible launch (kernels/launch.py) of every kernel at one size, in turn in every round, each checked against the
 reference before it is timed. Rows are microseconds; "now" marks what the kernel takes by itself. To take over the best,
@@ -8,18 +10,30 @@ edit kernels/launch.py. Writes bench/results/kernel_tuning.<GPU>.json.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import tyro
 from torch import Tensor
 
 from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
-from bench.report import Row, Table, measure
+from bench.report import Row, Table, measure, write_report
 from kernels.launch import Launch, block_of_values, whole_block
 from tgmae.config import ModelConfig
+from tgmae.distributed import choose_device
+from tgmae.presets import PRESETS
 
 WARPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Options:
+    rounds: int = 3
+    repeats: int = 20  # runs of each launch a round
+    copy_mib: int = 1024  # size of the buffer that empties the caches
 
 
 def launches(operation: str, model: ModelConfig) -> list[Launch]:
@@ -107,3 +121,23 @@ def _table(
     said = f"best is {best}, {'as now' if best == now else gain}"
     base = now if now in medians else None
     return Table(f"{operation}, {size.name}", "µs", rows, relative_to=base, note="\n".join(wrong)), said
+
+
+def run(options: Options) -> None:
+    device = choose_device("auto")
+    if device.type != "cuda":
+        raise ValueError("this needs a CUDA device: it times the kernels, and a CPU takes their references")
+    size = Size("64 clips 16×224², γ 0.6", PRESETS["ssv2"].model, 64, 0.6, torch.bfloat16)
+    tables, headline = tune(size, options.rounds, options.repeats, options.copy_mib, device)
+    write_report("kernel_tuning", tables, headline, device)
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(Options, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"bench.kernel_tuning: {error}")
+
+
+if __name__ == "__main__":
+    main()

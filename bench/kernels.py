@@ -1,7 +1,6 @@
 """How near do the token kernels come to the memory they move, and how far ahead of plain torch are they?
 
     python -m bench.kernels [--rounds 5] [--batches 32 64 128] [--ratios 0.6 0.9]
-    python -m bench.kernels --tune        # on CUDA: which launch is best? bench/kernel_tuning.py
 
 Takes half a minute. Writes bench/results/kernels.<cpu or GPU>.json.
 
@@ -18,7 +17,6 @@ little that its time is the launch and the search, never the memory.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +47,6 @@ class Options:
     ratios: tuple[float, ...] = (0.6, 0.9)
     repeats: int = 20  # runs of each operation a round; on a CPU a quarter of it
     copy_mib: int = 1024  # size of the copied tensor and of the buffer that empties the caches; on a CPU an eighth
-    tune: bool = False  # instead: every launch of each kernel for 64 clips at γ .6
 
 
 @dataclass(frozen=True)
@@ -207,21 +204,8 @@ def make_table(operation: str, sizes: Sequence[Size], seconds: Mapping[str, Sequ
     return Table(operation, "GB/s", rows, limit=statistics.median(copy), note=note)
 
 
-def run_tuning(options: Options, device: torch.device) -> None:
-    from bench.kernel_tuning import tune  # which is built on this file
-
-    if device.type != "cuda":
-        raise ValueError("--tune needs a CUDA device: it times the kernels, and a CPU takes their references")
-    size = Size("64 clips 16×224², γ 0.6", PRESETS["ssv2"].model, 64, 0.6, torch.bfloat16)
-    tables, headline = tune(size, options.rounds, options.repeats, options.copy_mib, device)
-    write_report("kernel_tuning", tables, headline, device)
-
-
 def run(options: Options) -> None:
     device = choose_device("auto")
-    if options.tune:
-        run_tuning(options, device)
-        return
     sizes = make_sizes(options, device)
     tables = []
     headline: dict[str, str] = {}
@@ -240,10 +224,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    try:
-        run(tyro.cli(Options, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"bench.kernels: {error}")
+    run(tyro.cli(Options, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How a kernel is started: what may be tuned to a chip without changing a result.
 
-What a kernel takes by default is decided here, by size; `python -m bench.kernels --tune` measures the alternatives.
+What a kernel takes by default is decided here, by size; `python -m bench.kernel_tuning` measures the alternatives.
 Triton's num_stages is left alone: compiled for sm_90, loops over a token's values are the same code under 1 to 4.
 """
 

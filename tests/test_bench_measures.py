@@ -281,8 +281,8 @@ def test_a_launch_that_changes_the_result_is_seen(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="has a GPU")
 def test_tuning_needs_a_gpu() -> None:
-    with pytest.raises(ValueError, match="--tune needs a CUDA device"):
-        kernels.run(kernels.Options(tune=True))
+    with pytest.raises(ValueError, match="this needs a CUDA device"):
+        kernel_tuning.run(kernel_tuning.Options())
 
 
 # ---- training step --------------------------------------------------------------------------------------------------
