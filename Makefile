@@ -22,8 +22,10 @@ ARGS ?=
 train: $(SETUP)
 	$(PYTHON) -m tgmae.cli.train $(ARGS) --pipeline dali
 
+# Two processes, where pytest-xdist is there, each with one thread: most tests keep one core busy.
 test: $(SETUP) lint types
-	$(PYTHON) -m pytest $(ARGS)
+	@parallel=""; $(PYTHON) -c "import xdist" 2>/dev/null && parallel="-n 2 --dist loadfile"; \
+	set -x; OMP_NUM_THREADS=1 $(PYTHON) -m pytest $$parallel $(ARGS)
 
 # With a borrowed interpreter a missing linter is said, not installed.
 lint: $(SETUP)
