@@ -39,7 +39,7 @@ import tyro
 
 from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
 from bench.gpu_watch import GpuWatch
-from bench.report import Row, Table, measure, save_report, source_name, write_report
+from bench.report import Row, Table, first_line, measure, save_report, source_name, write_report
 from dali_pipelines.decoding import choose_decoding
 from dali_pipelines.source import dali_decodes
 from tgmae.cli.train import provide_demo
@@ -96,10 +96,6 @@ def make_variant(name: str, manifest: Manifest, num_clips: int) -> Variant:
     clips = [Clip(manifest.file(r.row), manifest[r.row], r.frames) for r in plan(0)]
     columns = {column: manifest.table.column(column).to_pylist() for column in ("codec", "num_bytes")}
     return Variant(name, clips, frozenset(columns["codec"]), statistics.mean(columns["num_bytes"]) / 1024)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Bench:
@@ -173,7 +169,7 @@ class Bench:
                     rate_of_dali(few, name == "DALI GPU", 0, self.workers)
             except Exception as error:  # whatever a decoder raises that is not ours, the others go on
                 del ways[name]
-                self.missing.append(f"{name} cannot decode {variant.name}: {_first_line(error)}")
+                self.missing.append(f"{name} cannot decode {variant.name}: {first_line(error)}")
         self.working[variant.name] = ways
         return ways
 
@@ -210,7 +206,7 @@ class Bench:
                 with TemporaryDirectory() as folder, GpuWatch(Path(folder) / "smi.csv") as watch:
                     found = rate_of_dali(clips, on_gpu, least, threads, pipelines, watch.forget, batch)
             except Exception as error:  # whatever DALI raises, the other pairs go on
-                failed[name] = _first_line(error)
+                failed[name] = first_line(error)
                 return math.nan
             if (mean := watch.read().get("utilization.decoder, mean")) is not None and not is_trial:
                 busy.setdefault(name, []).append(mean)

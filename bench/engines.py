@@ -35,7 +35,7 @@ import tyro
 from torch import Tensor
 
 from bench.data import Engine, make_random_clip
-from bench.report import Row, Table, measure, now, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, save_report, write_report
 from bench.step import MATMUL, matmul_ceiling
 from engines.clip import Clip, load_clip
 from engines.features import Features, make_features
@@ -165,7 +165,7 @@ def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: 
         try:
             opened[case.name] = Opened(case, scorer, setting)
         except (ValueError, RuntimeError, ImportError) as error:  # no such engine; no memory; no kernel
-            left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
+            left_out.append(f"left out: {case.name} ({first_line(error)})")
     work: dict[str, Callable[[], float]] = {
         name: partial(one.clips_per_s, options.seconds) for name, one in opened.items()
     }
@@ -221,7 +221,7 @@ def agreement_table(options: Options, folder: Path, device: torch.device) -> Tab
             try:
                 scores = score(case)
             except (ValueError, RuntimeError, ImportError) as error:
-                left_out.append(f"left out: {name} ({str(error).splitlines()[0]})")
+                left_out.append(f"left out: {name} ({first_line(error)})")
                 continue
             share = mask_agreement(scores, exact, k)
             facts: dict[str, float | str] = {

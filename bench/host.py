@@ -20,9 +20,10 @@ from statistics import mean, median
 from typing import Annotated, Any
 
 import tyro
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
 
 from bench.report import Row, Table, measure, source_name, write_report
+from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.source import ClipSource
 from tgmae.cli.train import provide_demo
@@ -60,12 +61,7 @@ class Feeder:
             batch_size=BATCH, num_threads=1, device_id=None, py_num_workers=num_workers, py_start_method="spawn"
         )
         def graph() -> tuple[Any, ...]:
-            outputs = fn.external_source(
-                source=source, num_outputs=7, batch=False, parallel=True, prefetch_queue_depth=2,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8, types.UINT8],
-                ndim=[1, 1, 1, 2, 2, 1, 4],
-            )  # fmt: skip
-            return tuple(fn.copy(output) for output in outputs)
+            return tuple(fn.copy(output) for output in read_samples(source, prefetch=2))
 
         self.pipe = graph()
         self.pipe.build()

@@ -20,7 +20,7 @@ import tyro
 from torch import Tensor
 
 from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, first_line, measure, write_report
 from kernels.launch import Launch, block_of_values, whole_block
 from tgmae.config import ModelConfig
 from tgmae.distributed import choose_device
@@ -90,8 +90,7 @@ def tune(
             try:
                 check(operation, inputs, launch)
             except Exception as error:  # another result, or whatever the compiler says; the others go on
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                wrong.append(f"{name_of(launch)} is out: {reason}")
+                wrong.append(f"{name_of(launch)} is out: {first_line(error)}")
             else:
                 work[name_of(launch)] = inputs.operation(operation, True, launch)
         timed = {name: partial(seconds_of, run, target, repeats) for name, run in work.items()}

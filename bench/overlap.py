@@ -33,7 +33,7 @@ import tyro
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.masks import WITH_CLIP
 from bench.report import Row, Table, measure, now, write_report
-from bench.train import Step
+from bench.step import make_step
 from tgmae.config import DEMO_MANIFEST, InputConfig, MaskConfig
 from tgmae.distributed import choose_device
 from tgmae.masking import Scorer, plan_masks
@@ -77,7 +77,7 @@ class Overlap:
             mask = choose_mask(name, preset.mask, videos, options.ratio, options.student)
             self.scorers[name] = make_strategy(replace(seen, mask=mask), videos, device, options.engine, clip)
         self.mask = MaskConfig(kind="tube", ratio=options.ratio)  # how many patches; the scorers have their own
-        self.step = Step(self.config, device)
+        self.step = make_step(self.config, device)
         self.own, self.high = (self._stream(priority) for priority in (0, -1))
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         now(device)  # what scorers and step hold was put there by this thread's stream

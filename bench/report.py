@@ -183,6 +183,11 @@ def save_report(
     return path
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says, at most 200 characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def source_name(manifest: Path) -> str:
     """The manifest's name, or its folder's where it is called like all others."""
     path = manifest.resolve()

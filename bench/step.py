@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
-from bench.report import Row, Table, measure, now, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, save_report, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
@@ -114,6 +114,27 @@ def count_gflop(model: ModelConfig, ratio: float) -> float:
     return 3 * float(counter.get_total_flops()) / 1e9
 
 
+class Step:
+    """A network's optimiser, and one step of train.py."""
+
+    def __init__(self, model: VideoMAE, config: TrainConfig, device: torch.device) -> None:
+        self.rate, self.readback = config.optim.base_lr, Readback(device)
+        optimizer = make_optimizer(model, config.optim)
+        self.training = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
+
+    def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
+        loss, _ = self.training.add_gradients(frames, plan)
+        self.readback.push(0, [loss], self.training.update(self.rate), [])
+        assert all(seen.is_finite for seen in self.readback.pop(wait=False))
+
+
+def make_step(config: TrainConfig, device: torch.device) -> Step:
+    """Of a network with the attention that `config` names."""
+    torch.manual_seed(0)
+    model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
+    return Step(model, config, device)
+
+
 class Trainer:
     """Network, optimiser and batches of one preset on the device, and the training step.
 
@@ -132,10 +153,9 @@ class Trainer:
         torch.manual_seed(0)
         with device:  # drawn on the GPU, which is quicker
             self.model = VideoMAE(config, case.attention)
-        self.readback, started = Readback(device), now(device)
-        optimizer = make_optimizer(self.model, self.config.optim)
-        self.step = TrainingStep(self.model, optimizer, self.config, World(0, 1, device), device.type == "cuda")
-        self._take_step(*self._batch(case))
+        started = now(device)
+        self.step = Step(self.model, self.config, device)
+        self.step(*self._batch(case))
         self.prepare_s = now(device) - started
         self.held = _allocated(device) - held
         # Replays allocate nothing: what a graph holds shows while it is recorded.
@@ -152,10 +172,10 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats()
         others = _allocated(self.device) - self.held
         for _ in range(case.warmup):
-            self._take_step(*batch)
+            self.step(*batch)
         started, before = now(self.device), self._stages()
         for _ in range(case.steps):
-            self._take_step(*batch)
+            self.step(*batch)
         seconds = (now(self.device) - started) / case.steps
         for stage, spent in self._stages().items():
             share = (spent - before.get(stage, 0.0)) / case.steps / seconds
@@ -170,16 +190,9 @@ class Trainer:
         visible, masked = topk_mask(self.scores[: case.batch], k)
         return self.frames[: case.batch], MaskPlan(visible=visible, masked=masked)
 
-    def _take_step(self, frames: Tensor, plan: MaskPlan) -> None:
-        """As in train.py."""
-        loss, _ = self.step.add_gradients(frames, plan)
-        norm = self.step.update(self.config.optim.base_lr)
-        self.readback.push(0, [loss], norm, [])
-        assert all(seen.is_finite for seen in self.readback.pop(wait=False))
-
     def _stages(self) -> dict[str, float]:
-        self.step.clock.collect()
-        return self.step.clock.totals()
+        self.step.training.clock.collect()
+        return self.step.training.clock.totals()
 
 
 def _allocated(device: torch.device) -> int:
@@ -224,8 +237,8 @@ def measure_cases(title: str, cases: Sequence[Case], options: Options, device: t
                 trainers[key].run(case)
         except RuntimeError as error:  # memory; no such attention on this GPU; no compiler
             if trainer := trainers.pop(key, None) if key == case.name else trainers.get(key):
-                trainer.step.optimizer.zero_grad(set_to_none=True)
-            left_out.append(f"left out: {case.name} ({str(error).splitlines()[0]})")
+                trainer.step.training.optimizer.zero_grad(set_to_none=True)
+            left_out.append(f"left out: {case.name} ({first_line(error)})")
             continue
         case.forget()
         fitting.append(case)

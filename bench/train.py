@@ -27,23 +27,18 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.loader import cpu_seconds
 from bench.report import Row, Table, measure, now, write_report
-from bench.step import Case, Trainer, count_gflop
+from bench.step import Case, Trainer, count_gflop, make_step
 from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from kernels.topk_mask import topk_mask
 from tgmae.attention import choose_attention
-from tgmae.config import DEMO_MANIFEST, MaskConfig, TrainConfig
-from tgmae.distributed import World, choose_device
+from tgmae.config import DEMO_MANIFEST, MaskConfig
+from tgmae.distributed import choose_device
 from tgmae.loader import Loader, make_loader
-from tgmae.model import VideoMAE
-from tgmae.optim import make_optimizer
 from tgmae.presets import PRESETS
-from tgmae.readback import Readback
-from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 from tgmae.workers import count_cores
 
@@ -79,22 +74,6 @@ class Turn:
     stage_ms: Mapping[str, float] | None = None  # a batch: load, score, mask
 
 
-class Step:
-    """Network and optimiser, and one step of train.py."""
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.rate, self.readback = config.optim.base_lr, Readback(device)
-        model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
-        optimizer = make_optimizer(model, config.optim)
-        self.step = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
-
-    def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
-        loss, _ = self.step.add_gradients(frames, plan)
-        self.readback.push(0, [loss], self.step.update(self.rate), [])
-        assert all(seen.is_finite for seen in self.readback.pop(wait=False))
-
-
 class Contest:
     """One network, and a loader for each strategy that lives through all rounds."""
 
@@ -110,7 +89,7 @@ class Contest:
         self.num_steps = options.steps or (20 if device.type == "cuda" else 10)
         videos = prepare(options.work_dir, options.manifest, preset.model, device)
         clip = None if self.is_demo or not {"tgm patch", "tgm dense"} & set(options.strategies) else make_random_clip()
-        self.step = Step(self.config, device)
+        self.step = make_step(self.config, device)
         self.turns: dict[tuple[str, float], list[Turn]] = {}
         self.idle_cores: list[float] = []  # what all loaders used before each turn
         self.loaders: dict[str, Loader] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,21 @@ from dali_pipelines.source import ClipSource
 from tgmae.types import ClipRequest
 
 
-@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
-def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
-    """R times clips uint8 [U, T, S, S, 3], then the error texts on the CPU."""
-    encoded, frames, native, cuts, flips, error, *decoded = fn.external_source(
+def read_samples(source: ClipSource, prefetch: int) -> Sequence[Any]:
+    """Inside a graph: what the workers return for each sample (`ClipSource.__call__`)."""
+    outputs: Sequence[Any] = fn.external_source(
         source=source, num_outputs=6 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8]
         + [types.UINT8] * source.repeat,
         ndim=[1, 1, 1, 2, 2, 1] + [4] * source.repeat, layout=[""] * 6 + ["FHWC"] * source.repeat,
     )  # fmt: skip
+    return outputs
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
+def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
+    """R times clips uint8 [U, T, S, S, 3], then the error texts on the CPU."""
+    encoded, frames, native, cuts, flips, error, *decoded = read_samples(source, prefetch)
     if native[0] == 1:
         video = fn.decoders.video(encoded, frames=frames, device="mixed" if use_nvdec else "cpu")
         if to_gpu and not use_nvdec:

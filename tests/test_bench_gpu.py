@@ -37,8 +37,8 @@ def test_a_part_ends_with_all_its_processes(tmp_path: Path) -> None:
     child = tmp_path / "child"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"  # noqa: E501
     started = time.perf_counter()
-    assert run_part(part("slow", code, limit_s=3.0), tmp_path).status == "not done after 3 s"
-    assert time.perf_counter() - started < 30
+    assert run_part(part("slow", code, limit_s=5.0), tmp_path).status == "not done after 5 s"
+    assert time.perf_counter() - started < 45
     pid = int(child.read_text())
     for _ in range(50):
         try:
@@ -256,7 +256,7 @@ def test_time_that_is_left_goes_to_the_next_part(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "list_parts", lambda *_: [part("a", "", 0.5), part("b", "", 0.3), part("c", "", 0.2)])
     assert gpu.run(gpu.Options(Path("mine.parquet"), minutes=5))
-    assert limits == pytest.approx([150, 90 + 140, 60 + 30])
+    assert limits == pytest.approx([150, 90 + 140, 60 + 30], abs=5)  # of which the benchmark itself takes some
 
 
 def test_unknown_parts_are_named() -> None:
