@@ -31,13 +31,17 @@ def describe_run(
     data, shape = config.data, config.model
     visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    network = [f"{millions:.1f} M parameters", f"attention {attention}", "bf16 autocast" if use_bf16 else "float32"]
+    if config.compile:
+        network.append("compiled blocks (the first step waits for them)")
+    if config.cuda_graph:
+        network.append("CUDA graph")
     accumulation = config.accumulation_steps(world.size)
     return (
         f"data      {len(manifest)} videos from {data.manifest}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
         f"pipeline  {config.pipeline}, {_describe_decoding(config, world, manifest)}\n"
-        f"model     {millions:.1f} M parameters, attention {attention}, {'bf16 autocast' if use_bf16 else 'float32'}"
-        f"{', compiled blocks' if config.compile else ''}{', CUDA graph' if config.cuda_graph else ''}\n"
+        f"model     {', '.join(network)}\n"
         f"mask      {_describe_mask(config, world.device)}, {visible * shape.num_slots} of {shape.num_tokens} "
         "tokens visible\n"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "

@@ -85,7 +85,6 @@ def train(config: TrainConfig) -> TrainResult:
     start, resume_notes = _resume(config, checkpoints, model, optimizer, manifest.fingerprint)
     notes += resume_notes
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    training_step = TrainingStep(model, optimizer, config, world, use_bf16)
     say(describe_run(config, world, manifest, model, attention, use_bf16, f"{start} to {last_step} of {total_steps}"))
     for note in filter(None, notes):
         say(note)
@@ -93,6 +92,7 @@ def train(config: TrainConfig) -> TrainResult:
         say(f"nothing to do: step {start} of {last_step} is done. Train afresh with --resume never")
         world.close()
         return TrainResult(start, total_steps, math.nan, config.run_dir)
+    training_step = TrainingStep(model, optimizer, config, world, use_bf16)
     world.wait()  # every process has read its checkpoint
     if world.is_main:
         if config.resume == "never" and (old := set_aside_run(config.run_dir)):
