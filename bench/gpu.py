@@ -4,7 +4,7 @@
 
 Needs no network and installs nothing. A part that fails or runs out of time is named in the report, and the others go
 on; the exit status says whether all went well. Writes bench/results/gpu.<GPU>.md and .json beside the parts' own
-reports. It has not run on a GPU yet.
+reports, anew after every part, so that an interruption loses one part. It has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,8 @@ from tgmae.config import DEMO_MANIFEST
 from tgmae.manifest import read_manifest
 from tgmae.workers import count_cores
 
-_GRACE_S = 5.0
+_GRACE_S = 5.0  # for a part that is told to stop
+_LEAST_S = 10.0  # for a part, however late it is
 ENLARGED = Path("data/bench/shapes-256")
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = "memory.used, most"  # MiB, of bench/gpu_watch.py
@@ -41,12 +42,12 @@ MEMORY = "memory.used, most"  # MiB, of bench/gpu_watch.py
 
 @dataclass(frozen=True)
 class Part:
-    """A command, the question that it answers, and how long it may take."""
+    """A command, the question that it answers, and its share of the time."""
 
     name: str
     question: str
     command: tuple[str, ...]
-    limit_s: float
+    share: float
     reports: str = ""  # glob of what it leaves in bench/results, without the device
 
 
@@ -64,19 +65,19 @@ class Options:
     # By default the demo's videos, made where they are missing, and enlarged to what training would have.
     manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST
     only: tuple[str, ...] = ()  # names of parts; by default all
-    minutes: float = 8.0  # for all of them; each has a share, and what it leaves goes to those after it
+    minutes: float = 8.0  # for all of them and the videos; each has its share of what those before it have left
 
 
 def list_parts(manifest: Path, since: float) -> list[Part]:
-    """In the order of the report; the shares of time add up to 1. Reports from before `since` do not count."""
+    """In the order of the report; the shares add up to 1. Reports from before `since` do not count."""
     python, file = (sys.executable, "-m"), str(manifest)
     # Scorer patch takes fifty training steps a batch: engines and masks have its speed.
-    affordable = ("tgm cached", "tgm dense", "mgm")
+    affordable = ("tgm cached", "tgm student", "tgm dense", "mgm")
     return [
         Part(
             "tests", "Do the tests that need a GPU pass?",
             (*python, "pytest", "-v", "--tb=short", "-m", "gpu", "--continue-on-collection-errors",
-             *find_gpu_tests()), 0.17,
+             *find_gpu_tests()), 0.15,
         ),
         Part(
             "decode", "Does NVDEC decode through DALI, what, how fast, and how busy are its engines?",
@@ -85,11 +86,11 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
         ),
         Part(
             "attention", "Which attention operator does xformers choose, and how does it compare with SDPA?",
-            (*python, "bench.attention", "--rounds", "3"), 0.04, "attention",
+            (*python, "bench.attention", "--rounds", "3"), 0.03, "attention",
         ),
         Part(
             "step", "How long does a step take, and how much of the arithmetic does it use?",
-            (*python, "bench.step", "--rounds", "2"), 0.1, "step",
+            (*python, "bench.step", "--rounds", "2"), 0.09, "step",
         ),
         Part(
             "kernels", "How far is each kernel from the memory limit?",
@@ -101,7 +102,7 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
         ),
         Part(
             "engines", "How many clips a second does each scorer reach on each engine?",
-            (*python, "bench.engines", file, "--rounds", "2"), 0.09, "engines",
+            (*python, "bench.engines", file, "--rounds", "2"), 0.08, "engines",
         ),
         Part(
             "masks", "What does each mask cost?",
@@ -109,25 +110,25 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
         ),
         Part(
             "overlap", "How much of a scorer's time does the step hide?",
-            (*python, "bench.overlap", file, "--rounds", "2", "--strategies", *affordable), 0.04, "overlap",
+            (*python, "bench.overlap", file, "--rounds", "2", "--strategies", *affordable), 0.05, "overlap",
         ),
         Part(
             "loader", "How many clips a second does the loader deliver, and a VideoMAE-style one?",
-            (*python, "bench.loader", file, "--rounds", "1"), 0.06, "loader.*",
+            (*python, "bench.loader", file, "--rounds", "1"), 0.05, "loader.*",
         ),
         Part(
             "train", "What does TGM cost beside MGM, end to end, and how far is that from the step alone?",
-            (*python, "bench.train", file, "--rounds", "2", "--seconds", "4", "--strategies", *affordable),
-            0.11, "train",
+            (*python, "bench.train", file, "--rounds", "2", "--seconds", "4", "--strategies", "tgm cached",
+             "tgm student", "mgm"), 0.15, "train",
         ),
         Part(
             "modes", "What do compilation and CUDA graphs bring the step?",
             (*python, "bench.step", "--rounds", "2", "--modes", "plain", "graph", "compiled", "compiled graph"),
-            0.08, "step_modes",
+            0.1, "step_modes",
         ),
         Part(
             "roofline", "How far is each stage from its limit, and which one binds?",
-            (*python, "bench.roofline", file, "--no-picture", "--since", str(since)), 0.05, "roofline.*",
+            (*python, "bench.roofline", file, "--no-picture", "--since", str(since)), 0.04, "roofline.*",
         ),
     ]  # fmt: skip
 
@@ -148,20 +149,25 @@ def find_gpu_tests() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in files]
 
 
-def run_part(part: Part, folder: Path) -> Outcome:
+def allot(parts: Sequence[Part], left_s: float) -> float:
+    """Seconds for the first of `parts`: its share of what is left for all of them, and time to stop it."""
+    return max(left_s * parts[0].share / sum(part.share for part in parts) - _GRACE_S, _LEAST_S)
+
+
+def run_part(part: Part, folder: Path, limit_s: float) -> Outcome:
     """Run it in a process group of its own, which is ended when its time is up."""
     log, started = folder / f"{part.name}.log", time.perf_counter()
-    print(f"{part.name}: {' '.join(part.command[1:])} (at most {part.limit_s:.0f} s)", flush=True)
+    print(f"{part.name}: {' '.join(part.command[1:])} (at most {limit_s:.0f} s)", flush=True)
     with GpuWatch(folder / f"{part.name}.csv") as watched, log.open("w") as output:
         environment_ = {**os.environ, "TGMAE_REQUIRE_GPU": "1"}
         process = subprocess.Popen(
             part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment_
         )
         try:
-            code = process.wait(part.limit_s)
+            code = process.wait(limit_s)
             status = "ok" if code == 0 else f"exit status {code}"
         except subprocess.TimeoutExpired:
-            status = f"not done after {part.limit_s:.0f} s"
+            status = f"not done after {limit_s:.0f} s"
         finally:  # also where this process is told to stop
             if process.poll() is None:
                 stop(process)
@@ -195,8 +201,8 @@ def read_reports(part: Part, device: str, since: float) -> dict[str, dict[str, A
     return found
 
 
-def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> Path:
-    """gpu.<device>.md and .json: the targets, a question a section, peak memory."""
+def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> tuple[Path, str]:
+    """gpu.<device>.md and .json: the targets, a question a section, peak memory. Returns the path and the targets."""
     about, lines, plain = environment(), [], []
     reports: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
@@ -215,7 +221,7 @@ def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> Pat
         f"# {', '.join(about['gpu']) or 'no GPU'}\n",
         f"Driver {about['driver'] or 'not known'}, commit {about['commit']}, {about['date']}, {about['cpu']}, "
         f"Python {about['python']}; {versions}.\n",
-        "## Targets\n", targets_markdown(targets),
+        "## Targets\n", (wanted := targets_markdown(targets)),
     ]  # fmt: skip
     if failed := [f"{o.part.name} ({o.status})" for o in outcomes if o.status != "ok"]:
         head.append(f"Parts that did not end well: {', '.join(failed)}.\n")
@@ -223,7 +229,7 @@ def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> Pat
     path.write_text("\n".join([*head, *lines, "## Peak memory\n", memory_markdown(memory)]))
     whole = {**about, "targets": targets, "parts": plain, "peak_memory": memory}
     path.with_suffix(".json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    return path
+    return path, wanted
 
 
 def describe(outcome: Outcome, reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -254,16 +260,15 @@ def run(options: Options) -> bool:
     except Exception as error:  # what needs no video can still be measured
         manifest = options.manifest
         print(f"the demo's videos could not be enlarged: {type(error).__name__}: {error}", flush=True)
-    parts, spare_s = list_parts(manifest, since), since - time.time()
+    parts = [part for part in list_parts(manifest, since) if not options.only or part.name in options.only]
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in parts:
-            if not options.only or part.name in options.only:
-                limit_s = part.limit_s * options.minutes * 60 + spare_s
-                outcomes.append(run_part(replace(part, limit_s=limit_s), Path(folder)))
-                spare_s = max(limit_s - outcomes[-1].seconds, 0.0)
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"report: {write_summary(outcomes, device, since)}")
+        for number, part in enumerate(parts):
+            limit_s = allot(parts[number:], since + options.minutes * 60 - time.time())
+            outcomes.append(run_part(part, Path(folder), limit_s))
+            path, targets = write_summary(outcomes, device, since)
+    print(f"{targets}report: {path}")
     return all(outcome.status == "ok" for outcome in outcomes)
 
 

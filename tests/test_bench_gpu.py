@@ -19,16 +19,18 @@ from bench.gpu_watch import GpuWatch
 from bench.report import Row, Table, markdown
 
 
-def part(name: str, code: str, limit_s: float = 60.0, reports: str = "") -> Part:
-    return Part(name, f"Does {name} work?", (sys.executable, "-c", code), limit_s, reports)
+def part(name: str, code: str, share: float = 1.0, reports: str = "") -> Part:
+    return Part(name, f"Does {name} work?", (sys.executable, "-c", code), share, reports)
 
 
 def test_a_part_that_fails_or_hangs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = run_part(part("good", "import os; assert os.environ['TGMAE_REQUIRE_GPU'] == '1'; print('fine')"), tmp_path)
+    good = run_part(
+        part("good", "import os; assert os.environ['TGMAE_REQUIRE_GPU'] == '1'; print('fine')"), tmp_path, 60
+    )
     assert (good.status, good.tail.strip()) == ("ok", "fine")
-    bad = run_part(part("bad", "raise SystemExit(3)"), tmp_path)
+    bad = run_part(part("bad", "raise SystemExit(3)"), tmp_path, 60)
     assert bad.status == "exit status 3"
-    broken = run_part(part("broken", "1 / 0"), tmp_path)
+    broken = run_part(part("broken", "1 / 0"), tmp_path, 60)
     assert "ZeroDivisionError" in broken.tail
     assert "ZeroDivisionError" in capsys.readouterr().out
 
@@ -37,7 +39,7 @@ def test_a_part_ends_with_all_its_processes(tmp_path: Path) -> None:
     child = tmp_path / "child"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"  # noqa: E501
     started = time.perf_counter()
-    assert run_part(part("slow", code, limit_s=5.0), tmp_path).status == "not done after 5 s"
+    assert run_part(part("slow", code), tmp_path, 5).status == "not done after 5 s"
     assert time.perf_counter() - started < 45
     pid = int(child.read_text())
     for _ in range(50):
@@ -66,7 +68,7 @@ def test_the_summary_answers_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
         Outcome(part("old", "", reports="old"), "ok", 1.0, "nothing new", {}),
     ]
     assert read_reports(outcomes[2].part, "cpu", since) == {}
-    path = write_summary(outcomes, "cpu", since)
+    path, _ = write_summary(outcomes, "cpu", since)
     text = path.read_text()
     assert (
         text.index("## Targets")
@@ -207,7 +209,7 @@ def test_utilisation_is_means_and_maxima(tmp_path: Path) -> None:
 
 def test_the_parts_share_the_time() -> None:
     parts = list_parts(Path("m.parquet"), 0.0)
-    assert sum(part.limit_s for part in parts) == pytest.approx(1)
+    assert sum(part.share for part in parts) == pytest.approx(1)
     assert [part.name for part in parts] == [
         "tests",
         "decode",
@@ -245,18 +247,60 @@ def test_a_missing_optional_package_stops_no_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_time_that_is_left_goes_to_the_next_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: list[float] = []
-
-    def run_quickly(part: Part, folder: Path) -> Outcome:
-        limits.append(part.limit_s)
-        return Outcome(part, "ok", {"a": 10.0, "b": 200.0, "c": 1.0}[part.name], "", {})
-
-    monkeypatch.setattr(gpu, "run_part", run_quickly)
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+def run_in_simulated_time(
+    spent_s: dict[str, float], monkeypatch: pytest.MonkeyPatch, folder: Path, preparing_s: float = 0.0
+) -> tuple[dict[str, float], float, float]:
+    """Parts a, b, c with shares .5, .3, .2 of five minutes: each one's limit, when all were done, and when it is 0."""
+    clock, limits = [1000.0], dict[str, float]()
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(gpu, "RESULTS", folder)
     monkeypatch.setattr(gpu, "list_parts", lambda *_: [part("a", "", 0.5), part("b", "", 0.3), part("c", "", 0.2)])
+
+    def prepare(manifest: Path) -> Path:
+        clock[0] += preparing_s
+        return manifest
+
+    def run(part: Part, folder: Path, limit_s: float) -> Outcome:
+        limits[part.name] = limit_s
+        clock[0] += min(spent_s[part.name], limit_s + gpu._GRACE_S)
+        return Outcome(part, "ok", spent_s[part.name], "", {})
+
+    monkeypatch.setattr(gpu, "provide_videos", prepare)
+    monkeypatch.setattr(gpu, "run_part", run)
     assert gpu.run(gpu.Options(Path("mine.parquet"), minutes=5))
-    assert limits == pytest.approx([150, 90 + 140, 60 + 30], abs=5)  # of which the benchmark itself takes some
+    return limits, clock[0] - 1000, gpu._GRACE_S
+
+
+def test_time_that_is_left_goes_to_later_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, _, grace = run_in_simulated_time({"a": 10.0, "b": 200.0, "c": 1.0}, monkeypatch, tmp_path)
+    assert limits == pytest.approx({"a": 150 - grace, "b": 290 * 0.6 - grace, "c": 290 * 0.4 - grace})
+
+
+@pytest.mark.parametrize("preparing_s", [0.0, 100.0])
+def test_parts_that_hang_keep_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preparing_s: float) -> None:
+    limits, seconds, _ = run_in_simulated_time(dict.fromkeys("abc", 1e6), monkeypatch, tmp_path, preparing_s)
+    assert seconds <= 300 + 1e-6
+    assert min(limits.values()) > 30
+    assert limits["a"] > limits["b"] > limits["c"]
+
+
+def test_a_part_that_comes_late_still_has_some_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, _, _ = run_in_simulated_time(dict.fromkeys("abc", 1.0), monkeypatch, tmp_path, preparing_s=400)
+    assert set(limits.values()) == {gpu._LEAST_S}
+
+
+def test_an_interruption_leaves_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(part: Part, folder: Path, limit_s: float) -> Outcome:
+        if part.name == "b":
+            raise KeyboardInterrupt
+        return Outcome(part, "ok", 1.0, "of the first part", {})
+
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "list_parts", lambda *_: [part("a", ""), part("b", "")])
+    monkeypatch.setattr(gpu, "run_part", run)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run(gpu.Options(Path("mine.parquet")))
+    assert "of the first part" in (tmp_path / f"gpu.{report.device_name(None)}.md").read_text()
 
 
 def test_unknown_parts_are_named() -> None:
