@@ -13,9 +13,11 @@ import open_clip
 import torch
 
 from bench.report import source_name
-from engines.clip import Clip, fingerprint
+from engines.clip import Clip, fingerprint, load_clip
+from engines.student import save_student
+from engines.towers import StudentTower
 from tgmae.cli.train import provide_demo
-from tgmae.config import ClipConfig, InputConfig, MaskConfig, ModelConfig
+from tgmae.config import ClipConfig, DistillConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.manifest import Manifest, read_manifest
 from tgmae.masking import Scorer
 from tgmae.scoring.build_maps import build_scores
@@ -40,6 +42,7 @@ class Videos:
     manifest: Manifest
     motion: Path  # folder of motion vectors
     scores: Path  # folder of score maps
+    student: Path  # written by `make_strategy`
     cache: Path  # caption embeddings, graphs and plans
 
 
@@ -61,7 +64,9 @@ def prepare(
     if first is not None:
         manifest, folder = Manifest(manifest.table.slice(0, first), manifest.root), folder / f"first-{first}"
     cells = model.image_size // model.patch_size
-    videos = Videos(manifest, folder / "motion", folder / f"scores-{cells}", work_dir / "cache")
+    cache = work_dir / "cache"
+    student = cache / "student.safetensors"
+    videos = Videos(manifest, folder / "motion", folder / f"scores-{cells}", student, cache)
     build_motion(manifest, videos.motion, count_cores())
     build_scores(
         manifest, videos.scores, _tiny_clip(videos, "torch"), MaskConfig(scorer="dense"), cells=cells,
@@ -70,9 +75,7 @@ def prepare(
     return videos
 
 
-def choose_mask(
-    strategy: str, preset: MaskConfig, videos: Videos, ratio: float, student: Path | None = None
-) -> MaskConfig:
+def choose_mask(strategy: str, preset: MaskConfig, videos: Videos, ratio: float) -> MaskConfig:
     """What `tgm patch`, `tgm dense`, `tgm cached`, `tgm student`, `mgm`, `mgm_box`, `mgmae`, `random` or `tube` means.
 
     Raises ValueError for another name.
@@ -80,16 +83,21 @@ def choose_mask(
     kind, _, scorer = strategy.partition(" ")
     if strategy not in ALL_STRATEGIES:
         raise ValueError(f"no mask strategy {strategy!r} (there are: {', '.join(ALL_STRATEGIES)})")
-    files = {"motion": videos.motion, "scores": videos.scores, "student": student}
+    files = {"motion": videos.motion, "scores": videos.scores, "student": videos.student}
     return replace(preset, kind=kind, scorer=scorer or "patch", ratio=ratio, **files)  # type: ignore[arg-type]
 
 
 def make_strategy(
     config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: Clip | None = None
 ) -> Scorer:
-    """The scorer of `config.mask`; text-guided with the tiny CLIP, or with `clip` where one is given."""
+    """The scorer of `config.mask`; text-guided with the tiny CLIP, or with `clip` where one is given.
+
+    Scorer student has random weights: what it costs does not depend on them.
+    """
     config = replace(config, clip=_tiny_clip(videos, engine))
-    if clip is not None and config.mask.kind == "tgm" and config.mask.scorer in ("patch", "dense"):
+    if config.mask.kind == "tgm" and config.mask.scorer == "student":
+        make_random_student(videos.student, clip or load_clip(config.clip), config.model.patch_size)
+    if clip is not None and config.mask.kind == "tgm" and config.mask.scorer != "cached":
         large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
         return TextScorer(large, videos.manifest, device, clip)
     return make_scorer(config, videos.manifest, device)
@@ -103,6 +111,13 @@ def make_random_clip() -> Clip:
     tokenizer = open_clip.get_tokenizer(_LARGE_CLIP)
     name = fingerprint(model.state_dict(), "random")
     return Clip(model=model, tokenizer=tokenizer, mean=mean, std=std, fingerprint=name)
+
+
+def make_random_student(path: Path, clip: Clip, patch_size: int) -> None:
+    """A student of this CLIP, of the size that `tgmae-engine distill` gives it, with random weights."""
+    torch.manual_seed(0)
+    tower = StudentTower(patch_size, DistillConfig().hidden, clip.visual.proj.shape[1])
+    save_student(path, tower, clip.fingerprint, {})
 
 
 def _tiny_clip(videos: Videos, engine: Engine) -> ClipConfig:

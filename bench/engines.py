@@ -34,13 +34,11 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from bench.data import Engine, make_random_clip
+from bench.data import Engine, make_random_clip, make_random_student
 from bench.report import Row, Table, first_line, measure, now, save_report, write_report
 from bench.step import MATMUL, matmul_ceiling
 from engines.clip import Clip, load_clip
 from engines.features import Features, make_features
-from engines.student import save_student
-from engines.towers import StudentTower
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
@@ -55,7 +53,6 @@ Precision = Literal["fp16", "bf16", "fp8", "fp32"]
 SCORERS: tuple[ScorerName, ...] = ("patch", "dense", "student")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp8")  # beside fp32, which they are compared with
 PASS_SIZES = (256, 1024, 2048, 4096, 8192, 16384)  # what the smallest touches fits an L2 cache
-_HIDDEN = 1024
 
 
 @dataclass(frozen=True)
@@ -100,18 +97,15 @@ class Setting:
     device: torch.device
 
     def mask(self, scorer: ScorerName) -> MaskConfig:
-        student = self.folder / "student.safetensors"
-        return MaskConfig(scorer=scorer, frames_per_tubelet=self.frames_per_tubelet, student=student)
+        return MaskConfig(scorer=scorer, frames_per_tubelet=self.frames_per_tubelet, student=self.student)
+
+    @property
+    def student(self) -> Path:
+        return self.folder / "student.safetensors"
 
     @property
     def frames_per_clip(self) -> int:
         return self.model.num_slots * self.frames_per_tubelet
-
-    def make_student(self) -> None:
-        torch.manual_seed(0)
-        embed = self.clip.visual.proj.shape[1]
-        tower = StudentTower(self.model.patch_size, _HIDDEN, embed)
-        save_student(self.folder / "student.safetensors", tower, self.clip.fingerprint, {})
 
 
 class Opened:
@@ -246,7 +240,7 @@ def run(options: Options) -> None:
         preset = PRESETS["ssv2" if on_cuda else "demo"]
         clip = make_random_clip() if on_cuda else load_clip(ClipConfig(model="shapes"))
         setting = Setting(clip, preset.model, preset.mask.frames_per_tubelet, folder, device)
-        setting.make_student()
+        make_random_student(setting.student, clip, preset.model.patch_size)
         what = "ViT-B/32, 16×224²" if on_cuda else "the tiny CLIP, 8×96²"
         for scorer in SCORERS:
             tables.append(speed_table(f"{scorer}, {what}", plan_cases(device), scorer, setting, options))

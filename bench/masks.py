@@ -1,6 +1,6 @@
 """What does a mask cost, by strategy and scorer, beside the training step it is for?
 
-    python -m bench.masks [MANIFEST] [--student FILE] [--rounds 3] [--engine tensorrt]
+    python -m bench.masks [MANIFEST] [--rounds 3] [--engine tensorrt]
 
 Takes about a minute on two idle cores. Writes bench/results/masks.<cpu or GPU>.json.
 
@@ -10,7 +10,7 @@ reaches in the same rounds. Motion vectors and score maps are read from disk, af
 They are made below --work-dir where they are missing, and the demo data set too.
 
 Tables: the demo's clips (8×96², its tiny CLIP) and clips of production size (16×224²). There CLIP is ViT-B/32 with
-random weights, which cost what others cost; a CPU leaves those scorers out. --student is one of the tiny CLIP's.
+random weights, which cost what others cost; a CPU leaves those scorers out. The student has random weights too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tgmae.presets import PRESETS
 from tgmae.scoring.agreement import count_gflop, load_clips
 from tgmae.types import ClipBatch
 
-STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm cached")
+STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")
 WITH_CLIP = ("tgm patch", "tgm dense", "tgm student")
 STEP = "training step"
 _BATCHES = 2  # taken in turn
@@ -52,7 +52,6 @@ class Options:
     seconds: float = 0.3  # of scoring in a round, and as much of top-k; at least one batch
     ratio: float = 0.6
     batch: int | None = None  # clips; by default 16 of the demo's, and of production size 8 on a CPU, 64 on CUDA
-    student: Path | None = None
     engine: Engine = "torch"  # that runs CLIP
     large: bool = True  # --no-large measures the demo's size only
 
@@ -110,7 +109,7 @@ def measure_size(
     batches = load_clips(seen, videos.manifest, _BATCHES * batch, batch, device)
     strategies = {}
     for name in names:
-        config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio, options.student))
+        config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio))
         scorer = make_strategy(config, videos, device, options.engine, None if is_demo else clip)
         gflop = count_gflop(clip, preset.model, config.mask) if clip and name in WITH_CLIP else None
         strategies[name] = Strategy(config, scorer, batches, options.seconds, gflop)
@@ -138,8 +137,7 @@ def measure_size(
 def run(options: Options) -> None:
     device = choose_device("auto")
     demo, large = PRESETS["demo"], PRESETS["ssv2"]
-    names = [*STRATEGIES, *(["tgm student"] if options.student else [])]
-    tables = [measure_size("demo's clips, 8×96²", demo, names, options.batch or demo.batch_size, options, device)]
+    tables = [measure_size("demo's clips, 8×96²", demo, STRATEGIES, options.batch or demo.batch_size, options, device)]
     if options.large:
         on_cuda = device.type == "cuda"
         names = [name for name in STRATEGIES if on_cuda or name not in WITH_CLIP]
@@ -148,7 +146,7 @@ def run(options: Options) -> None:
     headline = {}
     for table in tables:
         costs = {row.name: median(row.values) for row in table.rows}
-        for name in ("tgm patch", "tgm dense", "tgm cached", "mgm"):
+        for name in ("tgm patch", "tgm dense", "tgm student", "tgm cached", "mgm"):
             if name in costs:
                 share = f", {costs[name] / costs[STEP]:.2g} training steps" if STEP in costs else ""
                 headline[f"{table.title}: {name}"] = f"{costs[name]:.3g} ms a clip{share}"

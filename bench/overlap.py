@@ -1,6 +1,6 @@
 """How much of a scorer's time does the training step hide? Measured, not assumed.
 
-    python -m bench.overlap [MANIFEST] [--student FILE] [--rounds 3] [--engine tensorrt]
+    python -m bench.overlap [MANIFEST] [--rounds 3] [--engine tensorrt]
 
 Takes half a minute on two idle cores once motion vectors and score maps are made, which lie below --work-dir. Writes
 bench/results/overlap.<cpu or GPU>.json.
@@ -41,7 +41,7 @@ from tgmae.presets import PRESETS
 from tgmae.scoring.agreement import load_clips
 from tgmae.types import MaskPlan
 
-STRATEGIES = ("tgm cached", "tgm dense", "tgm patch", "mgm")
+STRATEGIES = ("tgm cached", "tgm student", "tgm dense", "tgm patch", "mgm")
 FIRST = ", step first"  # of the rows with the step on a stream of high priority
 
 
@@ -54,7 +54,6 @@ class Options:
     ratio: float = 0.6
     batch: int | None = None  # clips; by default 16 of the demo's, 64 on CUDA
     strategies: tuple[str, ...] = STRATEGIES
-    student: Path | None = None  # adds the student; of the CLIP that is used
     engine: Engine = "torch"  # that runs CLIP
 
 
@@ -67,14 +66,14 @@ class Overlap:
         preset = PRESETS["ssv2" if self.on_cuda else "demo"]
         self.batch = options.batch or (64 if self.on_cuda else preset.device_batch_size)
         self.config = replace(preset, batch_size=self.batch, device_batch_size=self.batch)
-        self.names = [*options.strategies, *(["tgm student"] if options.student else [])]
+        self.names = options.strategies
         videos = prepare(options.work_dir, options.manifest, preset.model, device)
         clip = make_random_clip() if self.on_cuda and set(self.names) & set(WITH_CLIP) else None
         seen = InputConfig(model=preset.model, data=preset.data, mask=MaskConfig(kind="tube"))
         (self.clips,) = load_clips(seen, videos.manifest, self.batch, self.batch, device)
         self.scorers: dict[str, Scorer] = {}
         for name in self.names:
-            mask = choose_mask(name, preset.mask, videos, options.ratio, options.student)
+            mask = choose_mask(name, preset.mask, videos, options.ratio)
             self.scorers[name] = make_strategy(replace(seen, mask=mask), videos, device, options.engine, clip)
         self.mask = MaskConfig(kind="tube", ratio=options.ratio)  # how many patches; the scorers have their own
         self.step = make_step(self.config, device)

@@ -80,9 +80,15 @@ def now(device: torch.device) -> float:
 
 
 def measure(
-    work: Mapping[str, Callable[[], float]], rounds: int, description: str = "measuring"
+    work: Mapping[str, Callable[[], float]],
+    rounds: int,
+    description: str = "measuring",
+    after_round: Callable[[dict[str, list[float]]], object] = lambda found: None,
 ) -> dict[str, list[float]]:
-    """Call each of `work` once a round, in turn; what each returned, a list of `rounds` values a name."""
+    """Call each of `work` once a round, in turn; what each returned, a list of `rounds` values a name.
+
+    after_round  is given what there is after every round, to save it
+    """
     found: dict[str, list[float]] = {name: [] for name in work}
     with tqdm(total=rounds * len(work), desc=description, unit="run") as bar:
         for _ in range(rounds):
@@ -90,6 +96,7 @@ def measure(
                 bar.set_postfix_str(name)
                 found[name].append(run())
                 bar.update()
+            after_round(found)
     return found
 
 

@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.loader import cpu_seconds
-from bench.report import Row, Table, measure, now, write_report
+from bench.masks import WITH_CLIP
+from bench.report import Row, Table, measure, now, save_report, write_report
 from bench.step import Case, Trainer, count_gflop, make_step
 from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from kernels.topk_mask import topk_mask
@@ -42,7 +43,9 @@ from tgmae.presets import PRESETS
 from tgmae.types import MaskPlan
 from tgmae.workers import count_cores
 
-NATIVE = {"tgm patch": 0.6, "tgm dense": 0.6, "tgm cached": 0.6, "mgm": 0.75, "tube": 0.9}
+NATIVE = {
+    "tgm patch": 0.6, "tgm dense": 0.6, "tgm student": 0.6, "tgm cached": 0.6, "mgm": 0.75, "tube": 0.9,
+}  # fmt: skip
 _WARM_UP, _LEAST = 2, 3  # steps: before the timed ones; timed, however slow
 _PATIENCE_S = 20.0  # with loaders that do not come to rest; how busy they are is in the report
 
@@ -88,7 +91,7 @@ class Contest:
         self.config = replace(preset, data=data, compile=options.compile, **sizes)  # type: ignore[arg-type]
         self.num_steps = options.steps or (20 if device.type == "cuda" else 10)
         videos = prepare(options.work_dir, options.manifest, preset.model, device)
-        clip = None if self.is_demo or not {"tgm patch", "tgm dense"} & set(options.strategies) else make_random_clip()
+        clip = None if self.is_demo or not set(WITH_CLIP) & set(options.strategies) else make_random_clip()
         self.step = make_step(self.config, device)
         self.turns: dict[tuple[str, float], list[Turn]] = {}
         self.idle_cores: list[float] = []  # what all loaders used before each turn
@@ -213,18 +216,28 @@ def run(options: Options) -> None:
     native = [(name, NATIVE[name]) for name in options.strategies]
     native += [(CEILING, ratio) for ratio in sorted({ratio for _, ratio in native})]
     turns = dict.fromkeys([*equal, *native])  # once, where a strategy's own ratio is that of the first table
+    network = "the demo's network, 8×96²" if contest.is_demo else "ViT-B, 16×224²"
+
+    def report(found: Mapping[str, Sequence[float]]) -> tuple[list[Table], dict[str, str], dict[str, Any]]:
+        rates = {(name, ratio): found[f"{name}, γ {ratio}"] for name, ratio in turns}
+        title = f"training, {network}"
+        tables = [
+            contest.table(f"{title}, γ {options.ratio}", {key: rates[key] for key in equal}, same_ratio=True),
+            contest.table(f"{title}, own ratios", {key: rates[key] for key in native}, same_ratio=False),
+        ]
+        headline, results = summarise(rates, equal, native, with_hours=not contest.is_demo)
+        return tables, headline, results | {"idle_cores": contest.idle_cores}
+
+    def save(found: Mapping[str, Sequence[float]]) -> None:
+        tables, headline, results = report(found)
+        save_report("train", tables, headline, device, results)
+
     try:
         work = {f"{name}, γ {ratio}": partial(contest.run, name, ratio) for name, ratio in turns}
-        found = measure(work, options.rounds, "clips/s")
+        found = measure(work, options.rounds, "clips/s", after_round=save)
     finally:
         contest.close()
-    rates = {(name, ratio): found[f"{name}, γ {ratio}"] for name, ratio in turns}
-    network = "the demo's network, 8×96²" if contest.is_demo else "ViT-B, 16×224²"
-    tables = [
-        contest.table(f"training, {network}, γ {options.ratio}", {key: rates[key] for key in equal}, same_ratio=True),
-        contest.table(f"training, {network}, own ratios", {key: rates[key] for key in native}, same_ratio=False),
-    ]
-    headline, results = summarise(rates, equal, native, with_hours=not contest.is_demo)
+    tables, headline, results = report(found)
     if contest.is_demo and options.project:
         rate = project_clips_per_s(device, options.ratio)
         results["projected_hours"] = {"ViT-B, forward and backward alone": ssv2_hours(rate)}
@@ -232,7 +245,6 @@ def run(options: Options) -> None:
             f"{ssv2_hours(rate):,.0f} h of ViT-B's forward and backward alone, measured once at γ {options.ratio} "
             f"({1 / rate:.3g} s a clip), without loader and optimiser"
         )
-    results["idle_cores"] = contest.idle_cores
     write_report("train", tables, headline, device, results)
 
 

@@ -11,6 +11,7 @@ import torch
 
 import bench.report
 from bench import engines
+from bench.data import make_random_student
 from bench.engines import Case, Options, Setting, speed_table
 from engines.clip import load_clip
 from tgmae.config import ClipConfig
@@ -58,7 +59,7 @@ def rows_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_what_does_not_run_is_named(tmp_path: Path) -> None:
     demo, device = PRESETS["demo"], torch.device("cpu")
     setting = Setting(load_clip(ClipConfig(model="shapes")), demo.model, 1, tmp_path, device)
-    setting.make_student()
+    make_random_student(setting.student, setting.clip, setting.model.patch_size)
     cases = [Case(precision="fp32"), Case(engine="tensorrt"), Case(precision="fp8"), Case(engine="tensorrt_rtx")]
     table = speed_table("a title", cases, "student", setting, Options(rounds=1, seconds=0))
     assert [row.name for row in table.rows] == ["torch fp32"]

@@ -97,9 +97,12 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
 
     monkeypatch.setattr(Step, "__call__", watched)
     monkeypatch.setattr(train, "project_clips_per_s", lambda *_: 2.0)
+    saved: list[int] = []  # rounds in the report, each time it is saved
+    monkeypatch.setattr(train, "save_report", lambda _, tables, *__: saved.append(len(tables[0].rows[0].values)))
     strategies = ("tgm patch", "tgm cached", "mgm")
     train.run(train.Options(shapes, work_dir, rounds, steps, strategies=strategies, model="demo", batch=2, workers=1))
     report = read_report(results, "train")
+    assert saved == [1, 2]
 
     # Every turn trains with its own ratio from the first step on, though loaders live on from turn to turn.
     names = [*strategies, CEILING]
