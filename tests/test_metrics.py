@@ -112,6 +112,8 @@ def test_throughput_counts_since_the_last_report() -> None:
     assert second["score_share"] == pytest.approx(3 * second["wait_share"])
     assert second["mask_share"] == pytest.approx(0.2 * second["wait_share"])
     words, end_s = throughput.summary(waited_s=0.03), clock()
+    first_step_s = float(words.split("after ")[1].split(")")[0])
+    assert 0 < first_step_s <= after_first_s - before_s + 0.05
     rate, share = float(words.split(", ")[1].split()[0]), float(words.split(", ")[2].split("%")[0])
     assert 20 / (end_s - before_s) - 0.1 <= rate <= 20 / (after_second_s - after_s) + 0.1
     assert 3 / (end_s - before_s) - 1 <= share <= 3 / (after_second_s - after_s) + 1
