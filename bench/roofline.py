@@ -28,6 +28,7 @@ from bench.chips import FULL_HD, Chip, find_chip
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
 from bench.report import RESULTS, Row, Table, device_name, environment, markdown, print_table, source_name
+from bench.traffic import count_traffic
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST
 from tgmae.distributed import choose_device
@@ -190,6 +191,7 @@ def run(options: Options) -> None:
         **environment(), "counted": True, "chip": asdict(chip), "source": source_name(options.manifest),
         "headline": binding, "tables": plain, "stages": [asdict(stage) for stage in stages],
         "footage": {**asdict(footage), "codecs": sorted(footage.codecs)},
+        "other_operators_bytes": dict(count_traffic(config.model, options.ratio, options.batch).by_operator),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"roofline.{source_name(options.manifest)}.{device}.json"

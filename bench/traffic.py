@@ -6,8 +6,10 @@ torch does when caches help nobody; views cost nothing. The work of kernels/ is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -34,12 +36,14 @@ class Traffic:
     products: float  # read and written by matrix products and attention
     others: float  # by everything else: norms, GELU, residuals, casts, copies, gradients added up
     values: float  # written by everything else
+    by_operator: Mapping[str, float]  # the bytes of `others`, the most first
 
 
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.products = self.others = self.values = 0
+        self.products = self.values = 0
+        self.others: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -51,7 +55,7 @@ class _Counter(TorchDispatchMode):
         if name.startswith(_PRODUCTS):
             self.products += moved
         elif outputs:  # what has none asks for a device, or names a range
-            self.others += moved
+            self.others[name] += moved
             self.values += sum(x.numel() for x in outputs)
         return out
 
@@ -68,6 +72,7 @@ def _stored(x: Tensor) -> int:
     return count
 
 
+@cache
 def count_traffic(config: ModelConfig, ratio: float, batch: int) -> Traffic:
     """Of forward and backward of `batch` clips, per clip, under bfloat16 autocast with parameters in float32.
 
@@ -95,7 +100,8 @@ def count_traffic(config: ModelConfig, ratio: float, batch: int) -> Traffic:
             with torch.autocast("cpu", torch.bfloat16):
                 mean, _ = network(frames, MaskPlan(visible=visible, masked=masked))
             mean.backward()
-    return Traffic(counter.products / batch, counter.others / batch, counter.values / batch)
+    by_operator = {name: moved / batch for name, moved in counter.others.most_common()}
+    return Traffic(counter.products / batch, sum(by_operator.values()), counter.values / batch, by_operator)
 
 
 class _Free(torch.autograd.Function):

@@ -75,17 +75,17 @@ def test_traffic_of_single_operators() -> None:
     x, weight = torch.zeros(5, 7, dtype=torch.bfloat16), torch.zeros(7, 3, dtype=torch.bfloat16)
     with _Counter() as counter:
         x.t().view(7, 5)[:2].expand(2, 5)
-    assert (counter.products, counter.others, counter.values) == (0, 0, 0)
+    assert (counter.products, counter.others, counter.values) == (0, {}, 0)
     with _Counter() as counter:
         y = x @ weight
-    assert (counter.products, counter.others) == (2 * (35 + 21 + 15), 0)
+    assert (counter.products, counter.others) == (2 * (35 + 21 + 15), {})
     with _Counter() as counter:
         nn.functional.gelu(y).float()
-    assert (counter.products, counter.others) == (0, (2 + 2) * 15 + (2 + 4) * 15)
+    assert (counter.products, counter.others) == (0, {"gelu": (2 + 2) * 15, "to_copy": (2 + 4) * 15})
     assert counter.values == 30
     with _Counter() as counter:
         y += torch.ones((), dtype=torch.bfloat16).expand(5, 3)  # one number read
-    assert counter.others == 2 + 2 * (15 + 1 + 15)
+    assert counter.others.total() == 2 + 2 * (15 + 1 + 15)
 
 
 def products_by_hand(batch: int) -> float:
@@ -120,6 +120,10 @@ def test_traffic_of_the_network() -> None:
     blocks = 12 * VISIBLE * 768 + 4 * 1568 * 384
     traffic = count_traffic(VIT_B, 0.6, 64)
     assert 60 * blocks < traffic.others < 300 * blocks
+    assert sum(traffic.by_operator.values()) == traffic.others
+    # GELU reads one and writes one, backward reads two and writes one, 4 × the width, bfloat16.
+    inside = 4 * (12 * VISIBLE * 768 + (3 * 1568 + MASKED) * 384)
+    assert traffic.by_operator["gelu"] + traffic.by_operator["gelu_backward"] == pytest.approx(5 * 2 * inside, rel=1e-6)
     assert count_traffic(VIT_B, 0.9, 64).others < traffic.others
 
 
