@@ -68,7 +68,7 @@ def test_limits_are_what_the_driver_says() -> None:
     found = read_limits(make_driver({4: H200, 10: {**H200, "max_width": 8192}}))
     assert found == {"h264": LIMITS, "vp9": replace(LIMITS, max_width=8192)}
     assert pickle.loads(pickle.dumps(found)) == found  # for the workers
-    # An older driver counts no engines and does not know AV1.
+    # An older driver counts no engines and knows fewer codecs.
     found = read_limits(make_driver({8: {**H200, "num_engines": 0}}, error=1))
     assert found == {"hevc": replace(LIMITS, engines=1)}
 
@@ -175,11 +175,14 @@ def test_auto_takes_nvdec(find: Callable[[object], None]) -> None:
     assert choose_decoding(DataConfig(pipelines=3), CUDA).threads == 5
 
 
-def test_engines_of_jpeg_do_not_count() -> None:
-    jpeg = replace(LIMITS, engines=9)
-    assert count_engines({"h264": LIMITS, "hevc": replace(LIMITS, engines=3), "mjpeg": jpeg}) == 7
-    assert count_engines({"mjpeg": jpeg}) == 9
+def test_engines_are_counted_once() -> None:
+    assert count_engines({"h264": LIMITS, "hevc": replace(LIMITS, engines=3)}) == 7
     assert count_engines(None) == count_engines({}) == 0
+
+
+def test_codecs_whose_pictures_dali_miscounts_stay_with_pyav() -> None:
+    every = make_driver(dict.fromkeys(range(12), H200))
+    assert set(read_limits(every)) == {"h264", "hevc", "vp8", "vp9"}
 
 
 def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) -> None:
