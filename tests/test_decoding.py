@@ -131,8 +131,8 @@ def test_workers_keep_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def decodes_itself(limits: CodecLimits) -> bool:
         source = ClipSource(manifest, plan, 32, 1, {"h264": limits}, 0, 1, frozenset())
-        encoded, _, native, *_, decoded = source(SampleInfo(0, 0, 0, 0))
-        assert (len(encoded) == manifest[0].num_bytes) == bool(native[0])
+        encoded, _, _, native, *_, decoded = source(SampleInfo(0, 0, 0, 0))
+        assert (len(encoded) > 1) == bool(native[0])
         assert decoded.shape == ((1, 1, 1, 3) if native[0] else (8, 32, 32, 3))
         return not native[0]
 
@@ -268,7 +268,7 @@ def test_cuts_are_those_of_a_resize_that_turns_over(tmp_path: Path) -> None:
     seen = set()
     for batch in range(4):
         for unit, request in enumerate(plan(batch)):
-            _, _, native, cuts, *_ = source(SampleInfo(0, unit, batch, 0))
+            _, _, _, native, cuts, *_ = source(SampleInfo(0, unit, batch, 0))
             rotation = manifest[request.row].rotation
             vertical, horizontal = signs[rotation]
             if request.flip and rotation % 180:
