@@ -8,7 +8,7 @@ the clip's last frame; where a file cannot be cut and counted like that, PyAV de
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -44,8 +44,8 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> tuple[NDArray
                 count = frames[-1] - video.keyframes[start] + 1
                 packets = _collect(container, stream, video.keyframe_pts[start], count)
                 if packets and _is_entry(packets[0], stream):
-                    if not all(_is_shown_once(packet, stream.codec.canonical_name) for packet in packets):
-                        raise NoExcerpt("holds pictures that are not shown")
+                    if not all(_is_shown_once(packet, stream) for packet in packets):
+                        raise NoExcerpt("holds pictures that are not shown, or fields")
                     return _write(packets, stream), video.keyframes[start]
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(name_error(error)) from error
@@ -77,32 +77,41 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
 
 def _is_entry(packet: Packet[VideoStream], stream: VideoStream) -> bool:
     """Whether NVDEC can begin there: with H.264 at an IDR picture only, while containers mark others too."""
-    if stream.codec.canonical_name != "h264":
-        return True
-    data, header = bytes(packet), stream.codec_context.extradata or b""
-    if header[:1] != b"\1":  # start codes
-        return any(part[0] & 31 == _H264_IDR for part in data.split(b"\0\0\1")[1:] if part)
-    place, width = 0, (header[4] & 3) + 1
-    while place + width < len(data):
-        if data[place + width] & 31 == _H264_IDR:
-            return True
-        place += width + int.from_bytes(data[place : place + width], "big")
-    return False
+    return stream.codec.canonical_name != "h264" or any(unit[0] & 31 == _H264_IDR for unit in _units(packet, stream))
 
 
-def _is_shown_once(packet: Packet[VideoStream], codec: str) -> bool:
-    """Whether a packet decodes to one picture, which is shown; VP8 and VP9 have references that are not."""
-    if codec not in ("vp8", "vp9"):
-        return True
-    data = bytes(packet)
+def _is_shown_once(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+    """Whether a packet decodes to one picture, which is shown: VP8 and VP9 have references that are not, and H.264 may
+    have two fields.
+    """
+    codec, data = stream.codec.canonical_name, bytes(packet)
+    if codec == "h264":  # H.264, 7.3.3: a slice begins with the number of its first macroblock, 0 as the bit 1
+        slices = [unit for unit in _units(packet, stream) if unit[0] & 31 in (1, _H264_IDR)]
+        return sum(unit[1:2] >= b"\x80" for unit in slices) == 1
     if codec == "vp8":  # RFC 6386, 9.1: show_frame
         return bool(data[0] & 0x10)
+    if codec != "vp9":
+        return True
     # VP9 bitstream specification, 6.2, of profiles 0 to 2: show_existing_frame, frame_type, show_frame; annex B: the
     # index of a superframe, and how many frames it holds but one.
     last = data[-1]
     index_size = 2 + ((last >> 3 & 3) + 1) * ((last & 7) + 1)
     is_index = last & 0xE0 == 0xC0 and data[-index_size : len(data) - index_size + 1] == data[-1:]
     return data[0] & 0x0A == 0x02 and not (is_index and last & 7)
+
+
+def _units(packet: Packet[VideoStream], stream: VideoStream) -> Iterator[bytes]:
+    """The NAL units of an H.264 packet."""
+    data, header = bytes(packet), stream.codec_context.extradata or b""
+    if header[:1] != b"\1":
+        yield from filter(None, data.split(b"\0\0\1")[1:])  # start codes
+        return
+    place, width = 0, (header[4] & 3) + 1  # lengths
+    while place + width < len(data):
+        length = int.from_bytes(data[place : place + width], "big")
+        if length:
+            yield data[place + width : place + width + length]
+        place += width + length
 
 
 def _write(packets: Sequence[Packet[VideoStream]], stream: VideoStream) -> NDArray[np.uint8]:

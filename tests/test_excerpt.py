@@ -114,6 +114,18 @@ def test_pictures_that_are_not_shown_are_left_to_pyav(tmp_path: Path) -> None:
                 cut_excerpt(str(changed), video, (2, 8))
 
 
+def test_fields_are_left_to_pyav(tmp_path: Path) -> None:
+    """Two first slices in a packet are two pictures."""
+    file = write_numbered(tmp_path / "a.mp4", g="12", slices="2")
+    video = index(file)
+    assert cut_excerpt(str(file), video, (2, 8))[1] == 0  # two slices are one picture
+    with av.open(str(file)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    changed = rewrite(file, tmp_path / "twice.mp4", {6: packets[6] + packets[6]})
+    with pytest.raises(NoExcerpt, match="fields"):
+        cut_excerpt(str(changed), video, (2, 8))
+
+
 def test_what_cannot_be_counted_is_left_to_pyav(tmp_path: Path) -> None:
     for name in ("a.avi", "a.ts"):
         file = write_numbered(tmp_path / name, bf="0")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
+from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.reference import ReferencePipeline
 from dali_pipelines.source import ClipSource
 from tests.videos import read_number, write_numbered
@@ -23,6 +26,7 @@ from tgmae.types import BatchPlan, ClipPipeline, ClipRequest, CropBox
 
 SIZE, NUM_FRAMES = 64, 8
 CUDA = torch.device("cuda", 0)
+ANY_SIZE = CodecLimits(engines=1, min_width=1, min_height=1, max_width=8192, max_height=8192, max_macroblocks=2**18)
 
 # Mean absolute difference of 8-bit values that the pipelines may show on smooth pictures, and its 99th percentile. They
 # differ in the order of resizing and colour conversion (FFmpeg resizes YUV, the reference resizes RGB).
@@ -286,6 +290,24 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         write_numbered(folder / name, **{"width": 256, "height": 192, **options})  # type: ignore[arg-type]
     index_folder(folder, folder / "manifest.parquet")
     return read_manifest(folder / "manifest.parquet")
+
+
+def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -> None:
+    """Excerpts, in which FFmpeg finds the frames that DALI is asked for."""
+    for manifest in (numbered, large):
+        requests = tuple(
+            request(manifest, row, tuple(min(number, manifest[row].num_frames - 1) for number in range(14, 30, 2)))
+            for row in range(len(manifest))
+        )
+        source = ClipSource(manifest, Plan(requests), SIZE, 1, dict.fromkeys(CODECS, ANY_SIZE), 0, 1, frozenset())
+        for row, wanted in enumerate(requests):
+            encoded, numbers, order, native, *_ = source(SampleInfo(0, row, 0, 0))
+            assert native[0] == source.is_native(row), manifest[row].path
+            if native[0]:
+                with av.open(io.BytesIO(encoded.tobytes()), "r") as container:
+                    pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+                upright = [np.rot90(pictures[number], -manifest[row].rotation // 90) for number in numbers]
+                assert tuple(read_number(upright[place]) for place in order) == wanted.frames  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
