@@ -104,8 +104,8 @@ def rate_in_workers(
 def cut_for_dali(clip: Clip) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """What training's workers hand to DALI."""
     frames = sorted(set(clip.frames))
-    encoded, first = cut_excerpt(clip.file, clip.video, frames)
-    return encoded, np.array(frames, np.int32) - first
+    excerpt = cut_excerpt(clip.file, clip.video, frames)
+    return excerpt.encoded, np.array(frames, np.int32) - excerpt.first
 
 
 def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool) -> Any:

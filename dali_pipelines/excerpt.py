@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -29,8 +30,16 @@ class NoExcerpt(Exception):
     """A file of which DALI would not decode the right frames; the message is the reason."""
 
 
-def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> tuple[NDArray[np.uint8], int]:
-    """An MP4 (VP8: Matroska) that holds the distinct, ascending `frames`, and the number of its first frame.
+class Excerpt(NamedTuple):
+    """encoded, uint8, is an MP4 (VP8: Matroska)."""
+
+    encoded: NDArray[np.uint8]
+    first: int  # number of its first frame in the file it was cut from
+    colour_space: int  # FFmpeg's AVColorSpace
+
+
+def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
+    """What holds the distinct, ascending `frames`.
 
     Raises NoExcerpt; DecodeError where the file is missing or broken.
     """
@@ -46,7 +55,7 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> tuple[NDArray
                 if packets and _is_entry(packets[0], stream):
                     if not all(_is_shown_once(packet, stream) for packet in packets):
                         raise NoExcerpt("holds pictures that are not shown, or fields")
-                    return _write(packets, stream), video.keyframes[start]
+                    return Excerpt(_write(packets, stream), video.keyframes[start], stream.codec_context.colorspace)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(name_error(error)) from error
     raise NoExcerpt("its packets do not say which frames they are")

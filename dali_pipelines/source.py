@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dali_pipelines.colours import colour_matrix
 from dali_pipelines.decode import DecodeError, decode_clips
 from dali_pipelines.excerpt import NoExcerpt, cut_excerpt
 from dali_pipelines.geometry import Orientation, coded_crop, orientation
@@ -86,9 +87,11 @@ class ClipSource:
           encoded  uint8: an excerpt of the file, for DALI to decode, or nothing (one byte)
           frames   int32 [D]: numbers in the excerpt of the distinct frames; DALI would start again for one that repeats
           order    int32 [T]: which of them each of the clip's frames is
-          native   int32 [2]: 1 where DALI decodes; 1 where it must then swap rows and columns
+          native   int32 [3]: 1 where DALI decodes; 1 where it must then swap rows and columns; 1 where it must then
+                   apply `colours`
           cuts     float32 [R, 6], for what DALI decodes: top, left, bottom, right in the coded picture; height and
                    width that this becomes, negative where it is turned over
+          colours  float32 [3, 3]: a matrix for red, green and blue (`colour_matrix`)
           flips    int32 [R, 2], for what is decoded here: top to bottom, left to right
           error    uint8: why the video could not be read, in UTF-8, or a zero
           decoded  R times uint8 [T, S, S, 3]: clips that want no more than their flips, or nothing (one pixel)
@@ -99,13 +102,14 @@ class ClipSource:
 
         encoded, decoded, error = _NO_BYTES, [_NO_PICTURE] * self.repeat, ""
         native, frames = self.is_native(row), requests[0].frames
-        distinct, first = sorted(set(frames)), 0
+        distinct, first, colours = sorted(set(frames)), 0, None
         turns = [orientation(video, request.flip) for request in requests]
         transpose = turns[0].transpose  # the video's, whatever the flips
         try:
             if native:
                 try:
-                    encoded, first = cut_excerpt(file, video, distinct)
+                    encoded, first, space = cut_excerpt(file, video, distinct)
+                    colours = colour_matrix(space)
                 except NoExcerpt:
                     native = False
             if not native:
@@ -124,8 +128,9 @@ class ClipSource:
             encoded,
             np.array(distinct, np.int32) - first,
             np.searchsorted(distinct, frames).astype(np.int32),
-            np.array([native, transpose], np.int32),
+            np.array([native, transpose, colours is not None], np.int32),
             np.array(cuts, np.float32),
+            np.eye(3, dtype=np.float32) if colours is None else colours,
             np.array([[turn.flip_vertical, turn.flip_horizontal] for turn in turns], np.int32),
             np.frombuffer(error.encode() or b"\0", np.uint8),
             *decoded,

@@ -276,7 +276,7 @@ def test_cuts_are_those_of_a_resize_that_turns_over(tmp_path: Path) -> None:
             elif request.flip:
                 horizontal = -horizontal
             assert cuts[0, 4:].tolist() == [32 * vertical, 32 * horizontal]
-            assert native.tolist() == [1, rotation % 180 != 0]
+            assert native.tolist() == [1, rotation % 180 != 0, 0]
             seen.add((rotation, request.flip))
             assert np.all(cuts[0, 2:4] > cuts[0, :2])
     assert len(seen) >= 6

@@ -43,7 +43,7 @@ def test_frames_keep_their_pictures(tmp_path: Path, name: str) -> None:
     video = index(file)
     assert len(video.keyframes) > 5
     for frames in WINDOWS:
-        encoded, first = cut_excerpt(str(file), video, frames)
+        encoded, first, _ = cut_excerpt(str(file), video, frames)
         assert first == max(key for key in video.keyframes if key <= frames[0])
         with av.open(io.BytesIO(encoded.tobytes()), "r") as container:
             pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
@@ -56,7 +56,7 @@ def test_dali_finds_the_frames(tmp_path: Path) -> None:
     """Of VP8 and VP9, which it decodes on a CPU."""
     for name in ("vp8.webm", "vp9.webm", "vp9.mp4"):
         file = write_numbered(tmp_path / name, num_frames=80, **KINDS[name])  # type: ignore[arg-type]
-        encoded, first = cut_excerpt(str(file), index(file), (40, 43, 46))
+        encoded, first, _ = cut_excerpt(str(file), index(file), (40, 43, 46))
         sample = [encoded], [np.array((40, 43, 46), np.int32) - first]
         pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
         with pipeline:
@@ -72,13 +72,13 @@ def test_an_open_group_is_decoded_from_the_start(tmp_path: Path) -> None:
     file = write_numbered(tmp_path / "open.mp4", num_frames=60, g="12", **options)
     video = index(file)
     assert len(video.keyframes) > 3
-    assert cut_excerpt(str(file), video, (40, 43))[1] == 0
+    assert cut_excerpt(str(file), video, (40, 43)).first == 0
 
 
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     for name in ("h264.mp4", "vp8.webm"):
         file = write_numbered(tmp_path / name, **KINDS[name])  # type: ignore[arg-type]
-        first, second = (cut_excerpt(str(file), index(file), (20, 22))[0] for _ in range(2))
+        first, second = (cut_excerpt(str(file), index(file), (20, 22)).encoded for _ in range(2))
         assert np.array_equal(first, second)
 
 
@@ -109,7 +109,7 @@ def test_pictures_that_are_not_shown_are_left_to_pyav(tmp_path: Path) -> None:
             changes += [hidden + packets[7] + b"\xc9" + lengths + b"\xc9", bytes([0x88])]
         for place, packet in enumerate(changes):
             changed = rewrite(file, tmp_path / f"{place}-{name}", {6: packet})
-            assert cut_excerpt(str(changed), video, (2, 5))[1] == 0
+            assert cut_excerpt(str(changed), video, (2, 5)).first == 0
             with pytest.raises(NoExcerpt, match="not shown"):
                 cut_excerpt(str(changed), video, (2, 8))
 
@@ -118,7 +118,7 @@ def test_fields_are_left_to_pyav(tmp_path: Path) -> None:
     """Two first slices in a packet are two pictures."""
     file = write_numbered(tmp_path / "a.mp4", g="12", slices="2")
     video = index(file)
-    assert cut_excerpt(str(file), video, (2, 8))[1] == 0  # two slices are one picture
+    assert cut_excerpt(str(file), video, (2, 8)).first == 0  # two slices are one picture
     with av.open(str(file)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0)]
     changed = rewrite(file, tmp_path / "twice.mp4", {6: packets[6] + packets[6]})

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import Colorspace
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
@@ -415,6 +416,48 @@ def test_gpu_decoding_survives_damaged_files(tmp_path: Path, how: str) -> None:
             assert tuple(read_number(picture) for picture in damaged[place].numpy()) == frames
             # PyAV may have taken over all videos of a batch, if DALI decodes each of them alone.
             assert (damaged[place].float() - clean[place].float()).abs().mean() < 2 * MEAN_TOLERANCE
+
+
+def write_coloured(file: Path, codec: str, tag: str) -> None:
+    """Four colours from left to right, converted as the tag says."""
+    picture = np.zeros((192, 256, 3), np.uint8)
+    for place, colour in enumerate(((190, 60, 50), (50, 180, 60), (60, 50, 190), (180, 140, 110))):
+        picture[:, 64 * place : 64 * (place + 1)] = colour
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"crf": "10", "b": "0"})
+        stream.width, stream.height, stream.pix_fmt = 256, 192, "yuv420p"
+        stream.codec_context.colorspace = Colorspace[tag]
+        for _ in range(20):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace[tag]
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def check_colours(folder: Path, codec: str, device: torch.device, decode: str) -> None:
+    for tag in ("ITU709", "ITU601"):
+        write_coloured(folder / f"{tag}.webm", codec, tag)
+    index_folder(folder, folder / "m.parquet", num_workers=1)
+    manifest = read_manifest(folder / "m.parquet")
+    plan = Plan(tuple(request(manifest, row, tuple(range(8)), flip=bool(row)) for row in range(2)))
+    pipeline = DaliPipeline(manifest, plan, DataConfig(decode=decode), SIZE, device=device)  # type: ignore[arg-type]
+    samples = [pipeline.lanes[0].source(SampleInfo(0, row, 0, 0)) for row in range(2)]
+    assert [sample[3].tolist() for sample in samples] == [[1, 0, 0], [1, 0, 1]]
+    found, truth = run(pipeline).cpu(), run(ReferencePipeline(manifest, plan, SIZE))
+    places = torch.arange(8, SIZE, 16)  # the middles of the colours
+    difference = found[..., places, :].int() - truth[..., places, :].int()
+    assert difference.abs().max() <= 4
+
+
+def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
+    """BT.709 read as BT.601 would be 22 levels off."""
+    check_colours(tmp_path, "libvpx-vp9", torch.device("cpu"), "auto")
+
+
+@pytest.mark.gpu
+def test_gpu_colours_are_those_of_the_tags(tmp_path: Path) -> None:
+    check_colours(tmp_path, "libvpx-vp9", CUDA, "gpu")
 
 
 def test_a_flip_is_exactly_that(numbered: Manifest) -> None:
