@@ -111,7 +111,7 @@ def loading_stages(footage: Footage, model: ModelConfig) -> list[Stage]:
     frames, clip = model.num_frames, clip_bytes(model)
     decoded = frames * footage.pixels
     return [
-        Stage("file to the GPU", "PCIe", footage.file_bytes),  # the whole file, as the pipeline hands it to DALI
+        Stage("file to the GPU", "PCIe", footage.file_bytes),  # at most: DALI is handed an excerpt
         Stage("decode", "NVDEC", _YUV * footage.pixels_passed, pixels=footage.pixels_passed),
         Stage("to RGB", "SMs", (_YUV + 3) * decoded, _BY_HAND["to RGB"] * 3 * decoded),
         Stage("crop and resize", "SMs", frames * 3 * footage.crop_pixels + clip, _BY_HAND["crop and resize"] * clip),

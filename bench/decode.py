@@ -17,6 +17,8 @@ from the keyframe before the window to its end ("frames a clip"). Decoders, in b
   DALI CPU     fn.decoders.video: VP8 and VP9 only here, so it is missing where the codec is another
   DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
 
+DALI decodes excerpts (dali_pipelines/excerpt.py) that are cut before the clock starts: in training the workers do that.
+
 A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. The table "turns"
 has several DALI pipelines decode at once, as training does: with NVDEC for H.264, on a CPU for VP9. "engines busy" is
 nvidia-smi's decoder utilisation, the mean over the measurement, times the number of NVDEC's engines.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from threading import Barrier, BrokenBarrierError
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali_pipelines.decode import decode_frames
+from dali_pipelines.excerpt import cut_excerpt
 from tgmae.types import Video
 
 _PREFETCHED = 2  # batches that a DALI pipeline has ready or under way before it is asked for them
@@ -98,13 +100,23 @@ def rate_in_workers(
     return float(sum(counts) / (max(ends) - min(starts)))
 
 
+@cache
+def cut_for_dali(clip: Clip) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """What training's workers hand to DALI."""
+    frames = sorted(set(clip.frames))
+    excerpt = cut_excerpt(clip.file, clip.video, frames)
+    return excerpt.encoded, np.array(frames, np.int32) - excerpt.first
+
+
 def dali_pipeline(clips: Sequence[Clip], batch: int, num_threads: int, on_gpu: bool) -> Any:
     """A DALI pipeline that decodes the clips in turn, endlessly, and does nothing else."""
     from nvidia.dali import Pipeline, fn, types
 
+    cut = [cut_for_dali(clip) for clip in clips]
+
     def source(iteration: int) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.int32]]]:
-        chosen = [clips[(iteration * batch + place) % len(clips)] for place in range(batch)]
-        return [np.fromfile(clip.file, np.uint8) for clip in chosen], [np.array(c.frames, np.int32) for c in chosen]
+        chosen = [cut[(iteration * batch + place) % len(cut)] for place in range(batch)]
+        return [encoded for encoded, _ in chosen], [frames for _, frames in chosen]
 
     pipeline = Pipeline(
         batch_size=batch, num_threads=num_threads, device_id=0 if on_gpu else None, prefetch_queue_depth=_PREFETCHED

@@ -3,7 +3,7 @@
     python -m bench.host [MANIFEST] [--workers 1 2] [--rounds 3]
 
 Takes half a minute and needs no GPU: it is a GPU's loader up to the decoder's input, with the same worker processes and
-the same hand-over of whole files, and a copy in the place of the decoder. Batches of 64 clips, 16 frames each, one
+the same hand-over of excerpts, and a copy in the place of the decoder. Batches of 64 clips, 16 frames each, one
 pipeline. Rows are clips/s by number of workers; "main ms" is the time that the main process's thread works for a clip,
 which the training loop's Python shares with it. After the first round the page cache holds the files.
 Writes bench/results/host.<name>.cpu.json.

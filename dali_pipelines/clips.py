@@ -1,7 +1,7 @@
 """The DALI pipeline: compressed video to uint8 clips, on the CPU or the GPU.
 
     worker processes (parallel external source)          DALI graph
-    read bytes ─── what DALI decodes on this device ───► decode → crop, resize, flip → turn ─┐
+    cut packets ── what DALI decodes on this device ───► decode → crop, resize, flip → turn ─┐
     └─ the rest: PyAV decodes; crop, resize, turn ─────► flip ───────────────────────────────┴─► [B, T, H, W, 3]
 
 `fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it is given

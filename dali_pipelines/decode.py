@@ -52,8 +52,13 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
                         return
                 number += 1
     except (av.FFmpegError, OSError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+        raise DecodeError(name_error(error)) from error
     raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
+
+
+def name_error(error: Exception) -> str:
+    """FFmpeg's errors without the path, which they begin with."""
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
 
 def _check_size(frame: VideoFrame, video: Video) -> None:

@@ -63,9 +63,8 @@ class Decoding:
 
 
 def count_engines(limits: Mapping[str, CodecLimits] | None) -> int:
-    """NVDEC's engines, 0 without limits. MJPEG counts only where it is alone: its engines may be other hardware."""
-    found = {codec: of_codec.engines for codec, of_codec in (limits or {}).items()}
-    return max((engines for codec, engines in found.items() if codec != "mjpeg"), default=found.get("mjpeg", 0))
+    """NVDEC's engines, 0 without limits."""
+    return max((of_codec.engines for of_codec in (limits or {}).values()), default=0)
 
 
 def find_nvdec(device: torch.device) -> dict[str, CodecLimits]:

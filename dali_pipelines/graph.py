@@ -9,17 +9,18 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from dali_pipelines.decoding import Decoding
+from dali_pipelines.excerpt import cut_excerpt
 from dali_pipelines.source import ClipSource
-from tgmae.types import ClipRequest
+from tgmae.types import ClipRequest, Video
 
 
 def read_samples(source: ClipSource, prefetch: int) -> Sequence[Any]:
     """Inside a graph: what the workers return for each sample (`ClipSource.__call__`)."""
     outputs: Sequence[Any] = fn.external_source(
-        source=source, num_outputs=6 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.UINT8]
+        source=source, num_outputs=8 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
+        dtype=[types.UINT8, *[types.INT32] * 3, types.FLOAT, types.FLOAT, types.INT32, types.UINT8]
         + [types.UINT8] * source.repeat,
-        ndim=[1, 1, 1, 2, 2, 1] + [4] * source.repeat, layout=[""] * 6 + ["FHWC"] * source.repeat,
+        ndim=[1, 1, 1, 1, 2, 2, 2, 1] + [4] * source.repeat, layout=[""] * 8 + ["FHWC"] * source.repeat,
     )  # fmt: skip
     return outputs
 
@@ -27,7 +28,7 @@ def read_samples(source: ClipSource, prefetch: int) -> Sequence[Any]:
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
 def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
     """R times clips uint8 [U, T, S, S, 3], then the error texts on the CPU."""
-    encoded, frames, native, cuts, flips, error, *decoded = read_samples(source, prefetch)
+    encoded, frames, order, native, cuts, colours, flips, error, *decoded = read_samples(source, prefetch)
     if native[0] == 1:
         video = fn.decoders.video(encoded, frames=frames, device="mixed" if use_nvdec else "cpu")
         if to_gpu and not use_nvdec:
@@ -39,6 +40,9 @@ def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> 
             )
             for repeat in range(source.repeat)
         ]  # fmt: skip
+        clips = [fn.sequence_rearrange(clip, new_order=order) for clip in clips]
+        if native[2] == 1:
+            clips = [fn.coord_transform(clip, M=colours, dtype=types.UINT8) for clip in clips]
         if native[1] == 1:
             clips = [fn.transpose(clip, perm=[0, 2, 1, 3], transpose_layout=False) for clip in clips]
     else:
@@ -62,9 +66,11 @@ def build_clips(source: ClipSource, decoding: Decoding, batch_size: int) -> Any:
     return pipeline
 
 
-def decode_alone(file: str, request: ClipRequest, decoding: Decoding) -> str | None:
-    """Why DALI's decoder fails on a clip of a file; None where it does not. Raises OSError where there is no file."""
-    sample = [np.fromfile(file, np.uint8)], [np.array(request.frames, np.int32)]
+def decode_alone(file: str, video: Video, request: ClipRequest, decoding: Decoding) -> str | None:
+    """Why DALI's decoder fails on a clip of a file; None where it does not. Raises NoExcerpt, DecodeError."""
+    distinct = sorted(set(request.frames))
+    excerpt = cut_excerpt(file, video, distinct)
+    sample = [excerpt.encoded], [np.array(distinct, np.int32) - excerpt.first]
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=decoding.device_id)  # type: ignore[untyped-decorator]
     def alone() -> Any:

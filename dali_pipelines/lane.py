@@ -8,6 +8,7 @@ from typing import Any
 
 from dali_pipelines.decode import DecodeError, decode_clips
 from dali_pipelines.decoding import Decoding
+from dali_pipelines.excerpt import NoExcerpt
 from dali_pipelines.graph import build_clips, decode_alone, short_reason
 from dali_pipelines.source import ClipSource
 from tgmae.types import BatchPlan, ClipRequest, VideoTable
@@ -105,9 +106,12 @@ class Lane:
         self._build()
 
     def _try_alone(self, request: ClipRequest) -> str | None:
+        videos, row = self.job.videos, request.row
         try:
-            return decode_alone(self.job.videos.file(request.row), request, self.job.decoding)
-        except OSError as error:  # gone since: the worker will say so
+            return decode_alone(videos.file(row), videos[row], request, self.job.decoding)
+        except NoExcerpt:  # DALI has never seen it
+            return None
+        except DecodeError as error:  # gone since: the worker will say so
             return str(error)
 
     def _is_readable(self, request: ClipRequest) -> bool:

@@ -12,7 +12,10 @@ from typing import Any
 
 LIBRARY = "libnvcuvid.so.1"  # comes with the driver
 # FFmpeg's names of what fn.decoders.video decodes on a GPU, and their numbers in cudaVideoCodec (NVIDIA's cuviddec.h).
-CODECS = {"mpeg4": 2, "h264": 4, "mjpeg": 5, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
+# DALI 2.4 takes every picture that NVDEC decodes for one that is shown and numbers them by the packets' time stamps.
+# That is wrong for AV1, whose packets hold pictures that are not shown, and for MPEG-4 in AVI, which packs two pictures
+# into a packet and stores no time stamps. It refuses MJPEG.
+CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10}
 _YUV420 = 1  # cudaVideoChromaFormat
 
 

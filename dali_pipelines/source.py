@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dali_pipelines.colours import colour_matrix
 from dali_pipelines.decode import DecodeError, decode_clips
+from dali_pipelines.excerpt import NoExcerpt, cut_excerpt
 from dali_pipelines.geometry import Orientation, coded_crop, orientation
 from dali_pipelines.nvdec import CodecLimits
 from tgmae.types import BatchPlan, ClipRequest, UnitPlan, Video, VideoTable
@@ -29,8 +31,8 @@ if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where
 # What fn.decoders.video of DALI 2.4 decodes on a CPU, without MJPEG: a damaged file of it may crash the process.
 CPU_CODECS = frozenset({"vp8", "vp9"})
 NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})  # 8 bits, 4:2:0: what `CodecLimits` is about
-# Bytes. DALI wants whole files in memory, those of several batches at once. PyAV seeks in the file and reads no more of
-# it than the clip takes.
+# Bytes. DALI is handed all packets from the keyframe before a clip on, at worst the whole file, and those of several
+# batches are in memory at once.
 LARGEST_FILE = 64 * 2**20
 _NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
 _NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
@@ -82,11 +84,14 @@ class ClipSource:
         """One decode for `_graph`.
 
         Returns
-          encoded  uint8: the file's bytes, for DALI to decode, or nothing (one byte)
-          frames   int32 [T]: their numbers
-          native   int32 [2]: 1 where DALI decodes; 1 where it must then swap rows and columns
+          encoded  uint8: an excerpt of the file, for DALI to decode, or nothing (one byte)
+          frames   int32 [D]: numbers in the excerpt of the distinct frames; DALI would start again for one that repeats
+          order    int32 [T]: which of them each of the clip's frames is
+          native   int32 [3]: 1 where DALI decodes; 1 where it must then swap rows and columns; 1 where it must then
+                   apply `colours`
           cuts     float32 [R, 6], for what DALI decodes: top, left, bottom, right in the coded picture; height and
                    width that this becomes, negative where it is turned over
+          colours  float32 [3, 3]: a matrix for red, green and blue (`colour_matrix`)
           flips    int32 [R, 2], for what is decoded here: top to bottom, left to right
           error    uint8: why the video could not be read, in UTF-8, or a zero
           decoded  R times uint8 [T, S, S, 3]: clips that want no more than their flips, or nothing (one pixel)
@@ -96,18 +101,23 @@ class ClipSource:
         video, file = self.videos[row], self.videos.file(row)
 
         encoded, decoded, error = _NO_BYTES, [_NO_PICTURE] * self.repeat, ""
-        native = self.is_native(row)
+        native, frames = self.is_native(row), requests[0].frames
+        distinct, first, colours = sorted(set(frames)), 0, None
         turns = [orientation(video, request.flip) for request in requests]
         transpose = turns[0].transpose  # the video's, whatever the flips
         try:
             if native:
-                encoded = np.fromfile(file, np.uint8)
-            else:
+                try:
+                    encoded, first, space = cut_excerpt(file, video, distinct)
+                    colours = colour_matrix(space)
+                except NoExcerpt:
+                    native = False
+            if not native:
                 clips = decode_clips(file, video, requests, self.size)
                 decoded = [clip.swapaxes(1, 2) if transpose else clip for clip in clips]
         except (DecodeError, OSError) as problem:
             native, error = False, str(problem)
-            decoded = [np.zeros((len(requests[0].frames), self.size, self.size, 3), np.uint8)] * self.repeat
+            decoded = [np.zeros((len(frames), self.size, self.size, 3), np.uint8)] * self.repeat
 
         crops = [coded_crop(video, request.crop) for request in requests]
         cuts = [
@@ -116,9 +126,11 @@ class ClipSource:
         ]
         return (
             encoded,
-            np.array(requests[0].frames, np.int32),
-            np.array([native, transpose], np.int32),
+            np.array(distinct, np.int32) - first,
+            np.searchsorted(distinct, frames).astype(np.int32),
+            np.array([native, transpose, colours is not None], np.int32),
             np.array(cuts, np.float32),
+            np.eye(3, dtype=np.float32) if colours is None else colours,
             np.array([[turn.flip_vertical, turn.flip_horizontal] for turn in turns], np.int32),
             np.frombuffer(error.encode() or b"\0", np.uint8),
             *decoded,

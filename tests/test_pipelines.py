@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import Colorspace
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
+from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.reference import ReferencePipeline
 from dali_pipelines.source import ClipSource
 from tests.videos import read_number, write_numbered
@@ -23,6 +27,7 @@ from tgmae.types import BatchPlan, ClipPipeline, ClipRequest, CropBox
 
 SIZE, NUM_FRAMES = 64, 8
 CUDA = torch.device("cuda", 0)
+ANY_SIZE = CodecLimits(engines=1, min_width=1, min_height=1, max_width=8192, max_height=8192, max_macroblocks=2**18)
 
 # Mean absolute difference of 8-bit values that the pipelines may show on smooth pictures, and its 99th percentile. They
 # differ in the order of resizing and colour conversion (FFmpeg resizes YUV, the reference resizes RGB).
@@ -288,6 +293,24 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return read_manifest(folder / "manifest.parquet")
 
 
+def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -> None:
+    """Excerpts, in which FFmpeg finds the frames that DALI is asked for."""
+    for manifest in (numbered, large):
+        requests = tuple(
+            request(manifest, row, tuple(min(number, manifest[row].num_frames - 1) for number in range(14, 30, 2)))
+            for row in range(len(manifest))
+        )
+        source = ClipSource(manifest, Plan(requests), SIZE, 1, dict.fromkeys(CODECS, ANY_SIZE), 0, 1, frozenset())
+        for row, wanted in enumerate(requests):
+            encoded, numbers, order, native, *_ = source(SampleInfo(0, row, 0, 0))
+            assert native[0] == source.is_native(row), manifest[row].path
+            if native[0]:
+                with av.open(io.BytesIO(encoded.tobytes()), "r") as container:
+                    pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+                upright = [np.rot90(pictures[number], -manifest[row].rotation // 90) for number in numbers]
+                assert tuple(read_number(upright[place]) for place in order) == wanted.frames  # type: ignore[arg-type]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("repeat", [1, 2])
 def test_gpu_decoding_agrees(numbered: Manifest, large: Manifest, repeat: int) -> None:
@@ -393,6 +416,48 @@ def test_gpu_decoding_survives_damaged_files(tmp_path: Path, how: str) -> None:
             assert tuple(read_number(picture) for picture in damaged[place].numpy()) == frames
             # PyAV may have taken over all videos of a batch, if DALI decodes each of them alone.
             assert (damaged[place].float() - clean[place].float()).abs().mean() < 2 * MEAN_TOLERANCE
+
+
+def write_coloured(file: Path, codec: str, tag: str) -> None:
+    """Four colours from left to right, converted as the tag says."""
+    picture = np.zeros((192, 256, 3), np.uint8)
+    for place, colour in enumerate(((190, 60, 50), (50, 180, 60), (60, 50, 190), (180, 140, 110))):
+        picture[:, 64 * place : 64 * (place + 1)] = colour
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"crf": "10", "b": "0"})
+        stream.width, stream.height, stream.pix_fmt = 256, 192, "yuv420p"
+        stream.codec_context.colorspace = Colorspace[tag]
+        for _ in range(20):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace[tag]
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def check_colours(folder: Path, codec: str, device: torch.device, decode: str) -> None:
+    for tag in ("ITU709", "ITU601"):
+        write_coloured(folder / f"{tag}.webm", codec, tag)
+    index_folder(folder, folder / "m.parquet", num_workers=1)
+    manifest = read_manifest(folder / "m.parquet")
+    plan = Plan(tuple(request(manifest, row, tuple(range(8)), flip=bool(row)) for row in range(2)))
+    pipeline = DaliPipeline(manifest, plan, DataConfig(decode=decode), SIZE, device=device)  # type: ignore[arg-type]
+    samples = [pipeline.lanes[0].source(SampleInfo(0, row, 0, 0)) for row in range(2)]
+    assert [sample[3].tolist() for sample in samples] == [[1, 0, 0], [1, 0, 1]]
+    found, truth = run(pipeline).cpu(), run(ReferencePipeline(manifest, plan, SIZE))
+    places = torch.arange(8, SIZE, 16)  # the middles of the colours
+    difference = found[..., places, :].int() - truth[..., places, :].int()
+    assert difference.abs().max() <= 4
+
+
+def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
+    """BT.709 read as BT.601 would be 22 levels off."""
+    check_colours(tmp_path, "libvpx-vp9", torch.device("cpu"), "auto")
+
+
+@pytest.mark.gpu
+def test_gpu_colours_are_those_of_the_tags(tmp_path: Path) -> None:
+    check_colours(tmp_path, "libvpx-vp9", CUDA, "gpu")
 
 
 def test_a_flip_is_exactly_that(numbered: Manifest) -> None:
