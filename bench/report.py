@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table as RichTable
 from tqdm import tqdm
 
 RESULTS = Path(__file__).with_name("results")
@@ -103,6 +101,12 @@ def measure(
 def print_table(table: Table) -> None:
     """Median (lowest to highest), the median ratio, and the facts of every row."""
     plain = table.to_dict()
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:  # a borrowed interpreter may lack it
+        print(markdown(plain))
+        return
     facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
     shown = RichTable(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
     shown.add_column("")
@@ -211,19 +215,13 @@ def device_name(device: torch.device | None) -> str:
 
 def environment() -> dict[str, Any]:
     """Commit, date, machine and versions."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
-        return done.stdout.strip()
-
     cpus = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *map(_shorten, sys.argv[1:])]),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + ("+changes" if git("status", "--porcelain", "-uno", "--", ":!results") else ""),
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
@@ -231,6 +229,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _commit() -> str:
+    """With "+changes" where other tracked files than results differ; "not known" without git or a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=True)
+        return done.stdout.strip()
+
+    try:
+        changes = "+changes" * bool(git("status", "--porcelain", "-uno", "--", ":!results"))
+        return git("rev-parse", "--short", "HEAD") + changes
+    except (OSError, subprocess.CalledProcessError):
+        return "not known"
 
 
 def _driver() -> str:
