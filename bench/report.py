@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.chips import short_name
+
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
 
@@ -207,10 +209,7 @@ def source_name(manifest: Path) -> str:
 
 def device_name(device: torch.device | None) -> str:
     """cpu, or a GPU's name as part of a file name: h200."""
-    if device is None or device.type == "cpu":
-        return "cpu"
-    words = torch.cuda.get_device_name(device).lower().split()
-    return next((word for word in words if any(c.isdigit() for c in word)), words[-1])
+    return "cpu" if device is None or device.type == "cpu" else short_name(torch.cuda.get_device_name(device))
 
 
 def environment() -> dict[str, Any]:

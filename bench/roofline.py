@@ -24,14 +24,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.chips import FULL_HD, Chip, find_chip
+from bench.chips import FULL_HD, Chip, find_chip, short_name
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
-from bench.report import RESULTS, Row, Table, device_name, environment, markdown, print_table, source_name
+from bench.report import RESULTS, Row, Table, environment, markdown, print_table, source_name
 from bench.traffic import count_traffic
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST
-from tgmae.distributed import choose_device
 from tgmae.manifest import read_manifest
 from tgmae.presets import PRESETS
 
@@ -171,8 +170,7 @@ def run(options: Options) -> None:
     step = step_stages(config, options.ratio, options.batch)
     assert tuple(stage.name for stage in step) == STEP
     target = target_clips_s(step, chip)
-    # Of the GPU at hand as the other reports are called.
-    device = chip.name.lower().replace(" ", "-") if options.gpu else device_name(choose_device("auto"))
+    device = short_name(chip.name)  # as the other reports of such a GPU are called
     reached = find_reached(load_reports(RESULTS, device, options.since), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
     what = f"γ {options.ratio}, batch {options.batch}, {chip.name}"

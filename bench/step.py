@@ -18,7 +18,6 @@ not fit the GPU's memory is left out and named.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
+from bench.chips import find_chip
 from bench.report import Row, Table, first_line, measure, now, save_report, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
@@ -45,11 +45,6 @@ from tgmae.readback import Readback
 from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 
-# Dense bfloat16 TFLOP/s without sparsity, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
-PEAKS = {
-    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200 NVL": 835.0, "H200": 989.0, "B200": 2250.0,
-    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0,
-}  # fmt: skip
 MATMUL = "matrix product"
 Mode = Literal["plain", "compiled", "graph", "compiled graph"]
 
@@ -216,10 +211,11 @@ def matmul_ceiling(device: torch.device) -> float:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """The data sheet's dense bfloat16 figure; None for what `PEAKS` does not know, and for a CPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    words = set(re.split(r"[\s-]+", name))  # NVIDIA A100-SXM4-80GB
-    return next((peak for part, peak in PEAKS.items() if set(part.split()) <= words), None)
+    """The data sheet's dense bfloat16 figure; None for a GPU that bench/chips.py does not know, and for a CPU."""
+    try:
+        return find_chip(torch.cuda.get_device_name(device)).tensor_tflops if device.type == "cuda" else None
+    except ValueError:
+        return None
 
 
 def measure_cases(title: str, cases: Sequence[Case], options: Options, device: torch.device) -> Table:
@@ -249,6 +245,8 @@ def measure_cases(title: str, cases: Sequence[Case], options: Options, device: t
     rows = [Row(case.name, found[case.name], _facts(case, found[case.name], limit, device)) for case in fitting]
     rows.append(Row(MATMUL, found[MATMUL]))
     prepared = "; ".join(f"{name}: {trainer.prepare_s:.1f} s" for name, trainer in trainers.items())
+    if device.type == "cuda" and peak_tflops(device) is None:
+        left_out.append(f"of peak is left out: no figure is known for {torch.cuda.get_device_name(device)}")
     return Table(
         title, "TFLOP/s", rows, limit=limit, note="\n".join([f"until the first step was done: {prepared}", *left_out])
     )
