@@ -60,15 +60,16 @@ class Table:
         base = next((row.values for row in self.rows if row.name == self.relative_to), None)
         rows = []
         for row in self.rows:
-            plain: dict[str, Any] = {"name": row.name, **_summary(row.values), **row.facts, "values": list(row.values)}
+            plain: dict[str, Any] = {"name": row.name, **spread_of(row.values), **row.facts, "values": list(row.values)}
             if base is not None:
                 ratios = [a / b for a, b in zip(row.values, base, strict=True)]
-                plain["ratio"] = {"to": self.relative_to, **_summary(ratios)}
+                plain["ratio"] = {"to": self.relative_to, **spread_of(ratios)}
             rows.append(plain)
         return {"title": self.title, "unit": self.unit, "limit": self.limit, "note": self.note, "rows": rows}
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 

@@ -27,6 +27,7 @@ import tyro
 from bench.chips import FULL_HD, Chip, find_chip, short_name
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
+from bench.gpu_targets import STEP_SHARE
 from bench.report import RESULTS, Row, Table, environment, markdown, print_table, source_name
 from bench.traffic import count_traffic
 from tgmae.cli.train import provide_demo
@@ -34,7 +35,6 @@ from tgmae.config import DEMO_MANIFEST
 from tgmae.manifest import read_manifest
 from tgmae.presets import PRESETS
 
-TARGET = 0.45  # of the tensor cores' peak, in matrix products of the step
 NOT_RUN = "not run"
 
 
@@ -66,7 +66,7 @@ def _percent(share: float) -> str:
 def target_clips_s(stages: Sequence[Stage], chip: Chip) -> float:
     """Clips/s of a step whose matrix products keep the tensor cores as busy as the target says."""
     (products,) = (stage.operations for stage in stages if stage.name == "matrix products")
-    return TARGET * chip.tensor_tflops * 1e12 / products
+    return STEP_SHARE * chip.tensor_tflops * 1e12 / products
 
 
 def stage_table(
@@ -115,7 +115,7 @@ def binding_table(
             "reached": reached.get(name, NOT_RUN),
         }
         rows.append(Row(name, [limit], facts))
-    note = f"The target is {TARGET:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
+    note = f"The target is {STEP_SHARE:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
     return Table(title, "clips/s", rows, note=note)
 
 
