@@ -23,7 +23,7 @@ import tyro
 from nvidia.dali import fn, pipeline_def
 
 from bench.gpu_targets import LOADER_CLIPS_S
-from bench.report import Row, Table, measure, source_name, write_report
+from bench.report import Row, Table, measure, run_from_shell, source_name, write_report
 from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.source import ClipSource
@@ -94,7 +94,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

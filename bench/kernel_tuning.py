@@ -10,17 +10,15 @@ edit kernels/launch.py. Writes bench/results/kernel_tuning.<GPU>.json.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import tyro
 from torch import Tensor
 
 from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
-from bench.report import Row, Table, first_line, measure, write_report
+from bench.report import Row, Table, first_line, measure, run_from_shell, write_report
 from kernels.launch import Launch, block_of_values, whole_block
 from tgmae.config import ModelConfig
 from tgmae.distributed import choose_device
@@ -132,10 +130,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    try:
-        run(tyro.cli(Options, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"bench.kernel_tuning: {error}")
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

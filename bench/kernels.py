@@ -27,7 +27,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, run_from_shell, write_report
 from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel, gather_tokens_reference
 from kernels.launch import Launch
 from kernels.masked_mse import masked_mse_kernel, masked_mse_reference
@@ -224,7 +224,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

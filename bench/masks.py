@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.report import Row, Table, measure, now, write_report
+from bench.report import Row, Table, measure, now, run_from_shell, write_report
 from bench.step import MATMUL, Case, Trainer, matmul_ceiling
 from engines.clip import load_clip
 from tgmae.attention import choose_attention
@@ -154,7 +154,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import tyro
 from tqdm import tqdm
 
 from bench.chips import short_name
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,14 @@ def measure(
                 bar.update()
             after_round(found)
     return found
+
+
+def run_from_shell(run: Callable[[Options], None], options: type[Options], description: str | None) -> None:
+    """Parse the command line and run; what its user can mend ends with one line and exit status 1."""
+    try:
+        run(tyro.cli(options, description=description))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"{_command()}: {error}")
 
 
 def print_table(table: Table) -> None:
@@ -220,7 +230,7 @@ def environment() -> dict[str, Any]:
     ]
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *map(_shorten, sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", _command(), *map(_shorten, sys.argv[1:])]),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
@@ -229,6 +239,10 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _command() -> str:
+    return f"bench.{Path(sys.argv[0]).stem}"
 
 
 def _commit() -> str:

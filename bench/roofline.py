@@ -15,7 +15,6 @@ manifest or its folder, and prints the tables in Markdown as well.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from bench.chips import FULL_HD, Chip, find_chip, short_name
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
 from bench.gpu_targets import STEP_SHARE
-from bench.report import RESULTS, Row, Table, environment, markdown, print_table, source_name
+from bench.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
 from bench.traffic import count_traffic
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST
@@ -213,10 +212,7 @@ def draw(stages: Sequence[Stage], chip: Chip, reached: dict[str, float], path: P
 
 
 def main() -> None:
-    try:
-        run(tyro.cli(Options, description=__doc__))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"bench.roofline: {error}")
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

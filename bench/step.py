@@ -25,7 +25,6 @@ from functools import cache, partial
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
 from bench.chips import find_chip
-from bench.report import Row, Table, first_line, measure, now, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, run_from_shell, save_report, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
@@ -297,6 +296,8 @@ def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[
 
 def run(options: Options) -> None:
     device = choose_device("auto")
+    if options.modes and device.type != "cuda":
+        raise ValueError("--modes needs a CUDA device: it measures --compile and --cuda-graph")
     name = "step_modes" if options.modes else "step"
     tables, headline = [], {}
     for title, cases in plan_tables(options, device):
@@ -310,7 +311,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

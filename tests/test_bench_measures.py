@@ -311,6 +311,13 @@ def test_peaks_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step.peak_tflops(torch.device("cpu")) is None
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="has a GPU")
+def test_modes_need_a_gpu(results: Path) -> None:
+    with pytest.raises(ValueError, match="--modes needs a CUDA device"):
+        step.run(step.Options(modes=("plain", "compiled")))
+    assert not results.exists()
+
+
 def test_step_runs_through(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.PRESETS, "demo", replace(step.PRESETS["demo"], batch_size=2, device_batch_size=2))
     step.run(step.Options(rounds=1, steps=1, ratios=(0.9, 0.6), large=False))
