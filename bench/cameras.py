@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report import Row, Table, run_from_shell, write_report
+from bench.report import Row, Table, run_from_shell, save_report, write_report
 from tgmae.config import InputConfig, MaskKind
 from tgmae.distributed import choose_device
 from tgmae.manifest import Manifest, read_manifest
@@ -81,13 +81,14 @@ def judge_camera(folder: Path, manifest: Manifest, options: Options) -> list[Row
 
 
 def run(options: Options) -> None:
-    tables = []
+    tables, device = [], choose_device("auto")
     for camera in get_args(Camera):
         folder = options.work_dir / f"camera-{camera}"
         manifest = prepare(folder, camera, options.clips)
         rows = judge_camera(folder, manifest, options)
         tables.append(Table(f"{camera} camera, ratio {options.ratio}", "share of the object masked", rows))
-    write_report("cameras", tables, device=choose_device("auto"), results={"clips": options.clips})
+        save_report("cameras", tables, None, device)
+    write_report("cameras", tables, device=device, results={"clips": options.clips})
 
 
 def main() -> None:

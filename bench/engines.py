@@ -35,7 +35,7 @@ import tyro
 from torch import Tensor
 
 from bench.data import Engine, make_random_clip, make_random_student
-from bench.report import Row, Table, first_line, measure, now, run_from_shell, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
 from bench.step import MATMUL, matmul_ceiling
 from engines.clip import Clip, load_clip
 from engines.features import Features, make_features
@@ -156,11 +156,11 @@ class Opened:
 def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: Setting, options: Options) -> Table:
     """clips/s of each case, and of a matrix product in the same rounds."""
     opened, left_out = {}, []
-    for case in cases:
+    for name, case in prepare_each({case.name: case for case in cases}, f"opening, {title}"):
         try:
-            opened[case.name] = Opened(case, scorer, setting)
+            opened[name] = Opened(case, scorer, setting)
         except (ValueError, RuntimeError, ImportError) as error:  # no such engine; no memory; no kernel
-            left_out.append(f"left out: {case.name} ({first_line(error)})")
+            left_out.append(f"left out: {name} ({first_line(error)})")
     work: dict[str, Callable[[], float]] = {
         name: partial(one.clips_per_s, options.seconds) for name, one in opened.items()
     }

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ from bench.chips import short_name
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
 Options = TypeVar("Options")
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,14 @@ def measure(
                 bar.update()
             after_round(found)
     return found
+
+
+def prepare_each(cases: Mapping[str, Case], description: str) -> Iterator[tuple[str, Case]]:
+    """Each with its name, under a bar that says which is under way."""
+    with tqdm(cases.items(), desc=description, leave=False) as bar:
+        for name, case in bar:
+            bar.set_postfix_str(name)
+            yield name, case
 
 
 def run_from_shell(run: Callable[[Options], None], options: type[Options], description: str | None) -> None:

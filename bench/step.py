@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
 from bench.chips import find_chip
-from bench.report import Row, Table, first_line, measure, now, run_from_shell, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
@@ -223,21 +223,21 @@ def measure_cases(title: str, cases: Sequence[Case], options: Options, device: t
     trainers: dict[str, Trainer] = {}  # by mode; a graph is of one case only
     work: dict[str, Callable[[], float]] = {}
     fitting = []
-    for case in cases:
-        key = case.name if "graph" in case.mode else case.mode
+    for name, case in prepare_each({case.name: case for case in cases}, f"preparing, {title}"):
+        key = name if "graph" in case.mode else case.mode
         try:
             if key not in trainers:
                 trainers[key] = Trainer(case, largest, device)
             if device.type == "cuda":  # unmeasured: memory, libraries, compilation
                 trainers[key].run(case)
         except RuntimeError as error:  # memory; no such attention on this GPU; no compiler
-            if trainer := trainers.pop(key, None) if key == case.name else trainers.get(key):
+            if trainer := trainers.pop(key, None) if key == name else trainers.get(key):
                 trainer.step.training.optimizer.zero_grad(set_to_none=True)
-            left_out.append(f"left out: {case.name} ({first_line(error)})")
+            left_out.append(f"left out: {name} ({first_line(error)})")
             continue
         case.forget()
         fitting.append(case)
-        work[case.name] = partial(trainers[key].run, case)
+        work[name] = partial(trainers[key].run, case)
     work[MATMUL] = partial(matmul_ceiling, device)
     found = measure(work, options.rounds, title)
     limit = statistics.median(found[MATMUL])
