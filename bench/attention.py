@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import tyro
 
-from bench.report import Row, Table, measure, save_report, write_report
+from bench.report import Row, Table, measure, run_from_shell, save_report, write_report
 from tgmae.attention import Backend, attend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
@@ -80,8 +79,8 @@ def available_attention(device: torch.device) -> list[Backend]:
     return found
 
 
-def main() -> None:
-    options, device, model = tyro.cli(Options, description=__doc__), choose_device("auto"), ModelConfig()
+def run(options: Options) -> None:
+    device, model = choose_device("auto"), ModelConfig()
     on_gpu = device.type == "cuda"
     backends = available_attention(device)
     shapes = {}
@@ -101,6 +100,10 @@ def main() -> None:
         if "xformers" in backends:
             operators[title] = chosen_operator(inputs)
     write_report("attention", tables, {"xformers chose (forward, backward)": operators} if operators else None, device)
+
+
+def main() -> None:
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

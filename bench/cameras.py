@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from bench.report import Row, Table, write_report
+from bench.report import Row, Table, run_from_shell, save_report, write_report
 from tgmae.config import InputConfig, MaskKind
 from tgmae.distributed import choose_device
 from tgmae.manifest import Manifest, read_manifest
@@ -81,15 +80,19 @@ def judge_camera(folder: Path, manifest: Manifest, options: Options) -> list[Row
     return rows
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    tables = []
+def run(options: Options) -> None:
+    tables, device = [], choose_device("auto")
     for camera in get_args(Camera):
         folder = options.work_dir / f"camera-{camera}"
         manifest = prepare(folder, camera, options.clips)
         rows = judge_camera(folder, manifest, options)
         tables.append(Table(f"{camera} camera, ratio {options.ratio}", "share of the object masked", rows))
-    write_report("cameras", tables, device=choose_device("auto"), results={"clips": options.clips})
+        save_report("cameras", tables, None, device)
+    write_report("cameras", tables, device=device, results={"clips": options.clips})
+
+
+def main() -> None:
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

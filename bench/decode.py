@@ -41,7 +41,7 @@ import tyro
 
 from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
 from bench.gpu_watch import GpuWatch
-from bench.report import Row, Table, first_line, measure, save_report, source_name, write_report
+from bench.report import Row, Table, first_line, measure, run_from_shell, save_report, source_name, write_report
 from dali_pipelines.decoding import choose_decoding
 from dali_pipelines.source import dali_decodes
 from tgmae.cli.train import provide_demo
@@ -287,7 +287,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

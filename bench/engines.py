@@ -35,14 +35,15 @@ import tyro
 from torch import Tensor
 
 from bench.data import Engine, make_random_clip, make_random_student
-from bench.report import Row, Table, first_line, measure, now, save_report, write_report
+from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
 from bench.step import MATMUL, matmul_ceiling
 from engines.clip import Clip, load_clip
 from engines.features import Features, make_features
+from engines.student import load_student
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
 from tgmae.distributed import choose_device
-from tgmae.manifest import read_manifest
+from tgmae.manifest import Manifest, read_manifest
 from tgmae.presets import PRESETS
 from tgmae.scoring.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
 from tgmae.scoring.captions import require_captions
@@ -155,11 +156,11 @@ class Opened:
 def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: Setting, options: Options) -> Table:
     """clips/s of each case, and of a matrix product in the same rounds."""
     opened, left_out = {}, []
-    for case in cases:
+    for name, case in prepare_each({case.name: case for case in cases}, f"opening, {title}"):
         try:
-            opened[case.name] = Opened(case, scorer, setting)
+            opened[name] = Opened(case, scorer, setting)
         except (ValueError, RuntimeError, ImportError) as error:  # no such engine; no memory; no kernel
-            left_out.append(f"left out: {case.name} ({first_line(error)})")
+            left_out.append(f"left out: {name} ({first_line(error)})")
     work: dict[str, Callable[[], float]] = {
         name: partial(one.clips_per_s, options.seconds) for name, one in opened.items()
     }
@@ -191,10 +192,8 @@ def plan_cases(device: torch.device) -> list[Case]:
     ]  # fmt: skip
 
 
-def agreement_table(options: Options, folder: Path, device: torch.device) -> Table:
+def agreement_table(options: Options, manifest: Manifest, folder: Path, device: torch.device) -> Table:
     """Masks of every precision against those of float32, scorer by scorer."""
-    provide_demo(options.manifest)
-    manifest, _ = require_captions(read_manifest(options.manifest), "label")
     demo = PRESETS["demo"]
     seen = InputConfig(model=demo.model, data=demo.data, mask=MaskConfig(kind="tube"))
     batches = load_clips(seen, manifest, options.clips, 16, device)
@@ -234,6 +233,12 @@ def agreement_table(options: Options, folder: Path, device: torch.device) -> Tab
 def run(options: Options) -> None:
     device = choose_device("auto")
     on_cuda = device.type == "cuda"
+    # What can be wrong with files shows before a report is overwritten.
+    provide_demo(options.manifest)
+    manifest, _ = require_captions(read_manifest(options.manifest), "label")
+    if options.student:
+        tiny = load_clip(ClipConfig(model="shapes"))
+        load_student(options.student, tiny.fingerprint, PRESETS["demo"].model.patch_size)
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -242,25 +247,26 @@ def run(options: Options) -> None:
         setting = Setting(clip, preset.model, preset.mask.frames_per_tubelet, folder, device)
         make_random_student(setting.student, clip, preset.model.patch_size)
         what = "ViT-B/32, 16×224²" if on_cuda else "the tiny CLIP, 8×96²"
-        for scorer in SCORERS:
-            tables.append(speed_table(f"{scorer}, {what}", plan_cases(device), scorer, setting, options))
-            save_report("engines", tables, None, device)
+        planned = [(f"{scorer}, {what}", plan_cases(device), scorer) for scorer in SCORERS]
         if on_cuda:
             cases = [Case(batch=size, graph=graph) for size in PASS_SIZES for graph in (True, False)]
-            tables.append(speed_table(f"patch by size of pass, {what}", cases, "patch", setting, options))
-        tables.append(agreement_table(options, folder, device))
+            planned.append((f"patch by size of pass, {what}", cases, "patch"))
+        for title, cases, scorer in planned:
+            tables.append(speed_table(title, cases, scorer, setting, options))
+            save_report("engines", tables, None, device)
+        tables.append(agreement_table(options, manifest, folder, device))
     headline = {}
     for table in tables[:-1]:
-        best = max(table.rows, key=lambda row: median(row.values))
-        share = float(best.facts["of limit"])
-        headline[table.title] = f"{best.name}: {median(best.values):.3g} clips/s, {share:.0%} of the limit"
+        if best := max(table.rows, key=lambda row: median(row.values), default=None):
+            share = float(best.facts["of limit"])
+            headline[table.title] = f"{best.name}: {median(best.values):.3g} clips/s, {share:.0%} of the limit"
     for row in tables[-1].rows:
         headline[f"agreement, {row.name}"] = f"{row.values[0]:.4f}"
     write_report("engines", tables, headline, device)
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

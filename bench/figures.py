@@ -16,14 +16,14 @@ Reports = Mapping[str, Mapping[str, Any]]  # by name, without the device
 
 
 def load_reports(folder: Path, chip: str, since: float = 0.0) -> dict[str, dict[str, Any]]:
-    """What bench/results holds of a chip: step.h200.json for h200, step.a100-sxm4-80gb.json for a100.
+    """What bench/results holds of a chip, by its `short_name`: step.h200.json for h200, and not step.h200-nvl.json.
 
     since   leaves out what was written before, in seconds since 1970
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
         name, _, device = path.stem.rpartition(".")
-        if (device == chip or device.startswith(f"{chip}-")) and path.stat().st_mtime >= since:
+        if device == chip and path.stat().st_mtime >= since:
             try:
                 content = json.loads(path.read_text())
             except ValueError:  # a benchmark that was stopped while it wrote

@@ -26,7 +26,7 @@ import tyro
 
 from bench.gpu_targets import judge, memory_markdown, peak_memory, targets_markdown
 from bench.gpu_watch import GpuWatch
-from bench.report import RESULTS, device_name, environment, markdown
+from bench.report import RESULTS, device_name, environment, markdown, run_from_shell
 from tgmae.cli.train import provide_demo
 from tgmae.compact import CompactConfig, compact
 from tgmae.config import DEMO_MANIFEST
@@ -272,14 +272,15 @@ def run(options: Options) -> bool:
     return all(outcome.status == "ok" for outcome in outcomes)
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def run_on_gpu(options: Options) -> None:
     if not torch.cuda.is_available():
-        sys.exit("bench.gpu: torch sees no CUDA device; the benchmarks of a CPU are: make bench")
-    try:
-        sys.exit(0 if run(options) else 1)
-    except ValueError as error:
-        sys.exit(f"bench.gpu: {error}")
+        raise ValueError("torch sees no CUDA device; the benchmarks of a CPU are: make bench")
+    if not run(options):
+        sys.exit(1)
+
+
+def main() -> None:
+    run_from_shell(run_on_gpu, Options, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from bench.figures import Reports, best, find_rows, values
 
 KERNELS = ("gather_tokens", "masked_mse forward", "masked_mse backward")  # top-k moves too little to be memory-bound
+LOADER_CLIPS_S = 5 * 171  # five times what SPDL publishes for a GPU: 1,368 clips/s of K400 on eight H100, by NVDEC
+STEP_SHARE = 0.45  # of the tensor cores' peak, in matrix products of the step
 OWN_RATIOS, ONE_RATIO = "^training, .*own ratios$", r"^training, .*γ 0\.\d+$"
 
 
@@ -48,12 +50,12 @@ TARGETS = (
     Target("end to end by the ceiling, tgm cached, γ .6", "≥", 0.95, "%",
            lambda reports: best(find_rows(reports, "train", OWN_RATIOS, "^tgm cached,"), "of ceiling")),
     Target("wall clock of TGM (cached) by MGM, one ratio", "≤", 1.03, "", _wall_clock),
-    Target("step by the data sheet's peak, γ .6, batch 64, as train.py runs it by default", "≥", 0.45, "%",
+    Target("step by the data sheet's peak, γ .6, batch 64, as train.py runs it by default", "≥", STEP_SHARE, "%",
            lambda reports: best(find_rows(reports, "step", "by mask ratio$", "^γ 0.6,"), "of peak")),
-    Target("the same compiled, captured, or both", "≥", 0.45, "%",
+    Target("the same compiled, captured, or both", "≥", STEP_SHARE, "%",
            lambda reports: best(find_rows(reports, "step_modes", "ViT-B", "compiled|graph"), "of peak")),
     *(Target(f"{name} by copy bandwidth, 64 clips, γ .6", "≥", 0.8, "%", _kernel(name)) for name in KERNELS),
-    Target("loader, the manifest given", "≥", 855, "clips/s",
+    Target("loader, the manifest given", "≥", LOADER_CLIPS_S, "clips/s",
            lambda reports: best(find_rows(reports, "loader.*", "^loaders", "^dali$"))),
     Target("SSv2, 200 epochs, tgm cached, γ .6", "≤", 11, "h", _hours),
 )  # fmt: skip

@@ -10,17 +10,15 @@ edit kernels/launch.py. Writes bench/results/kernel_tuning.<GPU>.json.
 from __future__ import annotations
 
 import statistics
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import tyro
 from torch import Tensor
 
 from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
-from bench.report import Row, Table, first_line, measure, write_report
+from bench.report import Row, Table, first_line, measure, prepare_each, run_from_shell, save_report, write_report
 from kernels.launch import Launch, block_of_values, whole_block
 from tgmae.config import ModelConfig
 from tgmae.distributed import choose_device
@@ -75,31 +73,25 @@ def _result(inputs: Inputs, operation: str, on_kernel: bool, launch: Launch) -> 
     return [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
 
 
-def tune(
-    size: Size, rounds: int, repeats: int, copy_mib: int, device: torch.device
-) -> tuple[list[Table], dict[str, str]]:
-    """A table a kernel, and which launch was best."""
+def tune(size: Size, rounds: int, repeats: int, copy_mib: int, device: torch.device) -> Iterator[tuple[Table, str]]:
+    """Kernel by kernel its table, and which launch was best."""
     inputs = Inputs(size, device)
     source, target = (torch.ones(copy_mib * 2**20, dtype=torch.uint8, device=device) for _ in range(2))
-    tables, headline = [], {}
     for operation in OPERATIONS:
         tried = launches(operation, size.model)
         wrong: list[str] = []
         work: dict[str, Callable[[], object]] = {COPY: partial(target.copy_, source)}
-        for launch in tried:
+        for name, launch in prepare_each({name_of(launch): launch for launch in tried}, f"checking, {operation}"):
             try:
                 check(operation, inputs, launch)
             except Exception as error:  # another result, or whatever the compiler says; the others go on
-                wrong.append(f"{name_of(launch)} is out: {first_line(error)}")
+                wrong.append(f"{name} is out: {first_line(error)}")
             else:
-                work[name_of(launch)] = inputs.operation(operation, True, launch)
+                work[name] = inputs.operation(operation, True, launch)
         timed = {name: partial(seconds_of, run, target, repeats) for name, run in work.items()}
         seconds = measure(timed, rounds, operation)
         copied = seconds.pop(COPY)
-        table, best = _table(operation, size, seconds, copied, 2 * target.nbytes, name_of(tried[0]), wrong)
-        tables.append(table)
-        headline[f"{operation}, {size.name}"] = best
-    return tables, headline
+        yield _table(operation, size, seconds, copied, 2 * target.nbytes, name_of(tried[0]), wrong)
 
 
 def _table(
@@ -114,7 +106,7 @@ def _table(
         facts: dict[str, float | str] = {"of copy": statistics.median(rates), "": "now" if name == now else ""}
         rows.append(Row(name, [1e6 * spent for spent in seconds[name]], facts))
     if not rows:
-        return Table(operation, "µs", [], note="\n".join(wrong)), "no launch works"
+        return Table(f"{operation}, {size.name}", "µs", [], note="\n".join(wrong)), "no launch works"
     best = rows[0].name
     gain = f"{medians[now] / medians[best]:.3g} times as fast as now ({now})" if now in medians else f"{now} is out"
     said = f"best is {best}, {'as now' if best == now else gain}"
@@ -127,15 +119,17 @@ def run(options: Options) -> None:
     if device.type != "cuda":
         raise ValueError("this needs a CUDA device: it times the kernels, and a CPU takes their references")
     size = Size("64 clips 16×224², γ 0.6", PRESETS["ssv2"].model, 64, 0.6, torch.bfloat16)
-    tables, headline = tune(size, options.rounds, options.repeats, options.copy_mib, device)
+    tables: list[Table] = []
+    headline: dict[str, str] = {}
+    for table, best in tune(size, options.rounds, options.repeats, options.copy_mib, device):
+        tables.append(table)
+        headline[table.title] = best
+        save_report("kernel_tuning", tables, headline, device)
     write_report("kernel_tuning", tables, headline, device)
 
 
 def main() -> None:
-    try:
-        run(tyro.cli(Options, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"bench.kernel_tuning: {error}")
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

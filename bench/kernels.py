@@ -27,7 +27,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench.report import Row, Table, measure, write_report
+from bench.report import Row, Table, measure, run_from_shell, save_report, write_report
 from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel, gather_tokens_reference
 from kernels.launch import Launch
 from kernels.masked_mse import masked_mse_kernel, masked_mse_reference
@@ -218,13 +218,14 @@ def run(options: Options) -> None:
         headline[f"{operation}, {table.rows[0].name}"] = (
             f"{first['µs']:,.0f} µs, {first['of copy']:.2g} of copy bandwidth, {first['× reference']:.3g} × reference"
         )
+        save_report("kernels", tables, headline, device)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     write_report("kernels", tables, headline, device)
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

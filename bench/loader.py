@@ -39,7 +39,7 @@ import pyarrow.compute as pc
 import tyro
 
 from bench.loader_stages import stage_table, time_stages
-from bench.report import Row, Table, measure, now, source_name, write_report
+from bench.report import Row, Table, measure, now, run_from_shell, source_name, write_report
 from bench.videomae_loader import (
     INSTALL_DECORD,
     Decoder,
@@ -277,5 +277,9 @@ def _table(
     return Table(title, "clips/s", rows, relative_to, note=note)
 
 
+def main() -> None:
+    run_from_shell(run, Options, __doc__)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Options, description=__doc__))
+    main()

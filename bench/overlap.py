@@ -32,7 +32,7 @@ import tyro
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.masks import WITH_CLIP
-from bench.report import Row, Table, measure, now, write_report
+from bench.report import Row, Table, measure, now, run_from_shell, write_report
 from bench.step import make_step
 from tgmae.config import DEMO_MANIFEST, InputConfig, MaskConfig
 from tgmae.distributed import choose_device
@@ -201,7 +201,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

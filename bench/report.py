@@ -15,19 +15,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.table import Table as RichTable
+import tyro
 from tqdm import tqdm
+
+from bench.chips import short_name
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "nvidia-dali-cuda130", "av", "numpy", "xformers", "triton", "tensorrt", "onnxruntime", "decord")
+Options = TypeVar("Options")
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,16 @@ class Table:
         base = next((row.values for row in self.rows if row.name == self.relative_to), None)
         rows = []
         for row in self.rows:
-            plain: dict[str, Any] = {"name": row.name, **_summary(row.values), **row.facts, "values": list(row.values)}
+            plain: dict[str, Any] = {"name": row.name, **spread_of(row.values), **row.facts, "values": list(row.values)}
             if base is not None:
                 ratios = [a / b for a, b in zip(row.values, base, strict=True)]
-                plain["ratio"] = {"to": self.relative_to, **_summary(ratios)}
+                plain["ratio"] = {"to": self.relative_to, **spread_of(ratios)}
             rows.append(plain)
         return {"title": self.title, "unit": self.unit, "limit": self.limit, "note": self.note, "rows": rows}
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
@@ -100,9 +104,31 @@ def measure(
     return found
 
 
+def prepare_each(cases: Mapping[str, Case], description: str) -> Iterator[tuple[str, Case]]:
+    """Each with its name, under a bar that says which is under way."""
+    with tqdm(cases.items(), desc=description, leave=False) as bar:
+        for name, case in bar:
+            bar.set_postfix_str(name)
+            yield name, case
+
+
+def run_from_shell(run: Callable[[Options], None], options: type[Options], description: str | None) -> None:
+    """Parse the command line and run; what its user can mend ends with one line and exit status 1."""
+    try:
+        run(tyro.cli(options, description=description))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"{_command()}: {error}")
+
+
 def print_table(table: Table) -> None:
     """Median (lowest to highest), the median ratio, and the facts of every row."""
     plain = table.to_dict()
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:  # a borrowed interpreter may lack it
+        print(markdown(plain))
+        return
     facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
     shown = RichTable(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
     shown.add_column("")
@@ -203,27 +229,18 @@ def source_name(manifest: Path) -> str:
 
 def device_name(device: torch.device | None) -> str:
     """cpu, or a GPU's name as part of a file name: h200."""
-    if device is None or device.type == "cpu":
-        return "cpu"
-    words = torch.cuda.get_device_name(device).lower().split()
-    return next((word for word in words if any(c.isdigit() for c in word)), words[-1])
+    return "cpu" if device is None or device.type == "cpu" else short_name(torch.cuda.get_device_name(device))
 
 
 def environment() -> dict[str, Any]:
     """Commit, date, machine and versions."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
-        return done.stdout.strip()
-
     cpus = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *map(_shorten, sys.argv[1:])]),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + ("+changes" if git("status", "--porcelain", "-uno", "--", ":!results") else ""),
+        "command": shlex.join(["python", "-m", _command(), *map(_shorten, sys.argv[1:])]),
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}",
         "gpu": gpus,
@@ -231,6 +248,24 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _command() -> str:
+    return f"bench.{Path(sys.argv[0]).stem}"
+
+
+def _commit() -> str:
+    """With "+changes" where other tracked files than results differ; "not known" without git or a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent, check=True)
+        return done.stdout.strip()
+
+    try:
+        changes = "+changes" * bool(git("status", "--porcelain", "-uno", "--", ":!results"))
+        return git("rev-parse", "--short", "HEAD") + changes
+    except (OSError, subprocess.CalledProcessError):
+        return "not known"
 
 
 def _driver() -> str:

@@ -15,7 +15,6 @@ manifest or its folder, and prints the tables in Markdown as well.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,18 +23,17 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.chips import FULL_HD, Chip, find_chip
+from bench.chips import FULL_HD, Chip, find_chip, short_name
 from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.figures import Reports, best, find_rows, load_reports, values
-from bench.report import RESULTS, Row, Table, device_name, environment, markdown, print_table, source_name
+from bench.gpu_targets import STEP_SHARE
+from bench.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
 from bench.traffic import count_traffic
 from tgmae.cli.train import provide_demo
 from tgmae.config import DEMO_MANIFEST
-from tgmae.distributed import choose_device
 from tgmae.manifest import read_manifest
 from tgmae.presets import PRESETS
 
-TARGET = 0.45  # of the tensor cores' peak, in matrix products of the step
 NOT_RUN = "not run"
 
 
@@ -67,7 +65,7 @@ def _percent(share: float) -> str:
 def target_clips_s(stages: Sequence[Stage], chip: Chip) -> float:
     """Clips/s of a step whose matrix products keep the tensor cores as busy as the target says."""
     (products,) = (stage.operations for stage in stages if stage.name == "matrix products")
-    return TARGET * chip.tensor_tflops * 1e12 / products
+    return STEP_SHARE * chip.tensor_tflops * 1e12 / products
 
 
 def stage_table(
@@ -116,7 +114,7 @@ def binding_table(
             "reached": reached.get(name, NOT_RUN),
         }
         rows.append(Row(name, [limit], facts))
-    note = f"The target is {TARGET:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
+    note = f"The target is {STEP_SHARE:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
     return Table(title, "clips/s", rows, note=note)
 
 
@@ -171,8 +169,7 @@ def run(options: Options) -> None:
     step = step_stages(config, options.ratio, options.batch)
     assert tuple(stage.name for stage in step) == STEP
     target = target_clips_s(step, chip)
-    # Of the GPU at hand as the other reports are called.
-    device = chip.name.lower().replace(" ", "-") if options.gpu else device_name(choose_device("auto"))
+    device = short_name(chip.name)  # as the other reports of such a GPU are called
     reached = find_reached(load_reports(RESULTS, device, options.since), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
     what = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
@@ -215,10 +212,7 @@ def draw(stages: Sequence[Stage], chip: Chip, reached: dict[str, float], path: P
 
 
 def main() -> None:
-    try:
-        run(tyro.cli(Options, description=__doc__))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"bench.roofline: {error}")
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

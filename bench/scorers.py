@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.report import Row, Table, write_report
+from bench.report import Row, Table, run_from_shell, write_report
 from engines.clip import Clip
 from engines.student import read_about
 from tgmae.config import InputConfig, MaskConfig, ModelConfig
@@ -142,5 +142,9 @@ def _production_cost() -> dict[str, float]:
     return cost
 
 
+def main() -> None:
+    run_from_shell(run, Options, __doc__)
+
+
 if __name__ == "__main__":
-    run(tyro.cli(Options, description=__doc__))
+    main()

@@ -18,7 +18,6 @@ not fit the GPU's memory is left out and named.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,14 +25,14 @@ from functools import cache, partial
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
-from bench.report import Row, Table, first_line, measure, now, save_report, write_report
+from bench.chips import find_chip
+from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
 from kernels.topk_mask import topk_mask
 from tgmae.attention import Backend, choose_attention
 from tgmae.config import MaskConfig, ModelConfig, TrainConfig
@@ -45,11 +44,6 @@ from tgmae.readback import Readback
 from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 
-# Dense bfloat16 TFLOP/s without sparsity, from NVIDIA's data sheets; the first name that is part of the GPU's counts.
-PEAKS = {
-    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200 NVL": 835.0, "H200": 989.0, "B200": 2250.0,
-    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0,
-}  # fmt: skip
 MATMUL = "matrix product"
 Mode = Literal["plain", "compiled", "graph", "compiled graph"]
 
@@ -216,10 +210,11 @@ def matmul_ceiling(device: torch.device) -> float:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """The data sheet's dense bfloat16 figure; None for what `PEAKS` does not know, and for a CPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    words = set(re.split(r"[\s-]+", name))  # NVIDIA A100-SXM4-80GB
-    return next((peak for part, peak in PEAKS.items() if set(part.split()) <= words), None)
+    """The data sheet's dense bfloat16 figure; None for a GPU that bench/chips.py does not know, and for a CPU."""
+    try:
+        return find_chip(torch.cuda.get_device_name(device)).tensor_tflops if device.type == "cuda" else None
+    except ValueError:
+        return None
 
 
 def measure_cases(title: str, cases: Sequence[Case], options: Options, device: torch.device) -> Table:
@@ -228,27 +223,29 @@ def measure_cases(title: str, cases: Sequence[Case], options: Options, device: t
     trainers: dict[str, Trainer] = {}  # by mode; a graph is of one case only
     work: dict[str, Callable[[], float]] = {}
     fitting = []
-    for case in cases:
-        key = case.name if "graph" in case.mode else case.mode
+    for name, case in prepare_each({case.name: case for case in cases}, f"preparing, {title}"):
+        key = name if "graph" in case.mode else case.mode
         try:
             if key not in trainers:
                 trainers[key] = Trainer(case, largest, device)
             if device.type == "cuda":  # unmeasured: memory, libraries, compilation
                 trainers[key].run(case)
         except RuntimeError as error:  # memory; no such attention on this GPU; no compiler
-            if trainer := trainers.pop(key, None) if key == case.name else trainers.get(key):
+            if trainer := trainers.pop(key, None) if key == name else trainers.get(key):
                 trainer.step.training.optimizer.zero_grad(set_to_none=True)
-            left_out.append(f"left out: {case.name} ({first_line(error)})")
+            left_out.append(f"left out: {name} ({first_line(error)})")
             continue
         case.forget()
         fitting.append(case)
-        work[case.name] = partial(trainers[key].run, case)
+        work[name] = partial(trainers[key].run, case)
     work[MATMUL] = partial(matmul_ceiling, device)
     found = measure(work, options.rounds, title)
     limit = statistics.median(found[MATMUL])
     rows = [Row(case.name, found[case.name], _facts(case, found[case.name], limit, device)) for case in fitting]
     rows.append(Row(MATMUL, found[MATMUL]))
     prepared = "; ".join(f"{name}: {trainer.prepare_s:.1f} s" for name, trainer in trainers.items())
+    if device.type == "cuda" and peak_tflops(device) is None:
+        left_out.append(f"of peak is left out: no figure is known for {torch.cuda.get_device_name(device)}")
     return Table(
         title, "TFLOP/s", rows, limit=limit, note="\n".join([f"until the first step was done: {prepared}", *left_out])
     )
@@ -299,6 +296,8 @@ def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[
 
 def run(options: Options) -> None:
     device = choose_device("auto")
+    if options.modes and device.type != "cuda":
+        raise ValueError("--modes needs a CUDA device: it measures --compile and --cuda-graph")
     name = "step_modes" if options.modes else "step"
     tables, headline = [], {}
     for title, cases in plan_tables(options, device):
@@ -312,7 +311,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import tyro
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
 from bench.loader import cpu_seconds
 from bench.masks import WITH_CLIP
-from bench.report import Row, Table, measure, now, save_report, write_report
+from bench.report import Row, Table, measure, now, run_from_shell, save_report, write_report
 from bench.step import Case, Trainer, count_gflop, make_step
 from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from kernels.topk_mask import topk_mask
@@ -249,7 +249,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
+    run_from_shell(run, Options, __doc__)
 
 
 if __name__ == "__main__":

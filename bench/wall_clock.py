@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from bench.report import spread_of
+
 CEILING = "ceiling"  # the step alone
 PAPER = 15 / 13  # wall clock of TGM by that of MGM: 15 h and 13 h for 200 epochs of SSv2 (Fan et al. 2024)
 SSV2_VIDEOS, EPOCHS = 168_913, 200  # of its training split; of the paper's comparison
@@ -28,13 +30,13 @@ def summarise(
         for name, ratio in strategies:
             if name.startswith("tgm"):
                 # The wall clock of as many clips is the inverse of clips/s.
-                spread = _spread(ratios(mgm, rates[name, ratio]))
+                spread = spread_of(ratios(mgm, rates[name, ratio]))
                 results["wall_clock_to_mgm"][f"{name}, {title}"] = spread
                 headline[f"wall clock {name} / mgm, {title}"] = (
                     f"{spread['median']:.3f} ({spread['low']:.3f} to {spread['high']:.3f})"
                     + f"; the paper's: {PAPER:.3f}" * (keys is equal)
                 )
-        shares = {f"{n}, γ {r}": _spread(ratios(rates[n, r], rates[CEILING, r])) for n, r in strategies}
+        shares = {f"{n}, γ {r}": spread_of(ratios(rates[n, r], rates[CEILING, r])) for n, r in strategies}
         results["of_ceiling"] |= shares
         headline[f"share of the ceiling, {title}"] = "; ".join(
             f"{name}: {share['median']:.0%}" for name, share in shares.items()
@@ -54,7 +56,3 @@ def ssv2_hours(clips_per_s: float) -> float:
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
     """Within each round."""
     return [a / b for a, b in zip(values, others, strict=True)]
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "low": min(values), "high": max(values)}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from engines import blocks, towers
 from engines.clip import describe_network, fingerprint
@@ -54,6 +55,10 @@ def export_tower(tower: Tower, dtype: torch.dtype, cache_dir: Path, opset: int =
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path):
         if not _holds(path, about):
+            tqdm.write(
+                f"tgmae: exporting {path.name} to {path.parent}, which takes some seconds; it is kept there",
+                file=sys.stderr,
+            )
             write_atomically(path, _export(tower, dtype, opset, about))
     return path
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tqdm import tqdm
 
 from engines.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN
 from tgmae.files import lock_file, write_atomically
@@ -113,6 +114,10 @@ def build_plan(
                 print(f"tgmae: {error}; it is built anew", file=sys.stderr)
             else:
                 return path
+        tqdm.write(
+            f"tgmae: building {path.name} in {out_dir}, which takes seconds to minutes; it is kept there",
+            file=sys.stderr,
+        )
         started = time.perf_counter()
         timing = out_dir / f"{library}-{trt.__version__}-{gpu}.timing" if library == "tensorrt" else None
         data, inputs, outputs = _build(trt, graph, batch, target, timing)

@@ -52,6 +52,28 @@ def test_it_runs_through(shapes: Path, results: Path, monkeypatch: pytest.Monkey
     assert "student, torch fp16" not in found
 
 
+def test_a_missing_student_is_named_before_anything_is_written(shapes: Path, results: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no student at"):
+        engines.run(Options(shapes, student=results / "student.safetensors"))
+    assert not results.exists()
+
+
+def test_a_scorer_that_no_engine_runs_leaves_the_others(
+    shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(engines, "Opened", fail)
+    monkeypatch.setattr(engines, "plan_cases", lambda device: [Case()])
+    monkeypatch.setattr(engines, "PRECISIONS", ("fp16",))
+    engines.run(Options(shapes, rounds=1, seconds=0, clips=16))
+    (path,) = results.glob("engines.*.json")
+    report = json.loads(path.read_text())
+    assert [len(table["rows"]) for table in report["tables"][:3]] == [0, 0, 0]
+    assert list(report["headline"]) == ["agreement, patch, torch fp16", "agreement, dense, torch fp16"]
+
+
 def rows_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in table["rows"]}
 

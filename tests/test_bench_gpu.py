@@ -236,7 +236,7 @@ def test_gpu_tests_are_those_with_the_mark() -> None:
 
 def test_a_missing_optional_package_stops_no_part(tmp_path: Path) -> None:
     """But the tests of what needs it. Pictures are matplotlib's, curves TensorBoard's, judging masks scikit-learn's."""
-    for name in ("matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "decord", "torchcodec"):
+    for name in ("rich", "matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "decord", "torchcodec"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name}')\n")
     modules = {part.command[2] for part in list_parts(Path("m.parquet"), 0.0)} - {"pytest"}
     code = "import tests.conftest, " + ", ".join(sorted(modules))

@@ -254,15 +254,15 @@ def test_tuning_checks_and_times_every_launch(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(kernel_tuning, "check", fail)
     size = kernels.Size("tiny", TINY, batch=1, ratio=0.6, dtype=torch.bfloat16)
-    tables, headline = kernel_tuning.tune(size, rounds=1, repeats=1, copy_mib=1, device=DEVICE)
-    assert [table.title for table in tables] == [f"{operation}, tiny" for operation in kernels.OPERATIONS]
-    for table in tables:
+    tuned = list(kernel_tuning.tune(size, rounds=1, repeats=1, copy_mib=1, device=DEVICE))
+    assert [table.title for table, _ in tuned] == [f"{operation}, tiny" for operation in kernels.OPERATIONS]
+    for table, best in tuned:
         assert {row.name for row in table.rows} == {"block 512, 1 warp", "block 128, 1 warp"}
         assert [row.facts[""] for row in table.rows if row.name == table.relative_to] == ["now"]
         assert table.note == "block 512, 2 warps is out: another result"
         medians = [row.values[0] for row in table.rows]
         assert medians == sorted(medians)
-        assert headline[table.title].startswith(f"best is {table.rows[0].name}, ")
+        assert best.startswith(f"best is {table.rows[0].name}, ")
 
 
 def test_a_launch_that_changes_the_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,11 +304,18 @@ def test_peaks_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     for name, peak in {
         "NVIDIA H200": 989, "NVIDIA H200 NVL": 835, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756,
-        "NVIDIA A100-SXM4-80GB": 312, "NVIDIA L40S": 362, "NVIDIA L4": 121, "NVIDIA B200": 2250, "Tesla T4": None,
+        "NVIDIA A100-SXM4-80GB": 312, "NVIDIA L40S": 362, "NVIDIA L4": 121, "NVIDIA B200": None, "Tesla T4": None,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert step.peak_tflops(device) == peak
     assert step.peak_tflops(torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="has a GPU")
+def test_modes_need_a_gpu(results: Path) -> None:
+    with pytest.raises(ValueError, match="--modes needs a CUDA device"):
+        step.run(step.Options(modes=("plain", "compiled")))
+    assert not results.exists()
 
 
 def test_step_runs_through(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from matplotlib.text import Annotation
 from torch import nn
 
 import bench.roofline as roofline
-from bench.chips import CHIPS, FULL_HD, find_chip
+from bench.chips import CHIPS, FULL_HD, find_chip, short_name
 from bench.clip_costs import (
     OPTIMISER_BYTES,
     Stage,
@@ -171,11 +171,25 @@ def test_limits_are_bytes_and_operations_by_the_chips() -> None:
 def test_chips_are_found_by_torchs_names() -> None:
     for name, chip in {
         "NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "h200": "H200",
-        "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA L40S": "L40S", "NVIDIA H100 NVL": "H100 NVL",
+        "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA A100-PCIE-40GB": "A100 PCIe 40GB", "NVIDIA L40S": "L40S",
+        "NVIDIA H100 NVL": "H100 NVL", "NVIDIA H200 NVL": "H200 NVL", "NVIDIA A10": "A10",
     }.items():  # fmt: skip
         assert find_chip(name).name == chip
-    with pytest.raises(ValueError, match=r"no figures for a GPU 'Tesla T4' \(there are: H200"):
-        find_chip("Tesla T4")
+    for unknown in ("Tesla T4", "NVIDIA GH200 480GB", "NVIDIA A10G", "NVIDIA H100 MIG 1g.10gb", "NVIDIA B200"):
+        with pytest.raises(ValueError, match=rf"no figures for a GPU '{unknown}' \(there are: H200, H200 NVL, "):
+            find_chip(unknown)
+
+
+def test_names_of_gpus_as_files_have_them() -> None:
+    for name, short in {
+        "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H100 PCIe": "h100-pcie", "NVIDIA H100 NVL": "h100-nvl",
+        "NVIDIA H200": "h200", "NVIDIA H200 NVL": "h200-nvl", "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA L40S": "l40s",
+        "NVIDIA A100-SXM4-40GB": "a100-40gb", "NVIDIA GeForce RTX 4090": "rtx-4090", "Tesla T4": "t4",
+        "Tesla V100-SXM2-16GB": "v100-16gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb": "h100-mig-1g-10gb",
+    }.items():  # fmt: skip
+        assert short_name(name) == short
+    assert len({short_name(name) for name in CHIPS}) == len(CHIPS)
+    assert [find_chip(short_name(name)) for name in CHIPS] == list(CHIPS.values())
 
 
 def test_the_busiest_resource_binds() -> None:
@@ -228,9 +242,9 @@ def test_measured_figures_are_found(tmp_path: Path) -> None:
 
 
 def test_missing_figures_are_none(tmp_path: Path) -> None:
-    write(tmp_path, "x.a100-sxm4-80gb", Table("T", "ms", [Row("r", [1.0], {"text": "yes"})]))
-    reports = load_reports(tmp_path, "a100")
-    assert load_reports(tmp_path, "a10") == {}
+    write(tmp_path, "x.h200-nvl", Table("T", "ms", [Row("r", [1.0], {"text": "yes"})]))
+    reports = load_reports(tmp_path, "h200-nvl")
+    assert load_reports(tmp_path, "h200") == {}
     assert values(find_rows(reports, "x", "T", "r"), "text") == []
     assert best(find_rows(reports, "x", "T", "nothing")) is None
     assert best(find_rows({"y": {"headline": {}}}, "y", "", "")) is None

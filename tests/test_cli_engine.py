@@ -52,6 +52,11 @@ def tgmae_engine(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
     return run
 
 
+def only_says_what_is_made(err: str) -> bool:
+    """What another test of this file has made already is not named again."""
+    return all(line.startswith(("tgmae: exporting ", "tgmae: building ")) for line in err.splitlines())
+
+
 def cache_of(clip: tuple[str, ...]) -> Path:
     return Path(clip[3])
 
@@ -61,7 +66,8 @@ def cache_of(clip: tuple[str, ...]) -> Path:
 
 def test_export_tells_what_it_wrote(tgmae_engine: Console, clip: tuple[str, ...]) -> None:
     code, out, err = tgmae_engine("export", *clip, *SMALL)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert only_says_what_is_made(err)
     first, second = out.splitlines()
     path, facts = first.split(": ")
     assert Path(path).parent == cache_of(clip) / "onnx"
@@ -98,7 +104,8 @@ def test_export_takes_an_opset(tgmae_engine: Console, clip: tuple[str, ...], tmp
 def test_build_without_a_gpu(tgmae_engine: Console, clip: tuple[str, ...]) -> None:
     flags = ("--clip.engine", "tensorrt_rtx", "--clip.batch", "100", "--target", "sm80")
     code, out, err = tgmae_engine("build", *clip, *SMALL, *flags)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert only_says_what_is_made(err)
     first, *rest = out.splitlines()
     (plan,) = (cache_of(clip) / "plans").glob("*-b96-*.plan")  # six frames of 16 patches
     assert first.startswith(f"{plan}: ")
@@ -131,7 +138,8 @@ def test_a_plan_is_built_for_the_batch_that_training_runs(
 def test_check_finds_onnxruntime_equal(tgmae_engine: Console, clip: tuple[str, ...], shapes: Path, tower: str) -> None:
     flags = ("--clip.engine", "onnxruntime", "--tower", tower, "--device", "cpu", "--manifest", shapes, "--frames", "5")
     code, out, err = tgmae_engine("check", *clip, *SMALL, *flags)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert only_says_what_is_made(err)
     assert "onnxruntime in float32 on cpu against torch in float32" in out
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in out.splitlines() if line.startswith("│")}
     assert set(rows) == {"random pixels", "real clips"}

@@ -150,7 +150,9 @@ def test_a_damaged_file_is_exported_anew(
         path.write_bytes(damaged)
         assert export_tower(tower, torch.float32, tmp_path) == path
         assert path.read_bytes() == whole
-        assert capsys.readouterr().err == f"tgmae: {path} is damaged; it is exported anew\n"
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == f"tgmae: {path} is damaged; it is exported anew"
+        assert second.startswith(f"tgmae: exporting {path.name} to {path.parent}, ")
 
 
 def test_a_half_written_file_of_a_dead_process_does_no_harm(tmp_path: Path) -> None:
@@ -174,9 +176,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [name for name in os.listdir(tmp_path / "onnx") if not name.endswith(".lock")] == []
 
 
-def test_export_is_silent_and_leaves_the_tower_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_says_one_line_and_leaves_the_tower_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tower = TOWERS["student"]()
     before = {name: weight.clone() for name, weight in tower.state_dict().items()}
+    path = export_tower(tower, torch.float16, tmp_path)
+    said = f"tgmae: exporting {path.name} to {path.parent}, which takes some seconds; it is kept there\n"
+    assert capfd.readouterr() == ("", said)
     export_tower(tower, torch.float16, tmp_path)
     assert capfd.readouterr() == ("", "")
     for name, weight in tower.state_dict().items():

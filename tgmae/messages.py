@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dali_pipelines.decoding import choose_decoding
 from tgmae.checkpoint import newest_checkpoint
-from tgmae.config import MOTION_KINDS, TrainConfig
+from tgmae.config import MOTION_KINDS, ModelConfig, TrainConfig
 from tgmae.distributed import World
 from tgmae.loader import Loader
 from tgmae.manifest import Manifest
@@ -76,6 +77,22 @@ def _describe_mask(config: TrainConfig, device: torch.device) -> str:
         return words
     frames = "both frames" if mask.frames_per_tubelet > 1 else "1 frame"
     return f"{words} in {clip.engine}, {clip.precision_on(device.type)}, {frames} of each tubelet"
+
+
+def advise_scorer(config: TrainConfig) -> str:
+    """What is cheaper than scorer patch with a CLIP of real size; "" for every other choice."""
+    mask, clip = config.mask, config.clip.model
+    if mask.kind != "tgm" or mask.scorer != "patch" or clip == "shapes":
+        return ""
+    cost = "sends every patch through CLIP by itself"
+    shape = replace(config.model, attention=ModelConfig().attention)
+    is_vit_b_32 = clip in ("ViT-B-32", "ViT-B-32-quickgelu")
+    if is_vit_b_32 and shape == ModelConfig() and (mask.frames_per_tubelet, mask.ratio) == (2, 0.6):
+        cost = "costs 25 TFLOP a clip, the training step half a TFLOP"  # counted: docs/performance.md
+    return (
+        f"scorer patch {cost}: score maps (tgmae-data scores) or a student (tgmae-engine distill), made once, are far "
+        "cheaper"
+    )
 
 
 def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -> str:

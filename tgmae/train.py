@@ -28,7 +28,7 @@ from tgmae.garbage import collected_by_hand
 from tgmae.hf_format import export_hf, import_hf
 from tgmae.loader import TrainingBatch, make_loader
 from tgmae.manifest import Manifest, read_manifest
-from tgmae.messages import describe_bad_loss, describe_run, describe_skipped
+from tgmae.messages import advise_scorer, describe_bad_loss, describe_run, describe_skipped
 from tgmae.metrics import MetricsWriter, Throughput
 from tgmae.model import VideoMAE
 from tgmae.optim import Schedule, make_optimizer
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> TrainResult:
         manifest, note = require_captions(manifest, config.mask.no_caption)
         notes.append(note)
     scorer = make_scorer(config, manifest, world.device)
-    notes.append(scorer.note)
+    notes += [scorer.note, advise_scorer(config)]
     accumulation = config.accumulation_steps(world.size)
     steps_per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total_steps = math.ceil(config.epochs * steps_per_epoch)
