@@ -235,6 +235,7 @@ def test_cuda_that_is_not_there_has_no_nvdec() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 def test_nvdec_of_this_gpu() -> None:
     found = find_nvdec(CUDA)
     assert {"h264", "hevc", "vp9"} <= found.keys() <= CODECS.keys()

@@ -502,6 +502,7 @@ def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 def test_trains_on_a_gpu(shapes: Path, tmp_path: Path) -> None:
     """NVDEC, xformers and bf16 together, and losses near the CPU's."""
     config = tiny(shapes, tmp_path / "gpu", pipeline="dali", device="cuda")
