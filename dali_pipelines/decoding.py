@@ -70,6 +70,8 @@ def count_engines(limits: Mapping[str, CodecLimits] | None) -> int:
 def find_nvdec(device: torch.device) -> dict[str, CodecLimits]:
     """What NVDEC decodes on a CUDA device. Raises NoNvdec where that is nothing."""
     get_caps = load_library()
+    if not torch.cuda.is_available():
+        raise NoNvdec("torch finds no CUDA device")
     with torch.cuda.device(device):
         torch.zeros(1, device=device)  # makes the CUDA context that the library asks about
         return read_limits(get_caps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -15,13 +16,28 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped without a GPU; under TGMAE_REQUIRE_GPU=1 they run, and so fail."""
-    if torch.cuda.is_available() or os.environ.get("TGMAE_REQUIRE_GPU") == "1":
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device (TGMAE_REQUIRE_GPU=1 makes this a failure)"))
+def skip_or_fail(missing: str) -> NoReturn:
+    """End a GPU test for want of the GPU or of a backend: skipped, but failed under TGMAE_REQUIRE_GPU=1."""
+    if os.environ.get("TGMAE_REQUIRE_GPU") == "1":
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(f"{missing} (TGMAE_REQUIRE_GPU=1 makes this a failure)")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        skip_or_fail("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def nvdec() -> None:
+    """For GPU tests that decode there: without NVDEC they end as `skip_or_fail` says."""
+    from dali_pipelines.decoding import find_nvdec
+    from dali_pipelines.nvdec import NoNvdec
+
+    try:
+        find_nvdec(torch.device("cuda", 0))
+    except NoNvdec as error:
+        skip_or_fail(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,12 @@ def test_decoders_give_the_frames_asked_for(numbered: Manifest, name: str) -> No
 
 
 @pytest.mark.parametrize(("on_gpu", "rows"), [(False, [1]), pytest.param(True, [0, 1, 2], marks=pytest.mark.gpu)])
-def test_dali_gives_the_frames_asked_for(numbered: Manifest, on_gpu: bool, rows: list[int]) -> None:
+def test_dali_gives_the_frames_asked_for(
+    numbered: Manifest, on_gpu: bool, rows: list[int], request: pytest.FixtureRequest
+) -> None:
     """On a CPU VP9 only."""
+    if on_gpu:
+        request.getfixturevalue("nvdec")
     windows = (WINDOW, tuple(frame - 10 for frame in WINDOW), (3, 4, 59))
     for row in rows:
         clips = [Clip(numbered.file(row), numbered[row], window) for window in windows]

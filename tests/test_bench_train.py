@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -60,7 +60,7 @@ def test_masks_run_through(shapes: Path, work_dir: Path, results: Path) -> None:
                 assert ("of limit" in row) == (name in masks.WITH_CLIP)
         assert rows["mgm"]["ratio"]["median"] == 1
     assert demo["tgm patch"]["GFLOP a clip"] == pytest.approx(0.31, rel=0.01)  # docs/results.md, "Scorers"
-    assert demo["tgm cached"]["median"] < demo["tgm patch"]["median"]
+    assert "GFLOP a clip" not in demo["tgm cached"]  # the maps are read: CLIP does nothing
 
 
 def test_what_is_there_is_not_made_again(shapes: Path, work_dir: Path) -> None:
@@ -99,6 +99,7 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
     monkeypatch.setattr(train, "project_clips_per_s", lambda *_: 2.0)
     saved: list[int] = []  # rounds in the report, each time it is saved
     monkeypatch.setattr(train, "save_report", lambda _, tables, *__: saved.append(len(tables[0].rows[0].values)))
+    monkeypatch.setattr(train, "_PATIENCE_S", 600.0)  # on a busy machine queues take long to fill
     strategies = ("tgm patch", "tgm cached", "mgm")
     train.run(train.Options(shapes, work_dir, rounds, steps, strategies=strategies, model="demo", batch=2, workers=1))
     report = read_report(results, "train")
@@ -137,7 +138,8 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
         "ViT-B, forward and backward alone": pytest.approx(168_913 * 200 / 2 / 3600)
     }
     assert "forward and backward alone" in report["headline"]["SSv2, 200 epochs, projected"]
-    assert median(report["results"]["idle_cores"]) < 0.15  # loaders whose turn it is not are at rest
+    assert len(report["results"]["idle_cores"]) == len(order) * rounds
+    assert max(report["results"]["idle_cores"]) < 0.15  # loaders whose turn it is not come to rest
 
 
 def test_training_needs_motion_guided_masks_to_compare_with(shapes: Path) -> None:
@@ -194,40 +196,36 @@ def test_overlap_runs_through(shapes: Path, work_dir: Path, results: Path) -> No
 
 
 def test_both_at_once_are_at_once(shapes: Path, work_dir: Path) -> None:
-    """A scorer and a step that only wait, on a CPU: together they take as long as one."""
+    """A scorer and a step that wait for each other, on a CPU: neither is done before the other has begun."""
     both = overlap.Overlap(overlap.Options(shapes, work_dir, seconds=0, batch=1), torch.device("cpu"))
-    times: list[tuple[str, float, float]] = []
+    calls: list[str] = []
+    alone, meeting = True, Barrier(2, timeout=60)
 
-    def wait(name: str) -> None:
-        started = time.perf_counter()
-        time.sleep(0.2)
-        times.append((name, started, time.perf_counter()))
+    def work(name: str) -> None:
+        calls.append(name)
+        if not alone:
+            meeting.wait()
 
     score = both.scorers["mgm"]
-    both.scorers["mgm"] = _Slow(score, lambda: wait("score"))
-    both.step = lambda *_: wait("step")  # type: ignore[assignment, misc]
+    both.scorers["mgm"] = _Watched(score, lambda: work("score"))
+    both.step = lambda *_: work("step")  # type: ignore[assignment, misc]
     try:
-        assert both.step_alone() >= 200
-        assert both.scorer_alone("mgm") >= 200
-        alone = len(times)
-        assert both.both("mgm", False) >= 200
+        assert both.step_alone() > 0
+        assert both.scorer_alone("mgm") > 0
+        assert calls == ["step"] * 3 + ["score"] * 3  # two to warm up and one that counts
+        alone = False
+        assert both.both("mgm", False) > 0
     finally:
         both.close()
-    names = [name for name, _, _ in times]
-    assert names.count("step") == names.count("score") == 6  # two to warm up and one that counts, twice
-    for number in range(alone, len(times), 2):
-        (first, start, end), (second, other_start, other_end) = times[number : number + 2]
-        assert {first, second} == {"step", "score"}
-        assert start < other_end
-        assert other_start < end
+    assert calls.count("step") == calls.count("score") == 6
 
 
-class _Slow:
+class _Watched:
     note = ""
 
-    def __init__(self, scorer: Scorer, wait: Callable[[], None]) -> None:
-        self.scorer, self.wait = scorer, wait
+    def __init__(self, scorer: Scorer, begin: Callable[[], None]) -> None:
+        self.scorer, self.begin = scorer, begin
 
     def __call__(self, clips: ClipBatch) -> torch.Tensor:
-        self.wait()
+        self.begin()
         return self.scorer(clips)

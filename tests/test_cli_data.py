@@ -170,7 +170,7 @@ def drop_the_power_to_write_anywhere() -> None:
 def run_unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tgmae.cli.data", *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True,
-        preexec_fn=drop_the_power_to_write_anywhere, check=False, timeout=60,
+        preexec_fn=drop_the_power_to_write_anywhere, check=False, timeout=120,
     )  # fmt: skip
 
 

@@ -232,7 +232,7 @@ def interrupt(root: Path, out: Path, until: Callable[[], bool], number: signal.S
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit "ignore"
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not until():
             assert process.poll() is None, "ended before it could be interrupted"
             assert time.monotonic() < deadline, "wrote no journal"
@@ -241,7 +241,7 @@ def interrupt(root: Path, out: Path, until: Callable[[], bool], number: signal.S
             os.killpg(process.pid, number)  # as a terminal does
         else:
             process.kill()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         return errors
     finally:
         if process.poll() is None:
@@ -323,7 +323,7 @@ def test_full_disk_is_no_fault_of_the_video(tmp_path: Path) -> None:
     flags = [str(tmp_path / "in" / "manifest.parquet"), "--out", str(tmp_path / "out"), "--quality", "5"]
     done = subprocess.run(
         [sys.executable, "-c", limited, "compact", *flags, "--workers", "1"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert "File too large" in done.stderr

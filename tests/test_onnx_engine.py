@@ -16,6 +16,7 @@ from engines.engine import TorchEngine, choose_dtype, open_engine
 from engines.onnx_engine import OnnxEngine, count_operators, export_tower, graph_fingerprint
 from engines.towers import FrameTower, PatchTower, StudentTower, Tower
 from tests.clips import cosine_error, small_clip, vit_b_32, vit_b_32_graph
+from tests.conftest import skip_or_fail
 from tgmae.config import ClipConfig
 
 CPU = torch.device("cpu")
@@ -260,7 +261,7 @@ def test_cuda_provider_equals_torch(kind: str, dtype: torch.dtype, tmp_path: Pat
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("needs onnxruntime-gpu")
+        skip_or_fail("this onnxruntime has no CUDAExecutionProvider: pip install onnxruntime-gpu")
     device, tower = torch.device("cuda"), TOWERS[kind]()
     engine = OnnxEngine(tower, dtype, device, tmp_path)
     reference = TorchEngine(tower, torch.float32, device)

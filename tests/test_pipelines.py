@@ -312,6 +312,7 @@ def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 @pytest.mark.parametrize("repeat", [1, 2])
 def test_gpu_decoding_agrees(numbered: Manifest, large: Manifest, repeat: int) -> None:
     """NVDEC, and PyAV for what it does not take: the same frames, and pixels within twice the tolerance."""
@@ -360,6 +361,7 @@ def test_clips_decoded_on_the_cpu_go_to_the_gpu(numbered: Manifest) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 def test_turns_of_several_gpu_pipelines(large: Manifest) -> None:
     """Four pipelines give what one gives, turned and flipped clips too."""
     requests = tuple(request(large, row, tuple(range(0, 16, 2)), flip=row % 2 == 1) for row in range(len(large)))
@@ -385,6 +387,7 @@ def damage(file: Path, how: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 @pytest.mark.parametrize("how", ["overwritten", "cut off"])
 def test_gpu_decoding_survives_damaged_files(tmp_path: Path, how: str) -> None:
     """They cost their own clips, not the run and no other clip. A cut takes all that an MP4 says of its frames.

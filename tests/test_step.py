@@ -1,4 +1,4 @@
-"""The training step: accumulation, what a CUDA graph must repeat, and that nothing in it waits for the GPU."""
+"""The training step: accumulation, what a CUDA graph must repeat, and that the host does not wait for the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tgmae.config import MaskConfig, ModelConfig, OptimConfig, TrainConfig
 from tgmae.distributed import World
 from tgmae.model import Block, VideoMAE
 from tgmae.optim import make_optimizer
-from tgmae.readback import Readback
+from tgmae.readback import Readback, StepRecord
 from tgmae.step import TrainingStep
 from tgmae.types import MaskPlan
 
@@ -109,16 +109,24 @@ def test_a_graph_repeats_the_step(accumulation: int, compiled: bool) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", [False, True])
-def test_nothing_waits_for_the_gpu(graph: bool) -> None:
-    """torch raises where the host would be made to wait."""
+def test_step_and_readback_do_not_wait_for_the_gpu(graph: bool) -> None:
+    """What train.py does with every batch, the loader apart. torch raises where the host would be made to wait.
+
+    Not for the event of the step before, which `pop` waits for.
+    """
     step = make_step(replace(CONFIG, device="cuda", cuda_graph=graph), "cuda")
     readback, batch = Readback(torch.device("cuda")), make_batch(0, 4, "cuda")
     train(step, "cuda", 1)  # compiles kernels and makes the optimiser's state
+    seen: list[StepRecord] = []
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in range(3):
             loss, _ = step.add_gradients(*batch)
             readback.push(number, [loss], step.update(1e-3), [])
+            seen += readback.pop(wait=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(seen.is_finite for seen in readback.pop(wait=True))
+    assert [record.step for record in seen] == [0, 1]
+    seen += readback.pop(wait=True)
+    assert [record.step for record in seen] == [0, 1, 2]
+    assert all(record.is_finite for record in seen)
