@@ -155,10 +155,7 @@ class Bench:
         for name, on_gpu, limits in (("DALI CPU", False, None), ("DALI GPU", True, self.decoding.limits)):
             if on_gpu and limits is None:
                 continue
-            if all(
-                dali_decodes(video.codec, video.pixel_format, video.width, video.height, video.num_bytes, limits)
-                for video in (clip.video for clip in variant.clips)
-            ):
+            if all(dali_decodes(clip.video.coded, limits) for clip in variant.clips):
                 seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
                 ways[name] = partial(rate_of_dali, variant.clips, on_gpu, seconds)
             elif on_gpu:

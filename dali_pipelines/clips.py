@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from dali_pipelines.decoding import choose_decoding
+from dali_pipelines.decoding import choose_decoding, find_clashes
 from dali_pipelines.lane import Job, Lane
 from dali_pipelines.reference import find_stand_in, replace_skipped
 from tgmae.config import DataConfig
@@ -46,8 +46,9 @@ class DaliPipeline:
         device: torch.device = _CPU,
     ) -> None:  # fmt: skip
         self.decoding = choose_decoding(data, device)
+        clashing = set[int]() if self.decoding.limits is None else find_clashes(list(videos.coded()))
         self.job = Job(
-            videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=set()
+            videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=clashing
         )
         self.batch = first_batch
         step = self.decoding.pipelines

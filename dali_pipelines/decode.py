@@ -62,9 +62,11 @@ def name_error(error: Exception) -> str:
 
 
 def _check_size(frame: VideoFrame, video: Video) -> None:
-    size = (frame.height, frame.width) if video.rotation % 180 else (frame.width, frame.height)
-    if size != (video.width, video.height):
-        raise DecodeError(f"shows {size[0]}×{size[1]} pictures, the manifest says {video.width}×{video.height}")
+    coded = video.coded
+    if (frame.width, frame.height) != (coded.width, coded.height):
+        raise DecodeError(
+            f"has {frame.width}×{frame.height} pictures, coded as {coded.width}×{coded.height} by the manifest"
+        )
 
 
 def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:

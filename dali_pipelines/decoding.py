@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from dali_pipelines.nvdec import CodecLimits, NoNvdec, load_library, read_limits
 from dali_pipelines.source import dali_decodes
 from tgmae.config import DataConfig
+from tgmae.types import Coded
 
 # DALI's threads of one pipeline share a CUDA stream and wait for it after every frame, so that engines only work side
 # by side for several pipelines.
 _NVDEC_PIPELINES = 4
+_BLOCKS = 16, 8, 32, 64  # pixels: H.264's, and what HEVC and VP9 may round to
 _CLIPS_AN_ENGINE = 2  # under way at once, so that an engine has the next one while a thread prepares its clip
 
 
@@ -40,11 +42,8 @@ class Decoding:
         """NVDEC's engines; 0 where videos are decoded on the CPU."""
         return count_engines(self.limits)
 
-    def describe(self, videos: Iterable[tuple[str, str, int, int, int]]) -> str:
-        """In words for a run's first lines.
-
-        videos   of each its codec and pixel format, width and height of the coded picture in pixels, size in bytes
-        """
+    def describe(self, videos: Iterable[Coded]) -> str:
+        """In words for a run's first lines."""
         workers = self.pipelines * self.workers
         shared = f"{workers} worker{'s' * (workers > 1)}"
         if self.limits is not None or self.pipelines > 1 or self.threads != self.workers:
@@ -53,13 +52,47 @@ class Decoding:
         if self.limits is None:
             turned_over = f" ({self.reason}), clips are turned over to the GPU" if self.reason else ""
             return f"decoding on the CPU{turned_over}, {shared}"
-        kinds = Counter((video[0], dali_decodes(*video, self.limits)) for video in videos)
-        native = sorted(codec for codec, is_native in kinds if is_native)
-        rest = {codec: count for (codec, is_native), count in sorted(kinds.items()) if not is_native}
-        counts = ", ".join(f"{count} {codec}" for codec, count in rest.items())
+        videos = list(videos)
+        clashing = find_clashes(videos)
+        native, rest, odd = set[str](), Counter[str](), 0
+        for row, video in enumerate(videos):
+            if row not in clashing and dali_decodes(video, self.limits):
+                native.add(video.codec)
+                odd += not _is_aligned(video)
+            else:
+                rest[video.codec] += 1
+        counts = ", ".join(f"{count} {codec}" for codec, count in sorted(rest.items()))
         others = f"; PyAV decodes the rest: {counts}" if rest else ""
+        if odd:
+            others += (
+                f"; {odd} with sides that are no multiples of {_BLOCKS[0]}, for each of whose clips NVDEC is set up "
+                "anew (tgmae-data compact mends that)"
+            )
         engines = f"{self.engines} NVDEC engine{'s' * (self.engines > 1)}"
-        return f"decoding {', '.join(native) or 'nothing'} on the GPU: {engines}, {shared}{others}"
+        return f"decoding {', '.join(sorted(native)) or 'nothing'} on the GPU: {engines}, {shared}{others}"
+
+
+def find_clashes(videos: Sequence[Coded]) -> set[int]:
+    """Rows that NVDEC must not get beside the others.
+
+    DALI 2.4 keeps a decoder session under the size that is shown, and looks for one by the size that is coded, in whole
+    blocks (frames_decoder_gpu.cc). 640×360, coded as 640×368, would find one made for 640×368, and take its colours
+    from eight rows too far down.
+    """
+    sizes = {(video.codec, video.width, video.height) for video in videos}
+    return {
+        row
+        for row, video in enumerate(videos)
+        if any(
+            padded != (video.width, video.height) and (video.codec, *padded) in sizes
+            for block in _BLOCKS
+            for padded in [(-(-video.width // block) * block, -(-video.height // block) * block)]
+        )
+    }
+
+
+def _is_aligned(video: Coded) -> bool:
+    return video.width % _BLOCKS[0] == video.height % _BLOCKS[0] == 0
 
 
 def count_engines(limits: Mapping[str, CodecLimits] | None) -> int:

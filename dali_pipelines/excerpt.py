@@ -8,6 +8,7 @@ the clip's last frame; where a file cannot be cut and counted like that, PyAV de
 from __future__ import annotations
 
 import io
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -24,6 +25,9 @@ from tgmae.types import Video
 
 _H264_IDR = 5  # type of the NAL units after which no frame refers to one before
 _FRAMES_A_SECOND = 25  # of every excerpt: DALI sorts by time and asks for no more
+# From further back PyAV decodes, which can begin at any keyframe.
+_MOST_FRAMES = 300
+LARGEST = 64 * 2**20  # bytes: excerpts of several batches are in memory at once
 
 
 class NoExcerpt(Exception):
@@ -49,10 +53,14 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
             if not {"mp4", "matroska"} & set(container.format.name.split(",")):  # whose packets were counted
                 raise NoExcerpt(f"{container.format.name} does not say which frames its packets are")
             stream = container.streams.video[0]
-            for start in sorted({index, 0}, reverse=True):
+            for start in range(index, -1, -1):
                 count = frames[-1] - video.keyframes[start] + 1
+                if count > _MOST_FRAMES and start < index:
+                    raise NoExcerpt("NVDEC can begin at no keyframe that is near")
                 packets = _collect(container, stream, video.keyframe_pts[start], count)
                 if packets and _is_entry(packets[0], stream):
+                    if sum(packet.size for packet in packets) > LARGEST:
+                        raise NoExcerpt(f"needs more than {LARGEST >> 20} MiB")
                     if not all(_is_shown_once(packet, stream) for packet in packets):
                         raise NoExcerpt("holds pictures that are not shown, or fields")
                     return Excerpt(_write(packets, stream), video.keyframes[start], stream.codec_context.colorspace)
@@ -64,11 +72,11 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
 def _collect(container: InputContainer, stream: VideoStream, pts: int, count: int) -> list[Packet[VideoStream]]:
     """What the first `count` frames from a keyframe on need, in decoding order; nothing where that is unclear."""
     packets: list[Packet[VideoStream]] = []
-    shown: list[int] = []  # their time stamps
+    shown: list[int] = []  # their time stamps, ascending
     container.seek(pts, stream=stream)
     for packet in container.demux(stream):
         # No later packet is shown before its own decoding time.
-        if len(shown) >= count and packet.dts is not None and sorted(shown)[count - 1] <= packet.dts:
+        if len(shown) >= count and packet.dts is not None and shown[count - 1] <= packet.dts:
             return packets
         if not packet.size:
             continue
@@ -80,7 +88,7 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
             continue
         if packet.pts >= pts:  # else it is shown before the keyframe, and may need what was cut off
             packets.append(packet)
-            shown.append(packet.pts)
+            insort(shown, packet.pts)
     return packets if len(shown) >= count and len(set(shown)) == len(shown) else []
 
 

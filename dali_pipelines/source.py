@@ -22,7 +22,7 @@ from dali_pipelines.decode import DecodeError, decode_clips
 from dali_pipelines.excerpt import NoExcerpt, cut_excerpt
 from dali_pipelines.geometry import Orientation, coded_crop, orientation
 from dali_pipelines.nvdec import CodecLimits
-from tgmae.types import BatchPlan, ClipRequest, UnitPlan, Video, VideoTable
+from tgmae.types import BatchPlan, ClipRequest, Coded, UnitPlan, Video, VideoTable
 from tgmae.workers import end_with_parent
 
 if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where it is not installed
@@ -31,27 +31,19 @@ if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where
 # What fn.decoders.video of DALI 2.4 decodes on a CPU, without MJPEG: a damaged file of it may crash the process.
 CPU_CODECS = frozenset({"vp8", "vp9"})
 NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})  # 8 bits, 4:2:0: what `CodecLimits` is about
-# Bytes. DALI is handed all packets from the keyframe before a clip on, at worst the whole file, and those of several
-# batches are in memory at once.
-LARGEST_FILE = 64 * 2**20
 _NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
 _NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
 
 
-def dali_decodes(
-    codec: str, pixel_format: str, width: int, height: int, num_bytes: int, limits: Mapping[str, CodecLimits] | None
-) -> bool:
+def dali_decodes(coded: Coded, limits: Mapping[str, CodecLimits] | None) -> bool:
     """Whether videos of this kind go to DALI's decoder rather than to PyAV.
 
-    width, height   of the coded picture, pixels        num_bytes   of the file
-    codec, pixel_format   FFmpeg's names
-    limits          of NVDEC; None where DALI decodes on the CPU, which takes pictures of any size
+    limits   of NVDEC; None where DALI decodes on the CPU, which takes pictures of any size
     """
-    if num_bytes > LARGEST_FILE:
-        return False
     if limits is None:
-        return codec in CPU_CODECS
-    return codec in limits and pixel_format in NVDEC_FORMATS and limits[codec].fit(width, height)
+        return coded.codec in CPU_CODECS
+    fits = coded.codec in limits and limits[coded.codec].fit(coded.width, coded.height)
+    return fits and coded.pixel_format in NVDEC_FORMATS
 
 
 @dataclass
@@ -139,10 +131,9 @@ class ClipSource:
     def is_native(self, row: int) -> bool:
         """Whether DALI decodes a video, if it is still the one that was indexed."""
         video = self.videos[row]
-        width, height = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
         return (
             row not in self.distrusted
-            and dali_decodes(video.codec, video.pixel_format, width, height, video.num_bytes, self.limits)
+            and dali_decodes(video.coded, self.limits)
             and _has_indexed_size(self.videos.file(row), video)
         )
 

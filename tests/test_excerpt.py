@@ -12,6 +12,7 @@ import pytest
 from av.packet import Packet
 from nvidia.dali import Pipeline, fn, types
 
+from dali_pipelines import excerpt
 from dali_pipelines.decode import DecodeError
 from dali_pipelines.excerpt import NoExcerpt, cut_excerpt
 from tests.videos import read_number, write_numbered
@@ -66,13 +67,28 @@ def test_dali_finds_the_frames(tmp_path: Path) -> None:
         assert [read_number(picture) for picture in np.asarray(video.at(0))] == [40, 43, 46]
 
 
-def test_an_open_group_is_decoded_from_the_start(tmp_path: Path) -> None:
+def test_an_open_group_is_decoded_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keyframes are no IDR pictures, at which alone NVDEC begins."""
     options: dict[str, Any] = {"x264-params": "open-gop=1:bframes=3:b-adapt=0", "flags": "-cgop"}
     file = write_numbered(tmp_path / "open.mp4", num_frames=60, g="12", **options)
     video = index(file)
     assert len(video.keyframes) > 3
     assert cut_excerpt(str(file), video, (40, 43)).first == 0
+    monkeypatch.setattr(excerpt, "_MOST_FRAMES", 43)
+    assert cut_excerpt(str(file), video, (38, 42)).first == 0
+    with pytest.raises(NoExcerpt, match="no keyframe that is near"):
+        cut_excerpt(str(file), video, (40, 43))
+
+
+def test_a_last_keyframe_may_be_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV would begin there too. What is too large is left to it."""
+    file = write_numbered(tmp_path / "long.mp4", num_frames=60, g="60")
+    video = index(file)
+    monkeypatch.setattr(excerpt, "_MOST_FRAMES", 10)
+    assert cut_excerpt(str(file), video, (40, 43)).first == 0
+    monkeypatch.setattr(excerpt, "LARGEST", 100)
+    with pytest.raises(NoExcerpt, match="needs more than"):
+        cut_excerpt(str(file), video, (40, 43))
 
 
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tgmae.types import Video
+from tgmae.types import Coded, Video
 
 SCHEMA = pa.schema(
     [
@@ -59,6 +59,14 @@ class Manifest:
     def file(self, row: int) -> str:
         """Absolute path of a row's video."""
         return os.path.join(self.root, self.table.column("path")[row].as_py())
+
+    def coded(self) -> Iterator[Coded]:
+        """`Video.coded` of every row, from the columns."""
+        columns = ("codec", "pixel_format", "width", "height", "rotation")
+        for codec, pixels, *size, rotation in zip(
+            *(self.table.column(name).to_pylist() for name in columns), strict=True
+        ):
+            yield Coded(codec, pixels, *(size[::-1] if rotation % 180 else size))
 
     @cached_property
     def fingerprint(self) -> str:

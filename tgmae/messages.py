@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,15 +53,7 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
     """Raises ValueError where --data.decode asks for what is not there."""
     if config.pipeline == "pyav":
         return "decoding on the CPU"
-    return choose_decoding(config.data, world.device).describe(_list_coded(manifest))
-
-
-def _list_coded(manifest: Manifest) -> Iterator[tuple[str, str, int, int, int]]:
-    """Of each video what `Decoding.describe` asks; the columns are read when somebody looks."""
-    columns = ("codec", "pixel_format", "width", "height", "num_bytes", "rotation")
-    rows = zip(*(manifest.table.column(name).to_pylist() for name in columns), strict=True)
-    for codec, pixels, width, height, num_bytes, rotation in rows:
-        yield codec, pixels, *((height, width) if rotation % 180 else (width, height)), num_bytes
+    return choose_decoding(config.data, world.device).describe(manifest.coded())
 
 
 def _describe_mask(config: TrainConfig, device: torch.device) -> str:

@@ -7,13 +7,23 @@ Dimensions: B clips, T frames, H W pixels, S slots, N patches a slot, V visible 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 # Decode workers import this module and hold no tensor: they do without torch (1.5 s and 300 MB each).
 if TYPE_CHECKING:
     import torch
+
+
+class Coded(NamedTuple):
+    """How a video's pictures are coded; they may lie on their side. Codec and pixel format are FFmpeg's names."""
+
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +45,12 @@ class Video:
     label: str
     captions: tuple[str, ...]
     split: str
+
+    @property
+    def coded(self) -> Coded:
+        """What a decoder is told."""
+        width, height = (self.height, self.width) if self.rotation % 180 else (self.width, self.height)
+        return Coded(self.codec, self.pixel_format, width, height)
 
     def is_file(self, file: str | Path) -> bool:
         """Whether `file` exists with the size and time of change that were indexed."""
@@ -93,6 +109,7 @@ class VideoTable(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, row: int) -> Video: ...
     def file(self, row: int) -> str: ...
+    def coded(self) -> Iterator[Coded]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
