@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 import tyro
+from torch.nn.attention import SDPBackend
 
 from bench.report import Row, Table, measure, save_report, write_report
 from tgmae.attention import Backend, attend, choose_attention
@@ -63,6 +64,12 @@ def chosen_operator(inputs: list[torch.Tensor]) -> str:
     return f"{forward.NAME}, {backward.NAME}"
 
 
+def chosen_by_sdpa(inputs: list[torch.Tensor]) -> str:
+    """The kernel behind torch's scaled_dot_product_attention: on Hopper cuDNN's, where there is a recent one."""
+    q, k, v = (x.transpose(1, 2) for x in inputs)
+    return SDPBackend(torch._fused_sdp_choice(q, k, v)).name
+
+
 def available_attention(device: torch.device) -> list[Backend]:
     """sdpa and what else runs here; prints why the others do not."""
     found: list[Backend] = ["sdpa"]
@@ -89,7 +96,7 @@ def main() -> None:
         visible = model.num_tokens - MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
         shapes[f"encoder, γ {ratio}: {visible} tokens"] = (visible, model.num_heads, model.width)
     shapes[f"decoder: {model.num_tokens} tokens"] = (model.num_tokens, model.decoder_num_heads, model.decoder_width)
-    tables, operators = [], {}
+    tables, operators, kernels = [], {}, {}
     for title, (tokens, heads, width) in shapes.items():
         inputs = make_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
         work: dict[str, Callable[[], float]] = {
@@ -98,9 +105,11 @@ def main() -> None:
         rows = [Row(name, values) for name, values in measure(work, options.rounds, title).items()]
         tables.append(Table(title, "TFLOP/s", rows, relative_to="sdpa"))
         save_report("attention", tables, None, device)
+        kernels[title] = chosen_by_sdpa(inputs)
         if "xformers" in backends:
             operators[title] = chosen_operator(inputs)
-    write_report("attention", tables, {"xformers chose (forward, backward)": operators} if operators else None, device)
+    headline = {"sdpa chose": kernels} | ({"xformers chose (forward, backward)": operators} if operators else {})
+    write_report("attention", tables, headline, device)
 
 
 if __name__ == "__main__":
