@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.report import Row, Table, measure, now, write_report
+from bench.report import Row, Table, measure, now, save_report, write_report
 from bench.step import MATMUL, Case, Trainer, matmul_ceiling
 from engines.clip import load_clip
 from tgmae.attention import choose_attention
@@ -138,6 +138,7 @@ def run(options: Options) -> None:
     device = choose_device("auto")
     demo, large = PRESETS["demo"], PRESETS["ssv2"]
     tables = [measure_size("demo's clips, 8×96²", demo, STRATEGIES, options.batch or demo.batch_size, options, device)]
+    save_report("masks", tables, None, device)
     if options.large:
         on_cuda = device.type == "cuda"
         names = [name for name in STRATEGIES if on_cuda or name not in WITH_CLIP]
