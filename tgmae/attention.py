@@ -5,6 +5,7 @@ Dimensions: B clips, L tokens, H heads, C channels a head.
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -42,6 +43,7 @@ def choose_attention(asked: Literal["auto"] | Backend, device: torch.device) -> 
 
 def _prepare_xformers() -> None:
     """Import it and let it run on torch's kernels. Raises ImportError where it cannot."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns that without its binary there is no attention
     from xformers.ops import fmha
 
     # PyPI's wheel is built for CUDA 12, and its binary does not load beside a torch of CUDA 13. xformers then rules out
