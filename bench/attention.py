@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from bench.report import Row, Table, measure, run_from_shell, save_report, write_report
 from tgmae.attention import Backend, attend, choose_attention
@@ -62,6 +63,12 @@ def chosen_operator(inputs: list[torch.Tensor]) -> str:
     return f"{forward.NAME}, {backward.NAME}"
 
 
+def chosen_by_sdpa(inputs: list[torch.Tensor]) -> str:
+    """The kernel behind torch's scaled_dot_product_attention: on Hopper cuDNN's, where there is a recent one."""
+    q, k, v = (x.transpose(1, 2) for x in inputs)
+    return SDPBackend(torch._fused_sdp_choice(q, k, v)).name
+
+
 def available_attention(device: torch.device) -> list[Backend]:
     """sdpa and what else runs here; prints why the others do not."""
     found: list[Backend] = ["sdpa"]
@@ -88,7 +95,7 @@ def run(options: Options) -> None:
         visible = model.num_tokens - MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot) * model.num_slots
         shapes[f"encoder, γ {ratio}: {visible} tokens"] = (visible, model.num_heads, model.width)
     shapes[f"decoder: {model.num_tokens} tokens"] = (model.num_tokens, model.decoder_num_heads, model.decoder_width)
-    tables, operators = [], {}
+    tables, operators, kernels = [], {}, {}
     for title, (tokens, heads, width) in shapes.items():
         inputs = make_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
         work: dict[str, Callable[[], float]] = {
@@ -97,9 +104,11 @@ def run(options: Options) -> None:
         rows = [Row(name, values) for name, values in measure(work, options.rounds, title).items()]
         tables.append(Table(title, "TFLOP/s", rows, relative_to="sdpa"))
         save_report("attention", tables, None, device)
+        kernels[title] = chosen_by_sdpa(inputs)
         if "xformers" in backends:
             operators[title] = chosen_operator(inputs)
-    write_report("attention", tables, {"xformers chose (forward, backward)": operators} if operators else None, device)
+    headline = {"sdpa chose": kernels} | ({"xformers chose (forward, backward)": operators} if operators else {})
+    write_report("attention", tables, headline, device)
 
 
 def main() -> None:

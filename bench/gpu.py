@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,10 +74,12 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
     python, file = (sys.executable, "-m"), str(manifest)
     # Scorer patch takes fifty training steps a batch: engines and masks have its speed.
     affordable = ("tgm cached", "tgm student", "tgm dense", "mgm")
+    # Most of a test is waiting for a compiler or for DALI's workers.
+    at_once = ("-n", "4", "--dist", "loadfile") if find_spec("xdist") else ()
     return [
         Part(
             "tests", "Do the tests that need a GPU pass?",
-            (*python, "pytest", "-v", "--tb=short", "-m", "gpu", "--continue-on-collection-errors",
+            (*python, "pytest", "-v", "--tb=short", "-m", "gpu", "--continue-on-collection-errors", *at_once,
              *find_gpu_tests()), 0.15,
         ),
         Part(

@@ -95,12 +95,15 @@ class Contest:
         self.step = make_step(self.config, device)
         self.turns: dict[tuple[str, float], list[Turn]] = {}
         self.idle_cores: list[float] = []  # what all loaders used before each turn
+        masks = {name: choose_mask(name, preset.mask, videos, options.ratio) for name in options.strategies}
+        configs = {name: replace(self.config, mask=mask) for name, mask in masks.items()}
+        # All scorers before the first loader, whose thread would replay one's CUDA graph while another's is recorded.
+        scorers = {
+            name: make_strategy(config, videos, device, options.engine, clip) for name, config in configs.items()
+        }
         self.loaders: dict[str, Loader] = {}
-        for name in options.strategies:
-            mask = choose_mask(name, preset.mask, videos, options.ratio)
-            config = replace(self.config, mask=mask)
-            scorer = make_strategy(config, videos, device, options.engine, clip)
-            self.loaders[name] = make_loader(config, videos.manifest, scorer, 0, device)
+        for name, config in configs.items():
+            self.loaders[name] = make_loader(config, videos.manifest, scorers[name], 0, device)
         self.frames = self.loaders[options.strategies[0]].next_batch().clips.frames.clone()
 
     def run(self, name: str, ratio: float) -> float:

@@ -17,7 +17,8 @@ class CapturedPass:
 
     Input, result and everything between have fixed places in memory of the graph's own. Calls may come from any stream:
     each waits for the one before, and hands over a copy of the result that is the caller's. From one thread at a time.
-    Recording touches no other thread's work; it waits for the GPU, and takes the time of a few passes.
+    Recording waits for the GPU, and takes the time of a few passes. Meanwhile other threads may work on it, but neither
+    replay a graph nor draw random numbers there: torch has one generator for all, and raises RuntimeError.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

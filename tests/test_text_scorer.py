@@ -378,7 +378,8 @@ def test_a_gpu_scores_as_the_cpu_does(
             hidden = torch.zeros(len(masked), changed.model.num_tokens, dtype=torch.bool)
             agreed = hidden.scatter(1, wanted.masked.long(), True).gather(1, masked.cpu().long()).float().mean()
             assert agreed > agreed_least
-        cosines = given(replace(clips, frames=clips.frames.to(device))).cpu()
-        torch.testing.assert_close(cosines, expected, rtol=0, atol=tolerance)
     finally:
         loader.close()
+    # Only now: the loader's thread was ahead with one more batch, and a CUDA graph is for one thread at a time.
+    cosines = given(replace(clips, frames=clips.frames.to(device))).cpu()
+    torch.testing.assert_close(cosines, expected, rtol=0, atol=tolerance)

@@ -5,6 +5,7 @@ Dimensions: B clips, L tokens, H heads, C channels a head.
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ def choose_attention(asked: Literal["auto"] | Backend, device: torch.device) -> 
             raise ValueError("this torch is built without cuDNN; choose --model.attention xformers or sdpa")
         return "cudnn"
     try:
-        from xformers.ops import memory_efficient_attention  # noqa: F401 - whether it imports is the question
+        _prepare_xformers()
     except ImportError as error:
         raise ValueError(
             f"xformers attention cannot run: {error}. Install it with pip install xformers==0.0.35, "
@@ -40,8 +41,20 @@ def choose_attention(asked: Literal["auto"] | Backend, device: torch.device) -> 
     return "xformers"
 
 
+def _prepare_xformers() -> None:
+    """Import it and let it run on torch's kernels. Raises ImportError where it cannot."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns that without its binary there is no attention
+    from xformers.ops import fmha
+
+    # PyPI's wheel is built for CUDA 12, and its binary does not load beside a torch of CUDA 13. xformers then rules out
+    # every operator, those too that call torch's kernels and need no binary. What is missing is missed all the same.
+    fmha.common._built_with_cuda = True
+    if not (fmha.flash.FwOp.is_available() or fmha.cutlass.FwOp.is_available()):
+        raise ImportError(f"none of its operators runs beside torch {torch.__version__}")
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
-    """softmax(q kᵀ / √C) v for q, k, v [B, L, H, C] → [B, L, H, C]."""
+    """softmax(q kᵀ / √C) v for q, k, v [B, L, H, C] → [B, L, H, C]; backend as `choose_attention` gave it."""
     if backend == "xformers":
         from xformers.ops import memory_efficient_attention
 

@@ -91,8 +91,11 @@ class Loader:
             with self.clock("mask"):
                 batch = TrainingBatch(clips, plan_masks(self.mask, self.model, scores))
         if self._stream is not None:
-            # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`.
-            self._stream.synchronize()
+            # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`. Blocking:
+            # the thread sleeps, instead of spinning on a core that the decoders need.
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+            done.synchronize()
         return batch
 
 

@@ -42,7 +42,8 @@ class Readback:
         if self._on_gpu:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            # Whoever waits for it sleeps: by default CUDA spins, on a core that the decoders need.
+            arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             arrived.record()
         self._pending.append((step, values, arrived, requests))
 

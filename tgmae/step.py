@@ -111,7 +111,7 @@ class GradientGraph:
             step.optimizer.zero_grad(set_to_none=False)
         torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
+        # Other threads may use the GPU meanwhile, but must not replay a graph (engines/cuda_graph.py).
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.loss, self.prediction = step.launch(self.frames, plan, named_range)
 
