@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dali_pipelines.decode import DecodeError, name_error
+from dali_pipelines.decode import DecodeError, name_error, open_video
 from tgmae.types import Video
 
 _H264_IDR = 5  # type of the NAL units after which no frame refers to one before
@@ -49,7 +49,7 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
     """
     index = int(np.searchsorted(video.keyframes, frames[0], side="right")) - 1
     try:
-        with av.open(file) as container:
+        with open_video(file) as container:
             if not {"mp4", "matroska"} & set(container.format.name.split(",")):  # whose packets were counted
                 raise NoExcerpt(f"{container.format.name} does not say which frames its packets are")
             stream = container.streams.video[0]
@@ -140,7 +140,7 @@ def _write(packets: Sequence[Packet[VideoStream]], stream: VideoStream) -> NDArr
     # Bit-exact: Matroska would draw random numbers into the file.
     form = "matroska" if stream.codec.canonical_name == "vp8" else "mp4"
     with av.open(target, "w", format=form, options={"fflags": "+bitexact"}) as container:
-        out = container.add_stream_from_template(stream)
+        out = container.add_stream_from_template(stream, opaque=True)
         for place, (packet, rank) in enumerate(zip(packets, shown, strict=True)):
             packet.stream, packet.time_base = out, Fraction(1, _FRAMES_A_SECOND)
             packet.pts, packet.dts, packet.duration = rank + delay, place, 1
