@@ -15,18 +15,22 @@ Dimensions: U decodes a batch, R clips from each decode (data.repeat), B = U · 
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from dali_pipelines.decoding import choose_decoding, find_clashes
+from dali_pipelines.decoding import Decoding, choose_decoding, find_clashes
 from dali_pipelines.lane import Job, Lane
 from dali_pipelines.reference import find_stand_in, replace_skipped
 from tgmae.config import DataConfig
 from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
 
 _CPU = torch.device("cpu")
+_SHARED_MEMORY = "/dev/shm"
+_UNDER_WAY = 2  # batches of a pipeline besides those that its workers run ahead
 
 
 class DaliPipeline:
@@ -50,6 +54,7 @@ class DaliPipeline:
         self.job = Job(
             videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=clashing
         )
+        _check_shared_memory(len(plan(first_batch)) * len(plan(first_batch)[0].frames) * 3 * size**2, self.decoding)
         self.batch = first_batch
         step = self.decoding.pipelines
         self.lanes = [Lane(self.job, first_batch + place, step) for place in range(step)]  # next batch first
@@ -118,3 +123,16 @@ class DaliPipeline:
         self._let_go()
         for lane in self.lanes:
             lane.close()
+
+
+def _check_shared_memory(batch_bytes: int, decoding: Decoding) -> None:
+    """Warn where the workers may not have room for the clips that they decode: they would die of it without a word."""
+    room = os.statvfs(_SHARED_MEMORY)
+    free, needed = room.f_bavail * room.f_frsize, decoding.pipelines * (decoding.prefetch + _UNDER_WAY) * batch_bytes
+    if free < needed:
+        warnings.warn(
+            f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, and through it DALI's workers hand over what they decode, "
+            f"up to {needed >> 20:,} MiB. Give a container more (docker run --shm-size={-(-needed >> 30)}g), or take "
+            "--pipeline pyav",
+            stacklevel=3,
+        )

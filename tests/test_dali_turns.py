@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -72,6 +73,14 @@ def test_totals_are_divided(mixed: Manifest) -> None:
     while time.monotonic() < deadline and set(multiprocessing.active_children()) & started:
         time.sleep(0.05)
     assert not set(multiprocessing.active_children()) & started
+
+
+def test_little_shared_memory_is_said(mixed: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: a worker that runs out of it dies of a signal."""
+    small = os.statvfs_result((4096, 4096, 16, 16, 16, 0, 0, 0, 0, 255))  # 64 KiB
+    monkeypatch.setattr(os, "statvfs", lambda _: small)
+    with pytest.warns(UserWarning, match=r"/dev/shm has 0 MiB free.* MiB\. .*--shm-size=1g"):
+        make(mixed).close()
 
 
 class Cycle:
