@@ -20,7 +20,7 @@ from the keyframe before the window to its end ("frames a clip"). Decoders, in b
 DALI decodes excerpts (dali_pipelines/excerpt.py) that are cut before the clock starts: in training the workers do that.
 
 A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. The table "turns"
-has several DALI pipelines decode at once, as training does: with NVDEC for H.264, on a CPU for VP9. "engines busy" is
+has several DALI pipelines decode at once, as training does: with NVDEC, on a CPU VP9. "engines busy" is
 nvidia-smi's decoder utilisation, the mean over the measurement, times the number of NVDEC's engines.
 """
 
@@ -55,7 +55,7 @@ NUM_FRAMES, STRIDE = 16, 2
 BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")
 Kind = Literal["codec", "turns", "keyframes", "size", "workers"]  # of a table
 # Pipelines and threads of each. NVDEC has up to eight engines, and training takes 4 × 4 for seven.
-PAIRS_ON_GPU = ((1, 1), (1, 4), (1, 16), (2, 8), (4, 4), (8, 2), (8, 4))
+PAIRS_ON_GPU = ((1, 1), (1, 4), (1, 16), (2, 8), (4, 4), (7, 2), (8, 4))
 PAIRS_ON_CPU = ((1, 1), (1, 2), (2, 1), (2, 2))
 
 
@@ -192,12 +192,20 @@ class Bench:
         note, self.missing = "\n".join(self.missing), []
         return Table(title, "clips/s", measured, relative_to=first if first in work else None, note=note)
 
-    def table_of_turns(self, variant: Variant) -> Table:
-        """DALI alone, by pipelines that decode at once and the threads of each."""
+    def table_of_turns(self, variants: Sequence[Variant]) -> Table:
+        """DALI alone, by pipelines that decode at once and the threads of each.
+
+        variants   the first of them by every pair, the others by one thread alone and by what training takes
+        """
         on_gpu, busy, failed = self.decoding.limits is not None, dict[str, list[float]](), dict[str, str]()
         seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
+        usual = (self.decoding.pipelines, self.decoding.threads)
+        first, *others = variants
+        cases = {_name_pair(*pair): (first, *pair) for pair in (*(PAIRS_ON_GPU if on_gpu else PAIRS_ON_CPU), usual)}
+        cases |= {f"{_name_pair(*pair)}, {other.name}": (other, *pair) for other in others for pair in ((1, 1), usual)}
 
-        def rate(name: str, pipelines: int, threads: int, is_trial: bool = False) -> float:
+        def rate(name: str, is_trial: bool = False) -> float:
+            variant, pipelines, threads = cases[name]
             clips, least, batch = variant.clips, seconds, None
             if is_trial:  # one clip a thread
                 clips, least, batch = clips[: pipelines * threads], 0.0, threads
@@ -211,21 +219,21 @@ class Bench:
                 busy.setdefault(name, []).append(mean)
             return found
 
-        pairs = {_name_pair(*pair): pair for pair in (PAIRS_ON_GPU if on_gpu else PAIRS_ON_CPU)}
-        for name, pair in pairs.items():
-            rate(name, *pair, is_trial=True)
-        work = {name: partial(rate, name, *pair) for name, pair in pairs.items() if name not in failed}
-        title = f"By pipelines and threads: DALI on {'NVDEC' if on_gpu else 'the CPU'}, {variant.name}"
+        for name in cases:
+            rate(name, is_trial=True)
+        work = {name: partial(rate, name) for name in cases if name not in failed}
+        title = f"By pipelines and threads: DALI on {'NVDEC' if on_gpu else 'the CPU'}, {first.name}"
         rows = []
         for name, rates in measure(work, self.options.rounds, title).items():
             if name in failed:
                 continue
-            facts = {"frames/s": statistics.median(rates) * variant.frames_a_clip}
+            facts = {"frames/s": statistics.median(rates) * cases[name][0].frames_a_clip}
             if on_gpu and name in busy:
                 mean = statistics.mean(busy[name])
                 facts |= {"decoder, %": mean, "engines busy": mean / 100 * self.decoding.engines}
             rows.append(Row(name, rates, facts))
-        notes = [f"{name} is left out: {reason}" for name, reason in failed.items()]
+        notes = ["a pipeline has one CUDA stream"] if on_gpu else []
+        notes += [f"{name} is left out: {reason}" for name, reason in failed.items()]
         if busy:
             notes.append(
                 f"engines busy: nvidia-smi's decoder utilisation times {self.decoding.engines} engines, right only if "
@@ -244,7 +252,8 @@ def make_table(bench: Bench, kind: Kind) -> Table:
     side, workers = bench.sides[-1], bench.workers
     gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
     if kind == "turns":
-        return bench.table_of_turns(bench.variant("vp9" if bench.decoding.limits is None else "h264", side, BASE_GOP))
+        codecs = ("vp9",) if bench.decoding.limits is None else CODECS
+        return bench.table_of_turns([bench.variant(codec, side, BASE_GOP) for codec in codecs])
     if kind == "codec":
         title, base = f"By codec: {sized}, {gop}, {working}", "h264"
         rows = [(codec, bench.variant(codec, side, BASE_GOP), workers) for codec in CODECS]

@@ -172,11 +172,31 @@ def test_tables_in_the_order_asked_for(
     made = {path.name for path in (tmp_path / numbered.root.name).iterdir()}
     assert made == {f"{codec}-160-gop12" for codec in decode.CODECS}
     assert [row["name"] for row in turns["rows"]] == [
-        "1 pipeline × 1 thread", "1 pipeline × 16 threads", "4 pipelines × 4 threads", "8 pipelines × 2 threads",
-        "8 pipelines × 4 threads",
+        "1 pipeline × 1 thread", "1 pipeline × 16 threads", "4 pipelines × 4 threads", "7 pipelines × 2 threads",
+        "8 pipelines × 4 threads", "1 pipeline × 2 threads",
     ]  # fmt: skip
     for pair in ("1 pipeline × 4 threads", "2 pipelines × 8 threads"):
         assert f"{pair} is left out: no decoder left\n" in turns["note"] + "\n"
+
+
+def test_every_codec_takes_its_turns(numbered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first by every pair, the others by one thread and by what training takes."""
+    manifest, seen = numbered.root / "manifest.parquet", list[tuple[str, int, int]]()
+
+    def rate(clips: Any, on_gpu: bool, seconds: float, threads: int, pipelines: int, *rest: Any) -> float:
+        seen.append((clips[0].video.codec, pipelines, threads))
+        return 10.0
+
+    monkeypatch.setattr(decode, "rate_of_dali", rate)
+    made = decode.Bench(decode.Options(manifest, videos=1, clips=2, seconds=0, rounds=1, work_dir=tmp_path))
+    made.decoding = replace(made.decoding, pipelines=3, threads=5)
+    with made.pool:
+        table = made.table_of_turns([made.variant(codec, 160, 12) for codec in ("h264", "vp9")])
+    others = [row.name for row in table.rows if "vp9" in row.name]
+    assert others == ["1 pipeline × 1 thread, vp9-160-gop12", "3 pipelines × 5 threads, vp9-160-gop12"]
+    assert len(table.rows) == len(decode.PAIRS_ON_CPU) + 3
+    assert {case for case in seen if case[0] == "vp9"} == {("vp9", 1, 1), ("vp9", 3, 5)}
+    assert {case for case in seen if case[0] == "h264"} == {("h264", *pair) for pair in (*decode.PAIRS_ON_CPU, (3, 5))}
 
 
 def names(table: dict[str, Any]) -> set[str]:

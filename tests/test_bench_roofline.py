@@ -228,7 +228,11 @@ def test_measured_figures_are_found(tmp_path: Path) -> None:
         tmp_path,
         "decode.shapes.h200",
         Table("By codec", "clips/s", [Row("h264: DALI GPU", [3.0, 5.0, 4.0])]),
-        Table("By pipelines and threads: DALI on NVDEC, h264-256-gop12", "clips/s", [Row("2 pipelines", [6.0])]),
+        Table(
+            "By pipelines and threads: DALI on NVDEC, h264-256-gop12",
+            "clips/s",
+            [Row("2 pipelines × 4 threads", [6.0]), Row("2 pipelines × 4 threads, vp9", [9.0])],
+        ),
     )
     write(tmp_path, "train.h200", Table("training, own ratios", "clips/s", [Row("tgm cached, γ 0.6", [700.0])]))
     write(tmp_path, "step.cpu", Table("ViT-B", "TFLOP/s", [Row("γ 0.6, sdpa, batch 64", [1.0], {"clips/s": 1e6})]))
