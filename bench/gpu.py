@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,11 +184,11 @@ def run_part(part: Part, folder: Path, limit_s: float) -> Outcome:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """As Ctrl-C does, so that pytest says what has failed by now; then for good."""
     os.killpg(process.pid, signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
+    with suppress(ProcessLookupError):  # also what the part started and left behind
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def read_reports(part: Part, device: str, since: float) -> dict[str, dict[str, Any]]:

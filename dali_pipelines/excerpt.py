@@ -69,6 +69,18 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
     raise NoExcerpt("its packets do not say which frames they are")
 
 
+def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
+    """Why the middle `num_frames` of a file cannot be cut out; "" where they can, or where nobody can read them."""
+    first = max((video.num_frames - num_frames) // 2, 0)
+    try:
+        cut_excerpt(file, video, range(first, min(first + num_frames, video.num_frames)))
+    except NoExcerpt as reason:
+        return str(reason)
+    except DecodeError:
+        pass
+    return ""
+
+
 def _collect(container: InputContainer, stream: VideoStream, pts: int, count: int) -> list[Packet[VideoStream]]:
     """What the first `count` frames from a keyframe on need, in decoding order; nothing where that is unclear."""
     packets: list[Packet[VideoStream]] = []

@@ -210,6 +210,19 @@ def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) 
         assert words == f"decoding on the CPU{', 2 workers' * (kind == 'dali')}"
 
 
+def test_a_run_says_what_nvdec_must_not_get(find: Callable[[object], None], tmp_path: Path) -> None:
+    """Which only the files say, and of which a few are tried."""
+    for number in range(40):
+        write_numbered(tmp_path / f"{number:02}.{'avi' if number % 2 else 'mp4'}", num_frames=8, width=128, height=160)
+    index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1, min_frames=1)
+    find({"h264": LIMITS})
+    words = messages._describe_decoding(PRESETS["demo"], World(0, 1, CUDA), read_manifest(tmp_path / "m.parquet"))
+    assert words.endswith(
+        "4 workers; but 7 of 14 tried go to PyAV too (avi does not say which frames its packets are): "
+        "tgmae-data compact mends that"
+    )
+
+
 def test_auto_without_nvdec_says_why(find: Callable[[object], None]) -> None:
     find(NoNvdec("the library is missing"))
     chosen = choose_decoding(DataConfig(), CUDA)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from dali_pipelines.decoding import choose_decoding
+from dali_pipelines.decoding import Decoding, choose_decoding
+from dali_pipelines.excerpt import why_no_excerpt
+from dali_pipelines.source import dali_decodes
 from tgmae.checkpoint import newest_checkpoint
 from tgmae.config import MOTION_KINDS, ModelConfig, TrainConfig
 from tgmae.distributed import World
@@ -16,6 +18,8 @@ from tgmae.loader import Loader
 from tgmae.manifest import Manifest
 from tgmae.model import VideoMAE
 from tgmae.readback import StepRecord
+
+_TRIED = 16  # videos
 
 
 def describe_run(
@@ -53,7 +57,21 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
     """Raises ValueError where --data.decode asks for what is not there."""
     if config.pipeline == "pyav":
         return "decoding on the CPU"
-    return choose_decoding(config.data, world.device).describe(manifest.coded())
+    decoding = choose_decoding(config.data, world.device)
+    return decoding.describe(manifest.coded()) + _try_excerpts(manifest, decoding, config.model.num_frames)
+
+
+def _try_excerpts(manifest: Manifest, decoding: Decoding, num_frames: int) -> str:
+    """What NVDEC takes by the manifest may hold packets that it must not get, which only the file says."""
+    if decoding.limits is None:
+        return ""
+    native = [row for row, video in enumerate(manifest.coded()) if dali_decodes(video, decoding.limits)]
+    tried = native[:: len(native) // _TRIED + 1]
+    refused = [reason for row in tried if (reason := why_no_excerpt(manifest.file(row), manifest[row], num_frames))]
+    if not refused:
+        return ""
+    reasons = ", ".join(sorted(set(refused)))
+    return f"; but {len(refused)} of {len(tried)} tried go to PyAV too ({reasons}): tgmae-data compact mends that"
 
 
 def _describe_mask(config: TrainConfig, device: torch.device) -> str:
