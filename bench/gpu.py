@@ -127,7 +127,7 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
         ),
         Part(
             "modes", "What do compilation and CUDA graphs bring the step?",
-            (*python, "bench.step", "--rounds", "2", "--modes", "plain", "graph", "compiled", "compiled graph"),
+            (*python, "bench.step", "--rounds", "2", "--modes", "graph", "compiled", "compiled graph"),
             0.1, "step_modes",
         ),
         Part(

@@ -115,7 +115,7 @@ def measured_reports() -> dict[str, dict[str, Any]]:
             Table("demo's network", "TFLOP/s", [Row("γ 0.6, sdpa, batch 16", [1.0], {"of peak": 0.99})]),
         ],
         step_modes=[
-            Table("ViT-B, 16×224², by what is compiled or captured", "TFLOP/s", [
+            Table("ViT-B, 16×224², compiled", "TFLOP/s", [
                 Row("γ 0.6, xformers, batch 64", [430.0], {"of peak": 0.43, "peak GiB": 11.0}),
                 Row("γ 0.6, xformers, batch 64, compiled", [470.0], {"of peak": 0.47, "peak GiB": 12.0}),
             ]),

@@ -338,7 +338,7 @@ def test_peaks_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="has a GPU")
 def test_modes_need_a_gpu(results: Path) -> None:
     with pytest.raises(ValueError, match="--modes needs a CUDA device"):
-        step.run(step.Options(modes=("plain", "compiled")))
+        step.run(step.Options(modes=("graph", "compiled")))
     assert not results.exists()
 
 
