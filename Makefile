@@ -1,6 +1,6 @@
 # make train   set up .venv, make the demo data set, train on it; ARGS="ssv2 --epochs 200" trains something else
 # make test    set up .venv, then lint, types and tests
-# make gpu     qualify a GPU: its tests, then every benchmark, within eight minutes: bench/results/gpu.*.md
+# make gpu     qualify a GPU: its tests, then the benchmarks, about eight minutes: bench/results/gpu.*.md
 # make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and a picture of them
 # make tiny-clip   train the demo's own CLIP anew into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
 #

@@ -50,11 +50,13 @@ class DaliPipeline:
         device: torch.device = _CPU,
     ) -> None:  # fmt: skip
         self.decoding = choose_decoding(data, device)
-        clashing = set[int]() if self.decoding.limits is None else find_clashes(list(videos.coded()))
+        limits = self.decoding.limits
+        clashing = set[int]() if limits is None else find_clashes(list(videos.coded()), limits)
         self.job = Job(
             videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=clashing
         )
-        _check_shared_memory(len(plan(first_batch)) * len(plan(first_batch)[0].frames) * 3 * size**2, self.decoding)
+        requests = plan(first_batch)
+        _check_shared_memory(len(requests) * len(requests[0].frames) * 3 * size**2, self.decoding)
         self.batch = first_batch
         step = self.decoding.pipelines
         self.lanes = [Lane(self.job, first_batch + place, step) for place in range(step)]  # next batch first
@@ -128,7 +130,8 @@ class DaliPipeline:
 def _check_shared_memory(batch_bytes: int, decoding: Decoding) -> None:
     """Warn where the workers may not have room for the clips that they decode: they would die of it without a word."""
     room = os.statvfs(_SHARED_MEMORY)
-    free, needed = room.f_bavail * room.f_frsize, decoding.pipelines * (decoding.prefetch + _UNDER_WAY) * batch_bytes
+    batches = decoding.pipelines * (decoding.prefetch + _UNDER_WAY) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free, needed = room.f_bavail * room.f_frsize, batches * batch_bytes
     if free < needed:
         warnings.warn(
             f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, and through it DALI's workers hand over what they decode, "

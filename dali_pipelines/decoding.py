@@ -53,7 +53,7 @@ class Decoding:
             turned_over = f" ({self.reason}), clips are turned over to the GPU" if self.reason else ""
             return f"decoding on the CPU{turned_over}, {shared}"
         videos = list(videos)
-        clashing = find_clashes(videos)
+        clashing = find_clashes(videos, self.limits)
         native, rest, odd = set[str](), Counter[str](), 0
         for row, video in enumerate(videos):
             if row not in clashing and dali_decodes(video, self.limits):
@@ -72,14 +72,14 @@ class Decoding:
         return f"decoding {', '.join(sorted(native)) or 'nothing'} on the GPU: {engines}, {shared}{others}"
 
 
-def find_clashes(videos: Sequence[Coded]) -> set[int]:
-    """Rows that NVDEC must not get beside the others.
+def find_clashes(videos: Sequence[Coded], limits: Mapping[str, CodecLimits]) -> set[int]:
+    """Rows that NVDEC must not get beside the others that it takes.
 
     DALI 2.4 keeps a decoder session under the size that is shown, and looks for one by the size that is coded, in whole
     blocks (frames_decoder_gpu.cc). 640×360, coded as 640×368, would find one made for 640×368, and take its colours
     from eight rows too far down.
     """
-    sizes = {(video.codec, video.width, video.height) for video in videos}
+    sizes = {(video.codec, video.width, video.height) for video in videos if dali_decodes(video, limits)}
     return {
         row
         for row, video in enumerate(videos)

@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dali_pipelines.decode import DecodeError, name_error, open_video
+from dali_pipelines.decode import DecodeError, name_error
 from tgmae.types import Video
 
 _H264_IDR = 5  # type of the NAL units after which no frame refers to one before
@@ -47,26 +47,13 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
 
     Raises NoExcerpt; DecodeError where the file is missing or broken.
     """
-    index = int(np.searchsorted(video.keyframes, frames[0], side="right")) - 1
     try:
-        with open_video(file) as container:
-            if not {"mp4", "matroska"} & set(container.format.name.split(",")):  # whose packets were counted
-                raise NoExcerpt(f"{container.format.name} does not say which frames its packets are")
+        with av.open(file) as container:
             stream = container.streams.video[0]
-            for start in range(index, -1, -1):
-                count = frames[-1] - video.keyframes[start] + 1
-                if count > _MOST_FRAMES and start < index:
-                    raise NoExcerpt("NVDEC can begin at no keyframe that is near")
-                packets = _collect(container, stream, video.keyframe_pts[start], count)
-                if packets and _is_entry(packets[0], stream):
-                    if sum(packet.size for packet in packets) > LARGEST:
-                        raise NoExcerpt(f"needs more than {LARGEST >> 20} MiB")
-                    if not all(_is_shown_once(packet, stream) for packet in packets):
-                        raise NoExcerpt("holds pictures that are not shown, or fields")
-                    return Excerpt(_write(packets, stream), video.keyframes[start], stream.codec_context.colorspace)
+            first, packets = _find_packets(container, stream, video, frames)
+            return Excerpt(_write(packets, stream), first, stream.codec_context.colorspace)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(name_error(error)) from error
-    raise NoExcerpt("its packets do not say which frames they are")
 
 
 def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
@@ -81,15 +68,36 @@ def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
     return ""
 
 
+def _find_packets(
+    container: InputContainer, stream: VideoStream, video: Video, frames: Sequence[int]
+) -> tuple[int, list[Packet[VideoStream]]]:
+    """The frame at which to begin, and what a decoder needs from there to the last of `frames`. Raises NoExcerpt."""
+    if not {"mp4", "matroska"} & set(container.format.name.split(",")):  # whose packets were counted
+        raise NoExcerpt(f"{container.format.name} does not say which frames its packets are")
+    index = int(np.searchsorted(video.keyframes, frames[0], side="right")) - 1
+    for start in range(index, -1, -1):
+        count = frames[-1] - video.keyframes[start] + 1
+        if count > _MOST_FRAMES and start < index:
+            raise NoExcerpt("NVDEC can begin at no keyframe that is near")
+        if packets := _collect(container, stream, video.keyframe_pts[start], count):
+            if not all(_is_shown_once(packet, stream) for packet in packets):
+                raise NoExcerpt("holds pictures that are not shown, or fields")
+            return video.keyframes[start], packets
+    raise NoExcerpt("its packets do not say which frames they are")
+
+
 def _collect(container: InputContainer, stream: VideoStream, pts: int, count: int) -> list[Packet[VideoStream]]:
-    """What the first `count` frames from a keyframe on need, in decoding order; nothing where that is unclear."""
+    """What the first `count` frames from a keyframe on need, in decoding order; nothing where no decoder can begin
+    there, or where that is unclear. Raises NoExcerpt where it is too much.
+    """
     packets: list[Packet[VideoStream]] = []
     shown: list[int] = []  # their time stamps, ascending
+    size = 0
     container.seek(pts, stream=stream)
     for packet in container.demux(stream):
         # No later packet is shown before its own decoding time.
         if len(shown) >= count and packet.dts is not None and shown[count - 1] <= packet.dts:
-            return packets
+            break
         if not packet.size:
             continue
         if packet.pts is None or packet.is_discard:
@@ -98,9 +106,14 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
             if packet.pts > pts and packet.is_keyframe:
                 return []
             continue
+        if not packets and not _is_entry(packet, stream):
+            return []
         if packet.pts >= pts:  # else it is shown before the keyframe, and may need what was cut off
             packets.append(packet)
             insort(shown, packet.pts)
+            size += packet.size
+            if size > LARGEST:
+                raise NoExcerpt(f"needs more than {LARGEST >> 20} MiB")
     return packets if len(shown) >= count and len(set(shown)) == len(shown) else []
 
 
@@ -144,17 +157,20 @@ def _units(packet: Packet[VideoStream], stream: VideoStream) -> Iterator[bytes]:
 
 
 def _write(packets: Sequence[Packet[VideoStream]], stream: VideoStream) -> NDArray[np.uint8]:
-    """The packets in a file of their own, their frames numbered from 0."""
+    """The packets in a file of their own, their frames numbered from 0. Raises NoExcerpt."""
     ranks = {pts: rank for rank, pts in enumerate(sorted(packet.pts or 0 for packet in packets))}
     shown = [ranks[packet.pts or 0] for packet in packets]
     delay = max(place - rank for place, rank in enumerate(shown))
     target = io.BytesIO()
     # Bit-exact: Matroska would draw random numbers into the file.
     form = "matroska" if stream.codec.canonical_name == "vp8" else "mp4"
-    with av.open(target, "w", format=form, options={"fflags": "+bitexact"}) as container:
-        out = container.add_stream_from_template(stream, opaque=True)
-        for place, (packet, rank) in enumerate(zip(packets, shown, strict=True)):
-            packet.stream, packet.time_base = out, Fraction(1, _FRAMES_A_SECOND)
-            packet.pts, packet.dts, packet.duration = rank + delay, place, 1
-            container.mux(packet)
+    try:
+        with av.open(target, "w", format=form, options={"fflags": "+bitexact"}) as container:
+            out = container.add_stream_from_template(stream, opaque=True)
+            for place, (packet, rank) in enumerate(zip(packets, shown, strict=True)):
+                packet.stream, packet.time_base = out, Fraction(1, _FRAMES_A_SECOND)
+                packet.pts, packet.dts, packet.duration = rank + delay, place, 1
+                container.mux(packet)
+    except av.FFmpegError as error:
+        raise NoExcerpt(f"cannot be written as {form}: {name_error(error)}") from error
     return np.frombuffer(target.getbuffer(), np.uint8)

@@ -28,7 +28,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dali_pipelines.decode import DecodeError, name_error, open_video
+from dali_pipelines.decode import DecodeError, name_error
 from tgmae.types import Video
 
 BLOCK = 16  # pixels
@@ -47,9 +47,9 @@ def read_motion(file: str, video: Video) -> NDArray[np.int8]:
         raise ValueError(f"{video.codec} gives no motion vectors; {' and '.join(CODECS)} do")
     fields: list[NDArray[np.int8] | None] = []
     try:
-        with open_video(file) as container:
+        with av.open(file) as container:
             shown = _read_order(container) if video.codec == "h264" else {}
-        with open_video(file) as container:
+        with av.open(file) as container:
             for field in _fields(container, shown, keep_b=video.codec == "h264"):
                 fields.append(None if field is None else np.clip(np.rint(field / UNIT), -127, 127).astype(np.int8))
     except (av.FFmpegError, OSError, IndexError) as error:

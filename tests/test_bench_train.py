@@ -99,7 +99,7 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
     monkeypatch.setattr(train, "project_clips_per_s", lambda *_: 2.0)
     saved: list[int] = []  # rounds in the report, each time it is saved
     monkeypatch.setattr(train, "save_report", lambda _, tables, *__: saved.append(len(tables[0].rows[0].values)))
-    monkeypatch.setattr(train, "_PATIENCE_S", 600.0)  # on a busy machine queues take long to fill
+    monkeypatch.setattr(train, "_PATIENCE_S", 120.0)  # on a busy machine queues take long to fill
     strategies = ("tgm patch", "tgm cached", "mgm")
     train.run(train.Options(shapes, work_dir, rounds, steps, strategies=strategies, model="demo", batch=2, workers=1))
     report = read_report(results, "train")

@@ -15,6 +15,7 @@ from av.video.reformatter import Colorspace
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
+from dali_pipelines.excerpt import cut_excerpt
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.reference import ReferencePipeline
 from dali_pipelines.source import ClipSource
@@ -295,6 +296,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -> None:
     """Excerpts, in which FFmpeg finds the frames that DALI is asked for."""
+    found = set()
     for manifest in (numbered, large):
         requests = tuple(
             request(manifest, row, tuple(min(number, manifest[row].num_frames - 1) for number in range(14, 30, 2)))
@@ -305,10 +307,12 @@ def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -
             encoded, numbers, order, native, *_ = source(SampleInfo(0, row, 0, 0))
             assert native[0] == source.is_native(row), manifest[row].path
             if native[0]:
+                found.add(manifest[row].codec)
                 with av.open(io.BytesIO(encoded.tobytes()), "r") as container:
                     pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
                 upright = [np.rot90(pictures[number], -manifest[row].rotation // 90) for number in numbers]
                 assert tuple(read_number(upright[place]) for place in order) == wanted.frames  # type: ignore[arg-type]
+    assert {"h264", "hevc", "vp9"} <= found
 
 
 @pytest.mark.gpu
@@ -458,7 +462,18 @@ def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     check_colours(tmp_path, "libvpx-vp9", torch.device("cpu"), "auto")
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_excerpts_know_their_colours(tmp_path: Path, name: str) -> None:
+    """Of H.264 in MP4 too, where only the stream says them."""
+    codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    write_coloured(tmp_path / name, codec, "ITU709")
+    index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1)
+    manifest = read_manifest(tmp_path / "m.parquet")
+    assert cut_excerpt(manifest.file(0), manifest[0], (3, 5)).colour_space == Colorspace.ITU709
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("nvdec")
 def test_gpu_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     check_colours(tmp_path, "libvpx-vp9", CUDA, "gpu")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dali_pipelines.decoding import Decoding, choose_decoding
+from dali_pipelines.decoding import Decoding, choose_decoding, find_clashes
 from dali_pipelines.excerpt import why_no_excerpt
 from dali_pipelines.source import dali_decodes
 from tgmae.checkpoint import newest_checkpoint
@@ -18,6 +18,7 @@ from tgmae.loader import Loader
 from tgmae.manifest import Manifest
 from tgmae.model import VideoMAE
 from tgmae.readback import StepRecord
+from tgmae.sampling import clip_span
 
 _TRIED = 16  # videos
 
@@ -58,16 +59,19 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
     if config.pipeline == "pyav":
         return "decoding on the CPU"
     decoding = choose_decoding(config.data, world.device)
-    return decoding.describe(manifest.coded()) + _try_excerpts(manifest, decoding, config.model.num_frames)
+    span = clip_span(config.data, config.model.num_frames)
+    return decoding.describe(manifest.coded()) + _try_excerpts(manifest, decoding, span)
 
 
-def _try_excerpts(manifest: Manifest, decoding: Decoding, num_frames: int) -> str:
+def _try_excerpts(manifest: Manifest, decoding: Decoding, span: int) -> str:
     """What NVDEC takes by the manifest may hold packets that it must not get, which only the file says."""
     if decoding.limits is None:
         return ""
-    native = [row for row, video in enumerate(manifest.coded()) if dali_decodes(video, decoding.limits)]
-    tried = native[:: len(native) // _TRIED + 1]
-    refused = [reason for row in tried if (reason := why_no_excerpt(manifest.file(row), manifest[row], num_frames))]
+    videos = list(manifest.coded())
+    clashing = find_clashes(videos, decoding.limits)
+    native = [row for row, video in enumerate(videos) if row not in clashing and dali_decodes(video, decoding.limits)]
+    tried = native[:: max(1, -(-len(native) // _TRIED))]
+    refused = [reason for row in tried if (reason := why_no_excerpt(manifest.file(row), manifest[row], span))]
     if not refused:
         return ""
     reasons = ", ".join(sorted(set(refused)))
