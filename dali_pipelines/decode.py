@@ -21,6 +21,13 @@ from dali_pipelines.geometry import coded_crop
 from tgmae.ranges import named_range
 from tgmae.types import ClipRequest, CropBox, Video
 
+# What FFmpeg crops at every x. With two bytes a sample, or two chroma samples side by side (nv12), it would take chroma
+# of an odd x from the middle of a sample; such frames are converted first, and the frames of most videos are not.
+_CROPPED = (
+    "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv410p", "yuv411p", "gray", "gbrp", "rgb24",
+    "bgr24",
+)  # fmt: skip
+
 
 class DecodeError(Exception):
     """A video could not be read; the message is the reason, without the path."""
@@ -144,6 +151,7 @@ def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) 
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     chain = [
         source,
+        graph.add("format", f"pix_fmts={'|'.join(_CROPPED)}"),
         graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
         graph.add("scale", f"{width}:{height}:flags=bilinear"),
         graph.add("format", "pix_fmts=yuv422p"),

@@ -15,6 +15,7 @@ from av.video.reformatter import Colorspace
 from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.clips import DaliPipeline
+from dali_pipelines.decode import _crop_and_resize
 from dali_pipelines.excerpt import cut_excerpt
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.reference import ReferencePipeline
@@ -423,6 +424,21 @@ def test_gpu_decoding_survives_damaged_files(tmp_path: Path, how: str) -> None:
             assert tuple(read_number(picture) for picture in damaged[place].numpy()) == frames
             # PyAV may have taken over all videos of a batch, if DALI decodes each of them alone.
             assert (damaged[place].float() - clean[place].float()).abs().mean() < 2 * MEAN_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "pixels", ["yuv420p10le", "yuv422p10le", "yuv444p10le", "nv12", "p010le", "yuv420p", "yuvj420p"]
+)
+def test_crops_begin_at_any_pixel(pixels: str) -> None:
+    """With two bytes a sample, or both chroma samples side by side, too: an odd x is in the middle of neither."""
+    rows, columns = np.mgrid[:96, :128].astype(np.float64)
+    picture = np.stack([2 * columns, 255 - 2 * columns, 2 * rows], axis=-1).round().clip(0, 255).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+    for x in (20, 21, 22, 23):
+        graph = _crop_and_resize(frame, CropBox(x=x, y=7, width=64, height=64), 64, 64)
+        graph.push(frame)
+        found = graph.pull().to_ndarray().astype(int)
+        assert np.abs(found - picture[7:71, x : x + 64]).mean() < 2 * MEAN_TOLERANCE, x
 
 
 def write_coloured(file: Path, codec: str, tag: str) -> None:
