@@ -87,6 +87,21 @@ def test_videos_without_captions_are_named_with_the_three_choices() -> None:
         assert choice in str(caught.value)
 
 
+def test_only_what_helps_is_offered() -> None:
+    """Nothing to leave out where no video has a caption, nothing to take where one has no label."""
+    with pytest.raises(ValueError, match=r"^2 of 2 videos") as caught:
+        require_captions(manifest_of([], []), "error")
+    assert "exclude" not in str(caught.value)
+    assert "--mask.no-caption label" in str(caught.value)
+    manifest = manifest_of([], ["a cat"])
+    place = manifest.table.schema.get_field_index("label")
+    bare = Manifest(manifest.table.set_column(place, "label", pa.array(["", "cat"])), manifest.root)
+    with pytest.raises(ValueError, match=r"^1 of 2 videos") as caught:
+        require_captions(bare, "error")
+    assert "--mask.no-caption label" not in str(caught.value)
+    assert "exclude" in str(caught.value)
+
+
 def test_exclude_leaves_the_others_in_order() -> None:
     got, note = require_captions(manifest_of([], ["a"], [""], ["b", " "], ["c"]), "exclude")
     assert [(got[row].path, got[row].captions) for row in range(len(got))] == [

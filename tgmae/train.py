@@ -228,6 +228,7 @@ def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, predict
     for request in batch.clips.requests[:3]:
         video = manifest[request.row]
         names.append(video.captions[request.caption] if video.captions else video.label or video.path)
+    order = f", {config.mask.order}" if config.mask.kind == "tgm" else ""
     draw_reconstructions(
         config.run_dir / "pictures" / f"step_{step:08d}.png",
         config.model,
@@ -235,7 +236,7 @@ def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, predict
         batch.plan,
         prediction,
         names,
-        f"step {step}, {config.mask.kind} mask, {config.mask.order}, ratio {config.mask.ratio}",
+        f"step {step}, {config.mask.kind} mask{order}, ratio {config.mask.ratio}",
     )
 
 

@@ -33,16 +33,18 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
     texts = [[text.strip() for text in row if text.strip()] for row in manifest.table.column("captions").to_pylist()]
     missing = [row for row, captions in enumerate(texts) if not captions]
     paths = manifest.table.column("path")
+    labels = [str(label).replace("_", " ").strip() for label in manifest.table.column("label").to_pylist()]
+    bare = [row for row in missing if not labels[row]]
     if missing and no_caption == "error":
+        advice = ["leave them out: --mask.no-caption exclude"] * (len(missing) < len(manifest))
+        advice += ["take their labels for captions: --mask.no-caption label"] * (not bare)
+        advice += ["train without text: --mask.kind tube"]
         raise ValueError(
-            f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(paths, missing)}. Train without "
-            "them: --mask.no-caption exclude; take their labels for captions: --mask.no-caption label; or mask without "
-            "text: --mask.kind tube. Captions come with tgmae-data index FOLDER --csv FILE"
+            f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(paths, missing)}. Captions come "
+            f"with tgmae-data index FOLDER --csv FILE; or {'; or '.join(advice)}"
         )
     note = ""
     if missing and no_caption == "label":
-        labels = [str(label).replace("_", " ").strip() for label in manifest.table.column("label").to_pylist()]
-        bare = [row for row in missing if not labels[row]]
         if bare:
             raise ValueError(
                 f"{len(bare)} videos have neither caption nor label, such as {_some(paths, bare)}; "
