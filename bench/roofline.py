@@ -124,7 +124,7 @@ def find_reached(reports: Reports, ratio: float, batch: int) -> dict[str, float]
         "decode": best(
             [
                 *find_rows(reports, "decode.*", "", "^h264.*DALI GPU$"),
-                *find_rows(reports, "decode.*", "NVDEC", "threads?$"),  # of H.264; others say so,
+                *find_rows(reports, "decode.*", "NVDEC", "threads?$"),  # of H.264; others say so
             ]
         ),
         "step alone": best(find_rows(reports, "step", "ViT-B", rf"^γ {ratio},.*batch {batch}(,|$)"), "clips/s"),

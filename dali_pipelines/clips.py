@@ -26,7 +26,7 @@ from dali_pipelines.decoding import Decoding, choose_decoding, find_clashes
 from dali_pipelines.lane import Job, Lane
 from dali_pipelines.reference import find_stand_in, replace_skipped
 from tgmae.config import DataConfig
-from tgmae.types import BatchPlan, ClipBatch, ClipRequest, SkippedVideo, VideoTable
+from tgmae.types import BatchPlan, ClipBatch, ClipRequest, Coded, SkippedVideo, VideoTable
 
 _CPU = torch.device("cpu")
 _SHARED_MEMORY = "/dev/shm"
@@ -51,9 +51,10 @@ class DaliPipeline:
     ) -> None:  # fmt: skip
         self.decoding = choose_decoding(data, device)
         limits = self.decoding.limits
-        clashing = set[int]() if limits is None else find_clashes(list(videos.coded()), limits)
+        clashing = set[Coded]() if limits is None else find_clashes(videos.coded(), limits)
+        distrusted = {row for row, coded in enumerate(videos.coded()) if coded in clashing} if clashing else set[int]()
         self.job = Job(
-            videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=clashing
+            videos=videos, plan=plan, size=size, repeat=data.repeat, decoding=self.decoding, distrusted=distrusted
         )
         requests = plan(first_batch)
         _check_shared_memory(len(requests) * len(requests[0].frames) * 3 * size**2, self.decoding)

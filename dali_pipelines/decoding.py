@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,13 @@ class Decoding:
         """NVDEC's engines; 0 where videos are decoded on the CPU."""
         return count_engines(self.limits)
 
+    def native(self, kinds: Iterable[Coded]) -> set[Coded]:
+        """Of the kinds of videos in a data set those that go to NVDEC."""
+        if self.limits is None:
+            return set()
+        kinds = set(kinds)
+        return {kind for kind in kinds if dali_decodes(kind, self.limits)} - find_clashes(kinds, self.limits)
+
     def describe(self, videos: Iterable[Coded]) -> str:
         """In words for a run's first lines."""
         workers = self.pipelines * self.workers
@@ -52,15 +59,11 @@ class Decoding:
         if self.limits is None:
             turned_over = f" ({self.reason}), clips are turned over to the GPU" if self.reason else ""
             return f"decoding on the CPU{turned_over}, {shared}"
-        videos = list(videos)
-        clashing = find_clashes(videos, self.limits)
-        native, rest, odd = set[str](), Counter[str](), 0
-        for row, video in enumerate(videos):
-            if row not in clashing and dali_decodes(video, self.limits):
-                native.add(video.codec)
-                odd += not _is_aligned(video)
-            else:
-                rest[video.codec] += 1
+        kinds = Counter(videos)
+        native, rest = self.native(kinds), Counter[str]()
+        for kind in kinds.keys() - native:
+            rest[kind.codec] += kinds[kind]
+        odd = sum(kinds[kind] for kind in native if not _is_aligned(kind))
         counts = ", ".join(f"{count} {codec}" for codec, count in sorted(rest.items()))
         others = f"; PyAV decodes the rest: {counts}" if rest else ""
         if odd:
@@ -69,30 +72,32 @@ class Decoding:
                 "anew (tgmae-data compact mends that)"
             )
         engines = f"{self.engines} NVDEC engine{'s' * (self.engines > 1)}"
-        return f"decoding {', '.join(sorted(native)) or 'nothing'} on the GPU: {engines}, {shared}{others}"
+        codecs = ", ".join(sorted({kind.codec for kind in native})) or "nothing"
+        return f"decoding {codecs} on the GPU: {engines}, {shared}{others}"
 
 
-def find_clashes(videos: Sequence[Coded], limits: Mapping[str, CodecLimits]) -> set[int]:
-    """Rows that NVDEC must not get beside the others that it takes.
+def find_clashes(kinds: Iterable[Coded], limits: Mapping[str, CodecLimits]) -> set[Coded]:
+    """Kinds of videos that NVDEC must not get beside the others that it takes.
 
     DALI 2.4 keeps a decoder session under the size that is shown, and looks for one by the size that is coded, in whole
     blocks (frames_decoder_gpu.cc). 640×360, coded as 640×368, would find one made for 640×368, and take its colours
     from eight rows too far down.
     """
-    sizes = {(video.codec, video.width, video.height) for video in videos if dali_decodes(video, limits)}
+    kinds = set(kinds)
+    sizes = {(kind.codec, kind.width, kind.height) for kind in kinds if dali_decodes(kind, limits)}
     return {
-        row
-        for row, video in enumerate(videos)
+        kind
+        for kind in kinds
         if any(
-            padded != (video.width, video.height) and (video.codec, *padded) in sizes
+            padded != (kind.width, kind.height) and (kind.codec, *padded) in sizes
             for block in _BLOCKS
-            for padded in [(-(-video.width // block) * block, -(-video.height // block) * block)]
+            for padded in [(-(-kind.width // block) * block, -(-kind.height // block) * block)]
         )
     }
 
 
-def _is_aligned(video: Coded) -> bool:
-    return video.width % _BLOCKS[0] == video.height % _BLOCKS[0] == 0
+def _is_aligned(kind: Coded) -> bool:
+    return kind.width % _BLOCKS[0] == kind.height % _BLOCKS[0] == 0
 
 
 def count_engines(limits: Mapping[str, CodecLimits] | None) -> int:

@@ -61,7 +61,7 @@ def test_dali_finds_the_frames(tmp_path: Path) -> None:
         sample = [encoded], [np.array((40, 43, 46), np.int32) - first]
         pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
         with pipeline:
-            outputs = fn.external_source(lambda: sample, num_outputs=2, dtype=[types.UINT8, types.INT32])  # noqa: B023
+            outputs = fn.external_source(lambda: sample, num_outputs=2, dtype=[types.UINT8, types.INT32])  # noqa: B023 - this turn's
             pipeline.set_outputs(fn.decoders.video(outputs[0], frames=outputs[1]))
         (video,) = pipeline.run()
         assert [read_number(picture) for picture in np.asarray(video.at(0))] == [40, 43, 46]

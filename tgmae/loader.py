@@ -93,7 +93,7 @@ class Loader:
         if self._stream is not None:
             # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`. Blocking:
             # the thread sleeps, instead of spinning on a core that the decoders need.
-            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             done.record(self._stream)
             done.synchronize()
         return batch

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from dali_pipelines.decoding import Decoding, choose_decoding, find_clashes
+from dali_pipelines.decoding import Decoding, choose_decoding
 from dali_pipelines.excerpt import why_no_excerpt
-from dali_pipelines.source import dali_decodes
 from tgmae.checkpoint import newest_checkpoint
 from tgmae.config import MOTION_KINDS, ModelConfig, TrainConfig
 from tgmae.distributed import World
@@ -65,11 +64,8 @@ def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) ->
 
 def _try_excerpts(manifest: Manifest, decoding: Decoding, span: int) -> str:
     """What NVDEC takes by the manifest may hold packets that it must not get, which only the file says."""
-    if decoding.limits is None:
-        return ""
-    videos = list(manifest.coded())
-    clashing = find_clashes(videos, decoding.limits)
-    native = [row for row, video in enumerate(videos) if row not in clashing and dali_decodes(video, decoding.limits)]
+    kinds = decoding.native(manifest.coded())
+    native = [row for row, kind in enumerate(manifest.coded()) if kind in kinds] if kinds else []
     tried = native[:: max(1, -(-len(native) // _TRIED))]
     refused = [reason for row in tried if (reason := why_no_excerpt(manifest.file(row), manifest[row], span))]
     if not refused:
