@@ -17,10 +17,11 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend
 
-from bench.report import Row, Table, measure, run_from_shell, save_report, write_report
-from tgmae.attention import Backend, attend, choose_attention
-from tgmae.config import MaskConfig, ModelConfig
-from tgmae.distributed import choose_device
+from bench.harness.report import Row, Table, measure, run_from_shell, save_report, write_report
+from tgmae.masks.config import MaskConfig
+from tgmae.model.attention import Backend, attend, choose_attention
+from tgmae.model.config import ModelConfig
+from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)

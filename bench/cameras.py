@@ -16,19 +16,20 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report import Row, Table, run_from_shell, save_report, write_report
-from tgmae.config import InputConfig, MaskKind
-from tgmae.distributed import choose_device
-from tgmae.manifest import Manifest, read_manifest
+from bench.harness.report import Row, Table, run_from_shell, save_report, write_report
+from dali_pipelines.processes import count_cores
+from dali_pipelines.types import ClipBatch
+from tgmae.config import InputConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.agreement import load_clips
+from tgmae.masks.config import MaskKind
+from tgmae.masks.maps.build_motion import build_motion
+from tgmae.masks.scorer import make_scorer
 from tgmae.presets import PRESETS
-from tgmae.scoring.agreement import load_clips
-from tgmae.scoring.build_motion import build_motion
-from tgmae.scoring.choose import make_scorer
 from tgmae.shapes.judge import judge
 from tgmae.shapes.scenes import Camera, make_shapes
 from tgmae.shapes.truth import object_coverage, read_objects
-from tgmae.types import ClipBatch
-from tgmae.workers import count_cores
+from tgmae.training.parallel import choose_device
 
 SEED = 77003  # no clip of the demo's or of its CLIP's training
 

@@ -5,10 +5,10 @@
 Takes a minute on two cores, and once another to re-encode the videos. Writes bench/results/decode.<name>.<device>.json,
 named after the manifest or its folder.
 
-The first videos of the manifest are re-encoded by the project's own `tgmae.compact` into a handful of variants, which
-stay under --work-dir. Measured is decoding alone: 16 frames, stride 2, from a random place of a file that is opened for
-it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one thing around a base: H.264, a keyframe
-every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder must go through,
+The first videos of the manifest are re-encoded by the project's own `tgmae.data.compact` into a handful of variants,
+which stay under --work-dir. Only decoding is measured: 16 frames, stride 2, from a random place of a file
+that is opened for it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one
+thing around a base: H.264, a keyframe every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder must go through,
 from the keyframe before the window to its end ("frames a clip"). Decoders, in bench/decoders.py:
 
   PyAV         FFmpeg through PyAV with the manifest's keyframes: how this project decodes on a CPU
@@ -39,17 +39,17 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bench.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
-from bench.gpu_watch import GpuWatch
-from bench.report import Row, Table, first_line, measure, run_from_shell, save_report, source_name, write_report
-from dali_pipelines.decoding import choose_decoding
-from dali_pipelines.source import dali_decodes
+from bench.harness.gpu_watch import GpuWatch
+from bench.harness.report import Row, Table, first_line, measure, run_from_shell, save_report, source_name, write_report
+from bench.rivals.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
+from dali_pipelines.placement import choose_placement
+from dali_pipelines.processes import make_pool
+from dali_pipelines.worker import dali_decodes
 from tgmae.cli.train import provide_demo
-from tgmae.compact import CompactConfig, compact
-from tgmae.config import DEMO_MANIFEST, DataConfig
-from tgmae.manifest import Manifest, read_manifest
-from tgmae.sampling import ClipSampler
-from tgmae.workers import make_pool
+from tgmae.data.compact import CompactConfig, compact
+from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.sampling import ClipSampler
 
 NUM_FRAMES, STRIDE = 16, 2
 BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")
@@ -106,7 +106,7 @@ class Bench:
     def __init__(self, options: Options) -> None:
         self.options, self.on_gpu = options, torch.cuda.is_available()
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
-        self.decoding = choose_decoding(DataConfig(), self.device)
+        self.decoding = choose_placement(DataConfig(), self.device)
         whole = read_manifest(options.manifest)
         self.source = Manifest(whole.table.slice(0, options.videos), whole.root)
         # nvidia-smi looks five times a second, at figures that are means of up to a second themselves; and a second is

@@ -34,20 +34,34 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from bench.data import Engine, make_random_clip, make_random_student
-from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
+from bench.harness.inputs import Engine, make_random_clip, make_random_student
+from bench.harness.report import (
+    Row,
+    Table,
+    first_line,
+    measure,
+    now,
+    prepare_each,
+    run_from_shell,
+    save_report,
+    write_report,
+)
 from bench.step import MATMUL, matmul_ceiling
-from engines.clip import Clip, load_clip
-from engines.features import Features, make_features
-from engines.student import load_student
+from engines.clip_model import CLIPModel, load_clip
+from engines.config import CLIPConfig
+from engines.patch_similarity import PatchSimilarity, make_patch_similarity
+from engines.towers.student import load_student
+from tgmae.captions.policy import require_captions
 from tgmae.cli.train import provide_demo
-from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, ModelConfig
-from tgmae.distributed import choose_device
-from tgmae.manifest import Manifest, read_manifest
+from tgmae.config import InputConfig
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.text_scorer import TextScorer
+from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
-from tgmae.scoring.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
-from tgmae.scoring.captions import require_captions
-from tgmae.scoring.text_scorer import TextScorer
+from tgmae.training.parallel import choose_device
 
 ScorerName = Literal["patch", "dense", "student"]
 Precision = Literal["fp16", "bf16", "fp8", "fp32"]
@@ -79,9 +93,9 @@ class Case:
         size = f"{self.batch} patches a pass, " if self.batch else ""
         return f"{size}{self.engine} {self.precision}{'' if self.graph else ', no graph'}"
 
-    def config(self, cache_dir: Path) -> ClipConfig:
+    def config(self, cache_dir: Path) -> CLIPConfig:
         """Raises ValueError for what no engine can."""
-        return ClipConfig(
+        return CLIPConfig(
             model="shapes", engine=self.engine, precision=self.precision, cuda_graph=self.graph, batch=self.batch,
             cache_dir=cache_dir,
         )  # fmt: skip
@@ -91,7 +105,7 @@ class Case:
 class Setting:
     """What speed is measured on: a CLIP, clips of a size, and where files may go."""
 
-    clip: Clip
+    clip: CLIPModel
     model: ModelConfig
     frames_per_tubelet: Literal[1, 2]
     folder: Path
@@ -118,7 +132,7 @@ class Opened:
         with tempfile.TemporaryDirectory(dir=setting.folder) as cache:  # so that nothing is there already
             config = case.config(Path(cache))
             size, mask = model.image_size, setting.mask(scorer)
-            self.features: Features = make_features(
+            self.features: PatchSimilarity = make_patch_similarity(
                 setting.clip, config, mask, model.patch_size, size, size, device
             )  # fmt: skip
         self.open_s = now(device) - started
@@ -196,7 +210,7 @@ def agreement_table(options: Options, manifest: Manifest, folder: Path, device: 
     demo = PRESETS["demo"]
     seen = InputConfig(model=demo.model, data=demo.data, mask=MaskConfig(kind="tube"))
     batches = load_clips(seen, manifest, options.clips, 16, device)
-    clip, k = load_clip(ClipConfig(model="shapes")), demo.mask.masked_per_slot(demo.model.patches_per_slot)
+    clip, k = load_clip(CLIPConfig(model="shapes")), demo.mask.masked_per_slot(demo.model.patches_per_slot)
     cases = [Case(precision=precision) for precision in PRECISIONS]
     cases += [replace(case, precision="fp16") for case in plan_cases(device) if case.engine != "torch"]
     rows, left_out = [], []
@@ -236,13 +250,13 @@ def run(options: Options) -> None:
     provide_demo(options.manifest)
     manifest, _ = require_captions(read_manifest(options.manifest), "label")
     if options.student:
-        tiny = load_clip(ClipConfig(model="shapes"))
+        tiny = load_clip(CLIPConfig(model="shapes"))
         load_student(options.student, tiny.fingerprint, PRESETS["demo"].model.patch_size)
     tables = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         preset = PRESETS["ssv2" if on_cuda else "demo"]
-        clip = make_random_clip() if on_cuda else load_clip(ClipConfig(model="shapes"))
+        clip = make_random_clip() if on_cuda else load_clip(CLIPConfig(model="shapes"))
         setting = Setting(clip, preset.model, preset.mask.frames_per_tubelet, folder, device)
         make_random_student(setting.student, clip, preset.model.patch_size)
         what = "ViT-B/32, 16×224²" if on_cuda else "the tiny CLIP, 8×96²"

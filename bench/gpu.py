@@ -26,14 +26,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from bench.gpu_targets import judge, memory_markdown, peak_memory, targets_markdown
-from bench.gpu_watch import GpuWatch
-from bench.report import RESULTS, device_name, environment, markdown, run_from_shell
+from bench.harness.gpu_targets import judge, memory_markdown, peak_memory, targets_markdown
+from bench.harness.gpu_watch import GpuWatch
+from bench.harness.report import RESULTS, device_name, environment, markdown, run_from_shell
+from dali_pipelines.processes import count_cores
 from tgmae.cli.train import provide_demo
-from tgmae.compact import CompactConfig, compact
-from tgmae.config import DEMO_MANIFEST
-from tgmae.manifest import read_manifest
-from tgmae.workers import count_cores
+from tgmae.data.compact import CompactConfig, compact
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.data.manifest import read_manifest
 
 _GRACE_S = 5.0  # for a part that is told to stop
 _LEAST_S = 10.0  # for a part, however late it is
@@ -149,7 +149,7 @@ def provide_videos(manifest: Path) -> Path:
 def find_gpu_tests() -> list[str]:
     """The files with tests that need a GPU: the others would be imported for nothing."""
     folder = ROOT / "tests"
-    files = [path for path in sorted(folder.glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = [path for path in sorted(folder.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     return [str(path.relative_to(ROOT)) for path in files]
 
 

@@ -22,16 +22,16 @@ from typing import Annotated, Any
 import tyro
 from nvidia.dali import fn, pipeline_def
 
-from bench.gpu_targets import LOADER_CLIPS_S
-from bench.report import Row, Table, measure, run_from_shell, source_name, write_report
+from bench.harness.gpu_targets import LOADER_CLIPS_S
+from bench.harness.report import Row, Table, measure, run_from_shell, source_name, write_report
 from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
-from dali_pipelines.source import ClipSource
+from dali_pipelines.processes import count_cores
+from dali_pipelines.worker import ClipWorker
 from tgmae.cli.train import provide_demo
-from tgmae.config import DEMO_MANIFEST, DataConfig
-from tgmae.manifest import Manifest, read_manifest
-from tgmae.sampling import ClipSampler
-from tgmae.workers import count_cores
+from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.sampling import ClipSampler
 
 BATCH = 64
 ANY_SIZE = CodecLimits(
@@ -52,8 +52,8 @@ class Feeder:
 
     def __init__(self, manifest: Manifest, num_workers: int) -> None:
         plan = ClipSampler(manifest=manifest, data=DataConfig(stride=2), num_frames=16, batch_size=BATCH, seed=0)
-        source = ClipSource(
-            videos=manifest, plan=plan, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
+        source = ClipWorker(
+            videos=manifest, sampler=plan, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
             step=1, distrusted=frozenset(),
         )  # fmt: skip
 

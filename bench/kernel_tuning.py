@@ -17,12 +17,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bench.harness.report import (
+    Row,
+    Table,
+    first_line,
+    measure,
+    prepare_each,
+    run_from_shell,
+    save_report,
+    write_report,
+)
 from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
-from bench.report import Row, Table, first_line, measure, prepare_each, run_from_shell, save_report, write_report
 from kernels.launch import Launch, block_of_values, whole_block
-from tgmae.config import ModelConfig
-from tgmae.distributed import choose_device
+from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
+from tgmae.training.parallel import choose_device
 
 WARPS = (1, 2, 4, 8)
 

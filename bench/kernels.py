@@ -27,14 +27,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench.report import Row, Table, measure, run_from_shell, save_report, write_report
+from bench.harness.report import Row, Table, measure, run_from_shell, save_report, write_report
 from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel, gather_tokens_reference
 from kernels.launch import Launch
 from kernels.masked_mse import masked_mse_kernel, masked_mse_reference
 from kernels.topk_mask import topk_mask_kernel, topk_mask_reference
-from tgmae.config import MaskConfig, ModelConfig
-from tgmae.distributed import choose_device
+from tgmae.masks.config import MaskConfig
+from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
+from tgmae.training.parallel import choose_device
 
 OPERATIONS = ("topk_mask", "gather_tokens", "masked_mse forward", "masked_mse backward")
 COPY = "copy"

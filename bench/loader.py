@@ -38,26 +38,25 @@ from typing import Annotated, Any, Literal
 import pyarrow.compute as pc
 import tyro
 
-from bench.loader_stages import stage_table, time_stages
-from bench.report import Row, Table, measure, now, run_from_shell, source_name, write_report
-from bench.videomae_loader import (
-    INSTALL_DECORD,
-    Decoder,
-    VideoMAEDataset,
-    find_decoders,
-    make_videomae_loader,
-)
-from dali_pipelines.decoding import choose_decoding
+from bench.harness.report import Row, Table, measure, now, run_from_shell, source_name, write_report
+from bench.rivals.loader_stages import stage_table, time_stages
+from bench.rivals.videomae_loader import INSTALL_DECORD, Decoder, VideoMAEDataset, find_decoders, make_videomae_loader
+from dali_pipelines.placement import choose_placement
+from dali_pipelines.processes import make_pool
+from dali_pipelines.types import ClipPipeline, ClipRequest
+from engines.config import CLIPConfig
+from tgmae.captions.policy import require_captions
 from tgmae.cli.train import provide_demo
-from tgmae.config import DEMO_MANIFEST, ClipConfig, DataConfig, InputConfig, MaskConfig, ModelConfig
-from tgmae.distributed import choose_device
-from tgmae.loader import Loader, make_pipeline
-from tgmae.manifest import Manifest, read_manifest
-from tgmae.masking import NoiseScorer, Scorer
-from tgmae.sampling import ClipSampler
-from tgmae.scoring.captions import require_captions
-from tgmae.types import ClipPipeline, ClipRequest
-from tgmae.workers import make_pool
+from tgmae.config import InputConfig
+from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.sampling import ClipSampler
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.noise_scorer import NoiseScorer
+from tgmae.masks.scorer import Scorer
+from tgmae.model.config import ModelConfig
+from tgmae.training.loader import Loader, make_pipeline
+from tgmae.training.parallel import choose_device
 
 BATCH, STRIDE, WARM_UP = 8, 2, 2  # clips, frames, batches
 CUDA_BATCH, CUDA_BATCHES, CUDA_SECONDS = 64, 20, 2.0  # of a turn of dali's on CUDA
@@ -114,7 +113,7 @@ class Bench:
             self.no_text = str(error)
         self.model = ModelConfig(image_size=options.image_size)
         self.data = DataConfig(manifest=options.manifest, split="", stride=STRIDE, num_workers=options.workers)
-        self.decoding = choose_decoding(self.data, self.device)
+        self.decoding = choose_placement(self.data, self.device)
         # The same clips in the same order.
         self.plan, self.dali_plan = self.make_plan(BATCH), self.make_plan(self.batch)
         self.pipelines: dict[str, ClipPipeline] = {}
@@ -201,9 +200,9 @@ class Bench:
         return NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device)
 
     def text(self, mask: MaskConfig) -> Scorer:
-        from tgmae.scoring.choose import make_scorer
+        from tgmae.masks.scorer import make_scorer
 
-        config = InputConfig(data=self.data, model=self.model, mask=mask, clip=ClipConfig(model="shapes"))
+        config = InputConfig(data=self.data, model=self.model, mask=mask, clip=CLIPConfig(model="shapes"))
         return make_scorer(config, self.manifest, self.device)
 
 

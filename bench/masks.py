@@ -26,17 +26,21 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.report import Row, Table, measure, now, run_from_shell, save_report, write_report
+from bench.harness.inputs import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.harness.report import Row, Table, measure, now, run_from_shell, save_report, write_report
 from bench.step import MATMUL, Case, Trainer, matmul_ceiling
-from engines.clip import load_clip
-from tgmae.attention import choose_attention
-from tgmae.config import DEMO_MANIFEST, ClipConfig, InputConfig, MaskConfig, TrainConfig
-from tgmae.distributed import choose_device
-from tgmae.masking import Scorer, plan_masks
+from dali_pipelines.types import ClipBatch
+from engines.clip_model import load_clip
+from engines.config import CLIPConfig
+from tgmae.config import InputConfig, TrainConfig
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.masks.agreement import count_gflop, load_clips
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.scorer import Scorer
+from tgmae.masks.select import select_masks
+from tgmae.model.attention import choose_attention
 from tgmae.presets import PRESETS
-from tgmae.scoring.agreement import count_gflop, load_clips
-from tgmae.types import ClipBatch
+from tgmae.training.parallel import choose_device
 
 STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")
 WITH_CLIP = ("tgm patch", "tgm dense", "tgm student")
@@ -71,7 +75,7 @@ class Strategy:
     def run(self) -> float:
         """Milliseconds a clip."""
         scores = [self.scorer(clips) for clips in self.batches]
-        masks = [partial(plan_masks, self.config.mask, self.config.model, x) for x in scores]
+        masks = [partial(select_masks, self.config.mask, self.config.model, x) for x in scores]
         self.score_ms.append(self._time([partial(self.scorer, clips) for clips in self.batches]))
         self.topk_ms.append(self._time(masks))
         return self.score_ms[-1] + self.topk_ms[-1]
@@ -102,7 +106,7 @@ def measure_size(
     # Large score maps of all videos take a CPU minutes.
     first = None if is_demo or on_cuda else _BATCHES * batch
     videos = prepare(options.work_dir, options.manifest, preset.model, device, first)
-    clip = load_clip(ClipConfig(model="shapes")) if is_demo else None
+    clip = load_clip(CLIPConfig(model="shapes")) if is_demo else None
     if clip is None and set(names) & set(WITH_CLIP):
         clip = make_random_clip()
     seen = InputConfig(model=preset.model, data=preset.data, mask=MaskConfig(kind="tube"))

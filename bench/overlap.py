@@ -30,16 +30,19 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.harness.inputs import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.harness.report import Row, Table, measure, now, run_from_shell, write_report
 from bench.masks import WITH_CLIP
-from bench.report import Row, Table, measure, now, run_from_shell, write_report
 from bench.step import make_step
-from tgmae.config import DEMO_MANIFEST, InputConfig, MaskConfig
-from tgmae.distributed import choose_device
-from tgmae.masking import Scorer, plan_masks
+from tgmae.config import InputConfig
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.masks.agreement import load_clips
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.scorer import Scorer
+from tgmae.masks.select import select_masks
+from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS
-from tgmae.scoring.agreement import load_clips
-from tgmae.types import MaskPlan
+from tgmae.training.parallel import choose_device
 
 STRATEGIES = ("tgm cached", "tgm student", "tgm dense", "tgm patch", "mgm")
 FIRST = ", step first"  # of the rows with the step on a stream of high priority
@@ -88,10 +91,10 @@ class Overlap:
             return None
         return torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
 
-    def score(self, name: str) -> MaskPlan:
+    def score(self, name: str) -> TokenMasks:
         """In the thread, as the loader does it: done when the GPU is done."""
         with on_stream(self.own):
-            plan = plan_masks(self.mask, self.config.model, self.scorers[name](self.clips))
+            plan = select_masks(self.mask, self.config.model, self.scorers[name](self.clips))
         if self.own is not None:
             self.own.synchronize()
         return plan

@@ -23,15 +23,15 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.chips import FULL_HD, Chip, find_chip, short_name
-from bench.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
-from bench.figures import Reports, best, find_rows, load_reports, values
-from bench.gpu_targets import STEP_SHARE
-from bench.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
-from bench.traffic import count_traffic
+from bench.costs.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
+from bench.costs.traffic import count_traffic
+from bench.harness.chips import FULL_HD, Chip, find_chip, short_name
+from bench.harness.figures import Reports, best, find_rows, load_reports, values
+from bench.harness.gpu_targets import STEP_SHARE
+from bench.harness.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
 from tgmae.cli.train import provide_demo
-from tgmae.config import DEMO_MANIFEST
-from tgmae.manifest import read_manifest
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.data.manifest import read_manifest
 from tgmae.presets import PRESETS
 
 NOT_RUN = "not run"
@@ -199,7 +199,10 @@ def run(options: Options) -> None:
 
 
 def draw(stages: Sequence[Stage], chip: Chip, reached: dict[str, float], path: Path, title: str) -> None:
-    from tgmae.roofline_picture import Point, draw_roofline  # matplotlib, which a GPU machine may lack
+    from bench.pictures.roofline import (
+        Point,
+        draw_roofline,  # matplotlib, which a GPU machine may lack
+    )
 
     points = []
     for stage in stages:

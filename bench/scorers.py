@@ -22,17 +22,19 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.report import Row, Table, run_from_shell, write_report
-from engines.clip import Clip
-from engines.student import read_about
-from tgmae.config import InputConfig, MaskConfig, ModelConfig
-from tgmae.distributed import choose_device
-from tgmae.manifest import Manifest, read_manifest
+from bench.harness.report import Row, Table, run_from_shell, write_report
+from dali_pipelines.types import ClipBatch
+from engines.clip_model import CLIPModel
+from engines.towers.student import read_about
+from tgmae.config import InputConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips
+from tgmae.masks.config import MaskConfig
+from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
-from tgmae.scoring.agreement import compare_scorers, count_gflop, load_clips
 from tgmae.shapes.judge import area_under_curve, judge, mean_of
 from tgmae.shapes.truth import object_coverage, read_objects
-from tgmae.types import ClipBatch
+from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _two_objects(folder: Path, config: InputConfig, options: Options, device: to
 
 def _production_cost() -> dict[str, float]:
     model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).eval()
-    clip = Clip(model=model, tokenizer=None, mean=(0, 0, 0), std=(1, 1, 1), fingerprint="")
+    clip = CLIPModel(model=model, tokenizer=None, mean=(0, 0, 0), std=(1, 1, 1), fingerprint="")
     shape = ModelConfig()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused operator is not counted
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():

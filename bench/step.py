@@ -31,18 +31,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.attention import available_attention
-from bench.chips import find_chip
-from bench.report import Row, Table, first_line, measure, now, prepare_each, run_from_shell, save_report, write_report
+from bench.harness.chips import find_chip
+from bench.harness.report import (
+    Row,
+    Table,
+    first_line,
+    measure,
+    now,
+    prepare_each,
+    run_from_shell,
+    save_report,
+    write_report,
+)
 from kernels.topk_mask import topk_mask
-from tgmae.attention import Backend, choose_attention
-from tgmae.config import MaskConfig, ModelConfig, TrainConfig
-from tgmae.distributed import World, choose_device
-from tgmae.model import Attention, VideoMAE
-from tgmae.optim import make_optimizer
+from tgmae.config import TrainConfig
+from tgmae.masks.config import MaskConfig
+from tgmae.model.attention import Backend, choose_attention
+from tgmae.model.config import ModelConfig
+from tgmae.model.token_masks import TokenMasks
+from tgmae.model.videomae import Attention, VideoMAE
 from tgmae.presets import PRESETS
-from tgmae.readback import Readback
-from tgmae.step import TrainingStep
-from tgmae.types import MaskPlan
+from tgmae.training.async_losses import AsyncLosses
+from tgmae.training.optim import make_optimizer
+from tgmae.training.parallel import World, choose_device
+from tgmae.training.step import TrainingStep
 
 MATMUL = "matrix product"
 Mode = Literal["graph", "compiled", "compiled graph"]
@@ -104,7 +116,7 @@ def count_gflop(model: ModelConfig, ratio: float) -> float:
         network = VideoMAE(model)
         frames = torch.empty(1, model.num_frames, model.image_size, model.image_size, 3, dtype=torch.uint8)
         visible, masked = (torch.empty(1, n, dtype=torch.int32) for n in (model.num_tokens - num_masked, num_masked))
-        network(frames, MaskPlan(visible=visible, masked=masked))
+        network(frames, TokenMasks(visible=visible, masked=masked))
     return 3 * float(counter.get_total_flops()) / 1e9
 
 
@@ -112,11 +124,11 @@ class Step:
     """A network's optimiser, and one step of train.py."""
 
     def __init__(self, model: VideoMAE, config: TrainConfig, device: torch.device) -> None:
-        self.rate, self.readback = config.optim.base_lr, Readback(device)
+        self.rate, self.readback = config.optim.base_lr, AsyncLosses(device)
         optimizer = make_optimizer(model, config.optim)
         self.training = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
 
-    def __call__(self, frames: Tensor, plan: MaskPlan) -> None:
+    def __call__(self, frames: Tensor, plan: TokenMasks) -> None:
         loss, _ = self.training.add_gradients(frames, plan)
         self.readback.push(0, [loss], self.training.update(self.rate), [])
         assert all(seen.is_finite for seen in self.readback.pop(wait=False))
@@ -179,10 +191,10 @@ class Trainer:
             case.peak_gib = max(torch.cuda.max_memory_allocated() - others, self.recorded) / 2**30
         return count_gflop(case.preset.model, case.ratio) * case.batch / seconds / 1000
 
-    def _batch(self, case: Case) -> tuple[Tensor, MaskPlan]:
+    def _batch(self, case: Case) -> tuple[Tensor, TokenMasks]:
         k = MaskConfig(ratio=case.ratio).masked_per_slot(case.preset.model.patches_per_slot)
         visible, masked = topk_mask(self.scores[: case.batch], k)
-        return self.frames[: case.batch], MaskPlan(visible=visible, masked=masked)
+        return self.frames[: case.batch], TokenMasks(visible=visible, masked=masked)
 
     def _stages(self) -> dict[str, float]:
         self.step.training.clock.collect()

@@ -28,20 +28,21 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from bench.data import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.harness.inputs import Engine, choose_mask, make_random_clip, make_strategy, prepare
+from bench.harness.report import Row, Table, measure, now, run_from_shell, save_report, write_report
+from bench.harness.wall_clock import CEILING, ratios, ssv2_hours, summarise
 from bench.loader import cpu_seconds
 from bench.masks import WITH_CLIP
-from bench.report import Row, Table, measure, now, run_from_shell, save_report, write_report
 from bench.step import Case, Trainer, count_gflop, make_step
-from bench.wall_clock import CEILING, ratios, ssv2_hours, summarise
+from dali_pipelines.processes import count_cores
 from kernels.topk_mask import topk_mask
-from tgmae.attention import choose_attention
-from tgmae.config import DEMO_MANIFEST, MaskConfig
-from tgmae.distributed import choose_device
-from tgmae.loader import Loader, make_loader
+from tgmae.data.config import DEMO_MANIFEST
+from tgmae.masks.config import MaskConfig
+from tgmae.model.attention import choose_attention
+from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS
-from tgmae.types import MaskPlan
-from tgmae.workers import count_cores
+from tgmae.training.loader import Loader, make_loader
+from tgmae.training.parallel import choose_device
 
 NATIVE = {
     "tgm patch": 0.6, "tgm dense": 0.6, "tgm student": 0.6, "tgm cached": 0.6, "mgm": 0.75, "tube": 0.9,
@@ -127,7 +128,7 @@ class Contest:
 
         def step() -> None:
             batch = loader.next_batch()
-            self.step(batch.clips.frames, batch.plan)
+            self.step(batch.clips.frames, batch.masks)
 
         for _ in range(_WARM_UP):
             step()
@@ -146,10 +147,10 @@ class Contest:
         model = self.config.model
         scores = torch.rand(len(self.frames), model.num_slots, model.patches_per_slot, device=self.device)
         visible, masked = topk_mask(scores, MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot))
-        plan = MaskPlan(visible=visible, masked=masked)
+        masks = TokenMasks(visible=visible, masked=masked)
         for _ in range(_WARM_UP):
-            self.step(self.frames, plan)
-        seconds, count = self._time(lambda: self.step(self.frames, plan))
+            self.step(self.frames, masks)
+        seconds, count = self._time(lambda: self.step(self.frames, masks))
         return Turn(1000 * seconds / count), len(self.frames) * count / seconds
 
     def _time(self, step: Callable[[], None]) -> tuple[float, int]:

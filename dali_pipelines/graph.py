@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
-from dali_pipelines.decoding import Decoding
-from dali_pipelines.excerpt import cut_excerpt
-from dali_pipelines.source import ClipSource
-from tgmae.types import ClipRequest, Video
+from dali_pipelines.placement import Placement
+from dali_pipelines.types import ClipRequest, Video
+from dali_pipelines.video.excerpt import cut_excerpt
+from dali_pipelines.worker import ClipWorker
 
 
-def read_samples(source: ClipSource, prefetch: int) -> Sequence[Any]:
-    """Inside a graph: what the workers return for each sample (`ClipSource.__call__`)."""
+def read_samples(source: ClipWorker, prefetch: int) -> Sequence[Any]:
+    """Inside a graph: what the workers return for each sample (`ClipWorker.__call__`)."""
     outputs: Sequence[Any] = fn.external_source(
         source=source, num_outputs=8 + source.repeat, batch=False, parallel=True, prefetch_queue_depth=prefetch,
         dtype=[types.UINT8, *[types.INT32] * 3, types.FLOAT, types.FLOAT, types.INT32, types.UINT8]
@@ -26,7 +26,7 @@ def read_samples(source: ClipSource, prefetch: int) -> Sequence[Any]:
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]  # DALI is not typed
-def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
+def _clips(source: ClipWorker, prefetch: int, use_nvdec: bool, to_gpu: bool) -> tuple[Any, ...]:
     """R times clips uint8 [U, T, S, S, 3], then the error texts on the CPU."""
     encoded, frames, order, native, cuts, colours, flips, error, *decoded = read_samples(source, prefetch)
     if native[0] == 1:
@@ -55,27 +55,27 @@ def _clips(source: ClipSource, prefetch: int, use_nvdec: bool, to_gpu: bool) -> 
     return (*clips, fn.copy(error))
 
 
-def build_clips(source: ClipSource, decoding: Decoding, batch_size: int) -> Any:
+def build_clips(source: ClipWorker, placement: Placement, batch_size: int) -> Any:
     """A pipeline whose batches are `source`'s; its worker processes are starting when this returns."""
     pipeline = _clips(
-        source, decoding.prefetch, decoding.limits is not None, decoding.device_id is not None,
-        batch_size=batch_size, num_threads=decoding.threads, device_id=decoding.device_id,
-        py_num_workers=decoding.workers, py_start_method="spawn",
+        source, placement.prefetch, placement.limits is not None, placement.device_id is not None,
+        batch_size=batch_size, num_threads=placement.threads, device_id=placement.device_id,
+        py_num_workers=placement.workers, py_start_method="spawn",
     )  # fmt: skip
     pipeline.build()
     return pipeline
 
 
-def decode_alone(file: str, video: Video, request: ClipRequest, decoding: Decoding) -> str | None:
+def decode_alone(file: str, video: Video, request: ClipRequest, placement: Placement) -> str | None:
     """Why DALI's decoder fails on a clip of a file; None where it does not. Raises NoExcerpt, DecodeError."""
     distinct = sorted(set(request.frames))
     excerpt = cut_excerpt(file, video, distinct)
     sample = [excerpt.encoded], [np.array(distinct, np.int32) - excerpt.first]
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=decoding.device_id)  # type: ignore[untyped-decorator]
+    @pipeline_def(batch_size=1, num_threads=1, device_id=placement.device_id)  # type: ignore[untyped-decorator]
     def alone() -> Any:
         encoded, frames = fn.external_source(lambda: sample, num_outputs=2, dtype=[types.UINT8, types.INT32])
-        return fn.decoders.video(encoded, frames=frames, device="cpu" if decoding.limits is None else "mixed")
+        return fn.decoders.video(encoded, frames=frames, device="cpu" if placement.limits is None else "mixed")
 
     try:
         alone().run()

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engines.cuda_graph import CapturedPass
-from engines.fp8 import use_fp8
-from engines.towers import Tower
-from tgmae.config import ClipConfig
+from engines.backends.cuda_graph import CapturedPass
+from engines.config import CLIPConfig
+from engines.towers.clip_towers import Tower
+from engines.towers.fp8 import use_fp8
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}
 
@@ -51,7 +51,7 @@ class TorchEngine:
         return out
 
 
-def open_engine(tower: Tower, config: ClipConfig, device: torch.device, batch: int) -> Engine:
+def open_engine(tower: Tower, config: CLIPConfig, device: torch.device, batch: int) -> Engine:
     """The engine that `config` names for a tower, for up to `batch` inputs at once. It takes the tower over.
 
     Raises ValueError, with what to install, where that engine or precision cannot run here.
@@ -63,15 +63,15 @@ def open_engine(tower: Tower, config: ClipConfig, device: torch.device, batch: i
                 use_fp8(tower, device)
             return TorchEngine(tower, dtype, device, batch if config.cuda_graph else None)
         case "onnxruntime":
-            from engines.onnx_engine import OnnxEngine
+            from engines.backends.onnx_engine import OnnxEngine
 
             return OnnxEngine(tower, dtype, device, config.cache_dir.expanduser())
         case _:
-            from engines.tensorrt_engine import TensorRTEngine
+            from engines.backends.tensorrt_engine import TensorRTEngine
 
             return TensorRTEngine(tower, dtype, device, config.cache_dir.expanduser(), config.engine, batch)
 
 
-def choose_dtype(config: ClipConfig, device: torch.device) -> torch.dtype:
+def choose_dtype(config: CLIPConfig, device: torch.device) -> torch.dtype:
     """Of an engine's input and output: bfloat16 for fp8; auto is float16 on CUDA and float32 on a CPU."""
     return _DTYPES[config.precision_on(device.type)]

@@ -31,8 +31,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def nvdec() -> None:
     """For GPU tests that decode there: without NVDEC they end as `skip_or_fail` says."""
-    from dali_pipelines.decoding import find_nvdec
     from dali_pipelines.nvdec import NoNvdec
+    from dali_pipelines.placement import find_nvdec
 
     try:
         find_nvdec(torch.device("cuda", 0))

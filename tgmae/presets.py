@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tgmae.config import (
-    DEMO_MANIFEST,
-    ClipConfig,
-    DataConfig,
-    LogConfig,
-    MaskConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from engines.config import CLIPConfig
+from tgmae.config import TrainConfig
+from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.masks.config import MaskConfig
+from tgmae.model.config import ModelConfig
+from tgmae.training.config import LogConfig, OptimConfig
 
 PRESETS: dict[str, TrainConfig] = {
     # Hardware: 2 CPU cores. Duration and result: docs/results.md, "Demo".
@@ -38,7 +34,7 @@ PRESETS: dict[str, TrainConfig] = {
             decoder_num_heads=2,
         ),
         mask=MaskConfig(frames_per_tubelet=1),
-        clip=ClipConfig(model="shapes"),
+        clip=CLIPConfig(model="shapes"),
         optim=OptimConfig(base_lr=2.4e-2, warmup_epochs=3, min_lr=1e-4, clip_norm=1.0),
         log=LogConfig(metrics_every=10, picture_every=240, checkpoint_every=240),
     ),

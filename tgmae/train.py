@@ -11,9 +11,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tgmae import distributed
-from tgmae.attention import choose_attention
-from tgmae.checkpoint import (
+from dali_pipelines.types import ClipRequest
+from tgmae.captions.policy import require_captions
+from tgmae.config import TrainConfig, to_dict
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.scorer import make_scorer
+from tgmae.model.attention import choose_attention
+from tgmae.model.huggingface import export_hf, import_hf
+from tgmae.model.videomae import VideoMAE
+from tgmae.pictures.loss_curve import draw_loss
+from tgmae.pictures.reconstructions import draw_reconstructions
+from tgmae.telemetry.metrics import MetricsWriter, Throughput
+from tgmae.telemetry.nvtx_ranges import named_range
+from tgmae.telemetry.profiler import StepProfiler
+from tgmae.training import parallel as distributed
+from tgmae.training.async_losses import AsyncLosses
+from tgmae.training.checkpoint import (
     changed_settings,
     load_checkpoint,
     newest_checkpoint,
@@ -23,24 +36,11 @@ from tgmae.checkpoint import (
     set_aside_newer,
     set_aside_run,
 )
-from tgmae.config import TrainConfig, to_dict
-from tgmae.garbage import collected_by_hand
-from tgmae.hf_format import export_hf, import_hf
-from tgmae.loader import TrainingBatch, make_loader
-from tgmae.manifest import Manifest, read_manifest
-from tgmae.messages import advise_scorer, describe_bad_loss, describe_run, describe_skipped
-from tgmae.metrics import MetricsWriter, Throughput
-from tgmae.model import VideoMAE
-from tgmae.optim import Schedule, make_optimizer
-from tgmae.profiling import StepProfiler
-from tgmae.ranges import named_range
-from tgmae.readback import Readback
-from tgmae.scoring.captions import require_captions
-from tgmae.scoring.choose import make_scorer
-from tgmae.step import TrainingStep
-from tgmae.stopping import stop_requests
-from tgmae.types import ClipRequest
-from tgmae.visualize import draw_loss, draw_reconstructions
+from tgmae.training.loader import TrainingBatch, make_loader
+from tgmae.training.optim import Schedule, make_optimizer
+from tgmae.training.process import manual_garbage_collection, stop_requests
+from tgmae.training.run_log import advise_scorer, describe_bad_loss, describe_run, describe_skipped
+from tgmae.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def train(config: TrainConfig) -> TrainResult:
     bar = tqdm(total=last_step, initial=start, unit="step", disable=not (world.is_main and config.log.progress))
     window = Throughput()
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
-    readback, loss_mean, grad_norm, step, saved_step = Readback(world.device), math.nan, math.nan, start, start
+    readback, loss_mean, grad_norm, step, saved_step = AsyncLosses(world.device), math.nan, math.nan, start, start
     skipped: set[int] = set()  # manifest rows that could not be read, over all processes
 
     def read_losses(wait: bool) -> None:
@@ -129,7 +129,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     # ---- the loop -----------------------------------------------------------------------------------------------
     try:
-        with stop_requests() as stop, collected_by_hand():
+        with stop_requests() as stop, manual_garbage_collection():
             while step < last_step:
                 losses: list[torch.Tensor] = []
                 requests: list[ClipRequest] = []
@@ -141,7 +141,7 @@ def train(config: TrainConfig) -> TrainResult:
                         save()
                         raise
                     loss, prediction = training_step.add_gradients(
-                        batch.clips.frames, batch.plan, is_last=micro == accumulation - 1
+                        batch.clips.frames, batch.masks, is_last=micro == accumulation - 1
                     )
                     losses.append(loss)
                     requests.extend(batch.clips.requests)
@@ -233,7 +233,7 @@ def _draw(config: TrainConfig, manifest: Manifest, batch: TrainingBatch, predict
         config.run_dir / "pictures" / f"step_{step:08d}.png",
         config.model,
         batch.clips.frames,
-        batch.plan,
+        batch.masks,
         prediction,
         names,
         f"step {step}, {config.mask.kind} mask{order}, ratio {config.mask.ratio}",

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dali_pipelines.decode import decode_frames
+from dali_pipelines.processes import count_cores
+from dali_pipelines.types import Video
+from dali_pipelines.video.decode import decode_frames
+from engines.files import write_atomically
 from tgmae.cli.subcommands import name_some
-from tgmae.compact import CompactConfig, CompactResult, compact
-from tgmae.files import write_atomically
-from tgmae.manifest import Manifest, read_manifest
-from tgmae.types import Video
-from tgmae.workers import count_cores
+from tgmae.data.compact import CompactConfig, CompactResult, compact
+from tgmae.data.manifest import Manifest, read_manifest
 
 _ROUNDS = 3
 _SAMPLE_VIDEOS, _SAMPLE_FRAMES = 16, 600  # of how many videos, and how much of each, the speed is measured

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dali_pipelines.processes import count_cores
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
 from tgmae.cli.subcommands import name_some, run_subcommand
-from tgmae.indexing import IndexResult, index_folder
-from tgmae.manifest import Manifest, read_manifest
+from tgmae.data.indexing import IndexResult, index_folder
+from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.shapes.scenes import make_shapes
-from tgmae.workers import count_cores
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Show:
     seed: int = 0
 
     def run(self) -> None:
-        from tgmae.visualize import draw_contact_sheet
+        from tgmae.pictures.contact_sheet import draw_contact_sheet
 
         manifest = read_manifest(self.manifest)
         Console().print(_summary(manifest))

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from engines.config import CLIPConfig
 from tgmae.cli.scorers import Agree, Distill
 from tgmae.cli.subcommands import run_subcommand
-from tgmae.config import ClipConfig, MaskConfig
-from tgmae.distributed import choose_device
+from tgmae.masks.config import MaskConfig
+from tgmae.training.parallel import choose_device
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and --help should not
-    from engines.features import Features
-    from engines.towers import Tower
+    from engines.patch_similarity import PatchSimilarity
+    from engines.towers.clip_towers import Tower
 
 _CAPTIONS: tuple[str, ...] = (
     "a person moving something",
@@ -34,7 +35,7 @@ _CAPTIONS: tuple[str, ...] = (
 class TowerCommand:
     """Which part of CLIP, for which pictures; the defaults are those of the presets at 224²."""
 
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
     tower: Literal["patch", "dense", "student"] = "patch"  # as mask.scorer
     patch_size: int = 16  # pixels
     height: int = 224  # of a frame, in pixels
@@ -62,13 +63,13 @@ class TowerCommand:
 
     def batch(self, tower: Tower) -> int:
         """Inputs in one pass, as a run would have them; a plan is built for that many."""
-        from engines.pass_size import inputs_per_pass
+        from engines.auto_batch import inputs_per_pass
 
         return inputs_per_pass(tower, self.clip, self.patches, self.dtype().itemsize, self._device())
 
     def make_tower(self) -> Tower:
-        from engines.clip import load_clip
-        from engines.features import make_tower
+        from engines.clip_model import load_clip
+        from engines.patch_similarity import make_tower
 
         mask = self.mask()
         return make_tower(load_clip(self.clip), mask, self.patch_size, self.height, self.width)
@@ -94,7 +95,7 @@ class Export(TowerCommand):
     )
 
     def run(self) -> None:
-        from engines.onnx_engine import count_operators
+        from engines.backends.onnx_engine import count_operators
 
         path = _export(self, self.make_tower(), self.out, self.opset)
         counts = count_operators(path)
@@ -110,7 +111,7 @@ class Build(TowerCommand):
     out: Path | None = None  # folder; by default plans in clip.cache_dir, where a run looks for it
 
     def run(self) -> None:
-        from engines.tensorrt_plan import build_plan, choose_target, describe_plan, load_library
+        from engines.backends.tensorrt_plan import build_plan, choose_target, describe_plan, load_library
 
         library = self.clip.engine
         if library not in ("tensorrt", "tensorrt_rtx"):
@@ -152,8 +153,8 @@ class Check(TowerCommand):
     seed: int = 0
 
     def run(self) -> None:
-        from engines.clip import load_clip
-        from engines.features import make_features
+        from engines.clip_model import load_clip
+        from engines.patch_similarity import make_patch_similarity
 
         mask, device = self.mask(), choose_device(self.device)
         if self.frames < 1:
@@ -167,7 +168,7 @@ class Check(TowerCommand):
         clip = load_clip(self.clip)
         plain = dataclasses.replace(self.clip, engine="torch", precision="fp32")
         ours, reference = (
-            make_features(clip, config, mask, self.patch_size, self.height, self.width, device)
+            make_patch_similarity(clip, config, mask, self.patch_size, self.height, self.width, device)
             for config in (self.clip, plain)
         )
         texts = clip.encode_text(captions, device).to(device)
@@ -192,8 +193,8 @@ class Check(TowerCommand):
 
 
 def _export(command: TowerCommand, tower: Tower, out: Path | None, opset: int | None) -> Path:
-    from engines.onnx_engine import OPSET_ATTENTION, export_tower
-    from engines.tensorrt_plan import choose_opset, load_library
+    from engines.backends.onnx_engine import OPSET_ATTENTION, export_tower
+    from engines.backends.tensorrt_plan import choose_opset, load_library
 
     dtype, library = command.dtype(), command.clip.engine
     if opset is None:
@@ -203,11 +204,13 @@ def _export(command: TowerCommand, tower: Tower, out: Path | None, opset: int | 
     return export_tower(tower, dtype, out or command.clip.cache_dir.expanduser(), opset)
 
 
-def _compare(ours: Features, reference: Features, frames: Tensor, texts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _compare(
+    ours: PatchSimilarity, reference: PatchSimilarity, frames: Tensor, texts: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """Cosine of each patch [F, N], and agreement of each frame and caption [F, C]; on the CPU."""
-    from tgmae.scoring.agreement import mask_agreement
+    from tgmae.masks.agreement import mask_agreement
 
-    def embed(features: Features) -> Tensor:
+    def embed(features: PatchSimilarity) -> Tensor:
         # One frame, then as many as fit: a dynamic batch that is none would show.
         most = features.frames_per_pass(frames)
         pieces = [frames[:1], *(frames[start : start + most] for start in range(1, len(frames), most))]
@@ -220,10 +223,10 @@ def _compare(ours: Features, reference: Features, frames: Tensor, texts: Tensor,
 
 def _read_clips(path: Path, count: int, height: int, width: int) -> tuple[Tensor, tuple[str, ...]]:
     """The centres of middle frames of up to `count` videos, uint8 [F, H, W, 3], and some of the videos' captions."""
-    from dali_pipelines.decode import DecodeError
-    from dali_pipelines.reference import read_clip
-    from tgmae.manifest import read_manifest
-    from tgmae.types import ClipRequest, CropBox
+    from dali_pipelines.pyav_pipeline import read_clip
+    from dali_pipelines.types import ClipRequest, CropBox
+    from dali_pipelines.video.decode import DecodeError
+    from tgmae.data.manifest import read_manifest
 
     if height != width:
         raise ValueError(f"clips are cut square: --manifest needs --height equal to --width, got {height} and {width}")

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dali_pipelines.decoding import count_engines, find_nvdec
 from dali_pipelines.nvdec import NoNvdec
-from dali_pipelines.source import CPU_CODECS
-from engines.fp8 import CAPABILITY
-from engines.tensorrt_plan import Library, load_library
+from dali_pipelines.placement import count_engines, find_nvdec
+from dali_pipelines.worker import CPU_CODECS
+from engines.backends.tensorrt_plan import Library, load_library
+from engines.towers.fp8 import CAPABILITY
 from tgmae import __version__
-from tgmae.attention import Backend, choose_attention
+from tgmae.model.attention import Backend, choose_attention
 
 PACKAGES = (
     "torch", "torchvision", "triton", "nvidia-dali-cuda130", "xformers", "av", "numpy", "pyarrow", "tyro",

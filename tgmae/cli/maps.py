@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from dali_pipelines.processes import count_cores
 from tgmae.cli.subcommands import ClipCommand, name_some
-from tgmae.manifest import read_manifest
-from tgmae.workers import count_cores
+from tgmae.data.manifest import read_manifest
 
 if TYPE_CHECKING:  # both bring torch, which decode workers do without
-    from tgmae.distributed import World
-    from tgmae.map_writer import BuildResult
+    from tgmae.masks.maps.writer import BuildResult
+    from tgmae.training.parallel import World
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Scores(ClipCommand):
     workers: int = field(default_factory=count_cores)  # processes that decode
 
     def run(self) -> None:
-        from tgmae import distributed
-        from tgmae.scoring.build_maps import build_scores
+        from tgmae.masks.maps.build_scores import build_scores
+        from tgmae.training import parallel as distributed
 
         if self.input.mask.scorer == "cached":
             raise ValueError("score maps are made by another scorer: --mask.scorer patch, dense or student")
@@ -64,9 +64,9 @@ class Motion:
     workers: int = field(default_factory=count_cores)
 
     def run(self) -> None:
-        from dali_pipelines.motion import CODECS
-        from tgmae import distributed
-        from tgmae.scoring.build_motion import build_motion
+        from dali_pipelines.video.motion import CODECS
+        from tgmae.masks.maps.build_motion import build_motion
+        from tgmae.training import parallel as distributed
 
         if self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")

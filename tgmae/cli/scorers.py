@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tgmae.cli.subcommands import ClipCommand
-from tgmae.config import DistillConfig
-from tgmae.distributed import choose_device
+from tgmae.training.distillation import DistillConfig
+from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Agree(ClipCommand):
     out: Path | None = None  # JSON to write
 
     def run(self) -> None:
-        from tgmae.scoring.agreement import compare_scorers, load_clips
+        from tgmae.masks.agreement import compare_scorers, load_clips
 
         if min(self.clips, self.batch) < 1:
             raise ValueError(f"--clips and --batch must be at least 1, got {self.clips} and {self.batch}")
@@ -69,8 +69,8 @@ class Distill(ClipCommand):
     options: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def run(self) -> None:
-        from tgmae.manifest import read_manifest
-        from tgmae.scoring.distillation import distill
+        from tgmae.data.manifest import read_manifest
+        from tgmae.training.distillation import distill
 
         config, manifest = self.read()
         splits = set(read_manifest(self.manifest).table.column("split").to_pylist())

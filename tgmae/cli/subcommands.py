@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol, Union
 import tyro
 
 from tgmae.config import InputConfig
-from tgmae.manifest import Manifest, read_manifest
+from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.presets import PRESETS
 
 # The flags of `tgmae-train PRESET` that decide what a batch is, without a prefix of their own.
@@ -33,7 +33,7 @@ class ClipCommand:
 
     def read(self, split: str | None = None) -> tuple[InputConfig, Manifest]:
         """The configuration with this manifest, and its rows of a split; with text-guided masks all have a caption."""
-        from tgmae.scoring.captions import require_captions  # and torch with it, which decode workers do without
+        from tgmae.captions.policy import require_captions  # and torch with it, which decode workers do without
 
         config = dataclasses.replace(self.input, data=dataclasses.replace(self.input.data, manifest=self.manifest))
         manifest = read_manifest(self.manifest).select_split(config.data.split if split is None else split)

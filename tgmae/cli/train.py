@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from tgmae.config import DEMO_MANIFEST, TrainConfig
+from tgmae.config import TrainConfig
+from tgmae.data.config import DEMO_MANIFEST
 from tgmae.presets import PRESETS
 
 if TYPE_CHECKING:  # decode workers import this module anew, and do without torch

@@ -9,8 +9,8 @@ from typing import Annotated, get_args
 import tyro
 
 from tgmae.cli.subcommands import ClipCommand, run_subcommand
-from tgmae.config import MOTION_KINDS, MaskKind
-from tgmae.distributed import choose_device
+from tgmae.masks.config import MOTION_KINDS, MaskKind
+from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Masks(ClipCommand):
     count: int = 10  # clips
 
     def run(self) -> None:
-        from tgmae.mask_pictures import draw_masks
-        from tgmae.scoring.agreement import load_clips
-        from tgmae.scoring.choose import make_scorer
+        from tgmae.masks.agreement import load_clips
+        from tgmae.masks.scorer import make_scorer
+        from tgmae.pictures.masks import draw_masks
 
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
@@ -53,7 +53,7 @@ class Loss:
     run_dir: Annotated[Path, tyro.conf.Positional]
 
     def run(self) -> None:
-        from tgmae.visualize import draw_loss
+        from tgmae.pictures.loss_curve import draw_loss
 
         path = draw_loss(self.run_dir)
         if path is None:
@@ -70,7 +70,7 @@ class Bench:
     out: Path | None = None  # PNG to write; by default bench.DEVICE.png in the folder
 
     def run(self) -> None:
-        from tgmae.bench_pictures import draw_reports, read_reports
+        from bench.pictures.reports import draw_reports, read_reports
 
         reports = read_reports(self.folder, self.device)
         out = self.out or self.folder / f"bench.{reports[0].device}.png"

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from tgmae.indexing import IndexResult, index_folder
-from tgmae.workers import make_pool
+from dali_pipelines.processes import make_pool
+from tgmae.data.indexing import IndexResult, index_folder
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 160, 120, 25, 40
 COLORS = {

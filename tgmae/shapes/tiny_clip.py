@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from engines.clip import SHAPES_CLIP
+from dali_pipelines.processes import make_pool
+from engines.clip_model import SHAPES_CLIP
 from tgmae.shapes.tiny_clip_card import describe, write_readme
 from tgmae.shapes.tiny_clip_data import Picture, draw_crops, draw_pictures, make_crop_generator
 from tgmae.shapes.tiny_clip_eval import evaluate, make_true_clips
-from tgmae.workers import make_pool
 
 IMAGE_SIZE = 24
 MODEL: dict[str, Any] = {

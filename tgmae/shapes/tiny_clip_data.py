@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tgmae.config import DataConfig
-from tgmae.sampling import sample_crop
+from tgmae.data.config import DataConfig
+from tgmae.data.sampling import sample_crop
 from tgmae.shapes.scenes import CODECS, FPS, HEIGHT, NUM_FRAMES, WIDTH, MovingShape, draw_scene
 
 CLIP_SIZE, PATCH = 96, 16  # pixels; the demo's clips and patches

@@ -18,15 +18,15 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dali_pipelines.reference import read_clip
-from engines.towers import FrameTower, LastBlock
-from tgmae.manifest import read_manifest
+from dali_pipelines.pyav_pipeline import read_clip
+from dali_pipelines.types import ClipRequest
+from engines.towers.clip_towers import FrameTower, LastBlock
+from tgmae.data.manifest import read_manifest
+from tgmae.data.sampling import ClipSampler
 from tgmae.presets import PRESETS
-from tgmae.sampling import ClipSampler
 from tgmae.shapes.judge import area_under_curve, judge, mean_of
 from tgmae.shapes.scenes import MovingShape, make_shapes
 from tgmae.shapes.truth import object_coverage, read_objects
-from tgmae.types import ClipRequest
 
 DEMO = PRESETS["demo"]
 SIZE, PATCH, TUBELET = DEMO.model.image_size, DEMO.model.patch_size, DEMO.model.tubelet_size

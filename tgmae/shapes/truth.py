@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dali_pipelines.types import ClipRequest
 from tgmae.shapes.scenes import MovingShape, clip_objects
-from tgmae.types import ClipRequest
 
 
 def read_objects(folder: Path) -> dict[str, list[MovingShape]]:

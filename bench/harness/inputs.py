@@ -1,0 +1,127 @@
+"""What the benchmarks of masks and of training run on: videos with motion vectors and score maps, and the scorers.
+
+All of it is made where it is missing, by the functions behind `tgmae-data shapes`, `motion` and `scores`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import open_clip
+import torch
+
+from bench.harness.report import source_name
+from dali_pipelines.processes import count_cores
+from engines.clip_model import CLIPModel, fingerprint, load_clip
+from engines.config import CLIPConfig
+from engines.towers.clip_towers import StudentTower
+from engines.towers.student import save_student
+from tgmae.captions.policy import require_captions
+from tgmae.cli.train import provide_demo
+from tgmae.config import InputConfig
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.maps.build_motion import build_motion
+from tgmae.masks.maps.build_scores import build_scores
+from tgmae.masks.scorer import Scorer, make_scorer
+from tgmae.masks.text_scorer import TextScorer
+from tgmae.model.config import ModelConfig
+from tgmae.training.distillation import DistillConfig
+
+Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+ALL_STRATEGIES = (
+    "random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached",
+)  # fmt: skip
+_LARGE_CLIP = "ViT-B-32-quickgelu"
+_EVERY = 2  # video frames between two score maps: the default of `tgmae-data scores`
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A manifest whose videos all have captions, and what masks need beside it."""
+
+    manifest: Manifest
+    motion: Path  # folder of motion vectors
+    scores: Path  # folder of score maps
+    student: Path  # written by `make_strategy`
+    cache: Path  # caption embeddings, graphs and plans
+
+
+def prepare(
+    work_dir: Path, manifest_path: Path, model: ModelConfig, device: torch.device, first: int | None = None
+) -> Videos:
+    """Make below `work_dir` what is not there yet for clips of the model's size.
+
+    first  take so many of the manifest's videos, where no more are needed
+
+    The maps are those of scorer dense with the tiny CLIP, the quickest to make: what reading maps costs does not depend
+    on how they were made.
+    """
+    provide_demo(manifest_path)
+    manifest, note = require_captions(read_manifest(manifest_path), "label")
+    if note:
+        print(note)
+    folder = work_dir / source_name(manifest_path)
+    if first is not None:
+        manifest, folder = Manifest(manifest.table.slice(0, first), manifest.root), folder / f"first-{first}"
+    cells = model.image_size // model.patch_size
+    cache = work_dir / "cache"
+    student = cache / "student.safetensors"
+    videos = Videos(manifest, folder / "motion", folder / f"scores-{cells}", student, cache)
+    build_motion(manifest, videos.motion, count_cores())
+    build_scores(
+        manifest, videos.scores, _tiny_clip(videos, "torch"), MaskConfig(scorer="dense"), cells=cells,
+        patch_size=model.patch_size, every=_EVERY, device=device, num_workers=count_cores(),
+    )  # fmt: skip
+    return videos
+
+
+def choose_mask(strategy: str, preset: MaskConfig, videos: Videos, ratio: float) -> MaskConfig:
+    """What `tgm patch`, `tgm dense`, `tgm cached`, `tgm student`, `mgm`, `mgm_box`, `mgmae`, `random` or `tube` means.
+
+    Raises ValueError for another name.
+    """
+    kind, _, scorer = strategy.partition(" ")
+    if strategy not in ALL_STRATEGIES:
+        raise ValueError(f"no mask strategy {strategy!r} (there are: {', '.join(ALL_STRATEGIES)})")
+    files = {"motion": videos.motion, "scores": videos.scores, "student": videos.student}
+    return replace(preset, kind=kind, scorer=scorer or "patch", ratio=ratio, **files)  # type: ignore[arg-type]
+
+
+def make_strategy(
+    config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: CLIPModel | None = None
+) -> Scorer:
+    """The scorer of `config.mask`; text-guided with the tiny CLIP, or with `clip` where one is given.
+
+    Scorer student has random weights: what it costs does not depend on them.
+    """
+    config = replace(config, clip=_tiny_clip(videos, engine))
+    if config.mask.kind == "tgm" and config.mask.scorer == "student":
+        make_random_student(videos.student, clip or load_clip(config.clip), config.model.patch_size)
+    if clip is not None and config.mask.kind == "tgm" and config.mask.scorer != "cached":
+        large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
+        return TextScorer(large, videos.manifest, device, clip)
+    return make_scorer(config, videos.manifest, device)
+
+
+def make_random_clip() -> CLIPModel:
+    """CLIP ViT-B/32 with random weights: what scoring costs does not depend on them, and nothing is downloaded."""
+    torch.manual_seed(0)
+    model = open_clip.create_model(_LARGE_CLIP, pretrained=None).eval().requires_grad_(False)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as OpenAI's
+    tokenizer = open_clip.get_tokenizer(_LARGE_CLIP)
+    name = fingerprint(model.state_dict(), "random")
+    return CLIPModel(model=model, tokenizer=tokenizer, mean=mean, std=std, fingerprint=name)
+
+
+def make_random_student(path: Path, clip: CLIPModel, patch_size: int) -> None:
+    """A student of this CLIP, of the size that `tgmae-engine distill` gives it, with random weights."""
+    torch.manual_seed(0)
+    tower = StudentTower(patch_size, DistillConfig().hidden, clip.visual.proj.shape[1])
+    save_student(path, tower, clip.fingerprint, {})
+
+
+def _tiny_clip(videos: Videos, engine: Engine) -> CLIPConfig:
+    return CLIPConfig(model="shapes", engine=engine, cache_dir=videos.cache)

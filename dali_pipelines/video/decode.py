@@ -1,0 +1,165 @@
+"""Frames of a video by number, decoded with PyAV (FFmpeg) on the CPU.
+
+`decode_frames` is what both pipelines rest on; `decode_clips` adds crop and resize inside FFmpeg's YUV → RGB
+conversion, so that no pixel is converted that the crop throws away and none is moved that the resize throws away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from dali_pipelines.types import ClipRequest, CropBox, Video
+from dali_pipelines.video.geometry import coded_crop
+from tgmae.telemetry.nvtx_ranges import named_range
+
+# What FFmpeg crops at every x. With two bytes a sample, or two chroma samples side by side (nv12), it would take chroma
+# of an odd x from the middle of a sample; such frames are converted first, and the frames of most videos are not.
+_CROPPED = (
+    "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv410p", "yuv411p", "gray", "gbrp", "rgb24",
+    "bgr24",
+)  # fmt: skip
+
+
+class DecodeError(Exception):
+    """A video could not be read; the message is the reason, without the path."""
+
+
+def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (number, frame) once for each distinct number in `frames`, ascending.
+
+    seek   jump to the last keyframe before the first frame; without it decoding starts at frame 0. Both give the same
+           frames.
+
+    Raises DecodeError where the file is missing or broken, has pictures of another size than the manifest says, or
+    breaks off before the last frame.
+    """
+    wanted = sorted(set(frames))
+    try:
+        # Opening decodes some pictures, and so finds out how far B frames are reordered. That takes milliseconds, but
+        # with skip_frame=all the first picture of some streams got lost, and every number behind it was wrong.
+        with av.open(file) as container:
+            stream = container.streams.video[0]
+            # One clip a worker: parallelism comes from the workers, and frame threads would only add latency.
+            stream.thread_type = "NONE"
+            number, decoded = 0, container.decode(stream)
+            if seek:
+                number, decoded = _seek(container, stream, video, wanted[0])
+            for frame in decoded:
+                if number == wanted[0]:
+                    _check_size(frame, video)
+                    yield wanted.pop(0), frame
+                    if not wanted:
+                        return
+                number += 1
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise DecodeError(name_error(error)) from error
+    raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
+
+
+def name_error(error: Exception) -> str:
+    """FFmpeg's errors without the path, which they begin with."""
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+
+
+def _check_size(frame: VideoFrame, video: Video) -> None:
+    coded = video.coded
+    if (frame.width, frame.height) != (coded.width, coded.height):
+        raise DecodeError(
+            f"has {frame.width}×{frame.height} pictures, coded as {coded.width}×{coded.height} by the manifest"
+        )
+
+
+def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:
+    """Start decoding at the last keyframe at or before `first`; return its number and the frames from it on."""
+    index = int(np.searchsorted(video.keyframes, first, side="right")) - 1
+    if index <= 0:
+        return 0, container.decode(stream)
+    pts = video.keyframe_pts[index]
+    container.seek(pts, stream=stream)
+    decoded = container.decode(stream)
+    for frame in decoded:
+        if frame.pts == pts:
+            return video.keyframes[index], _chain(frame, decoded)
+        if frame.pts is None or frame.pts > pts:
+            break
+    container.seek(0)  # the keyframe did not come up: count from the start
+    return 0, container.decode(stream)
+
+
+def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    yield first
+    yield from rest
+
+
+@named_range("decode")
+def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size: int) -> NDArray[np.uint8]:
+    """Decode once, crop and resize for each request.
+
+    Returns uint8 [R, T, size, size, 3], R requests, not yet turned or flipped. All requests must share their frames.
+    Raises DecodeError.
+    """
+    frames = requests[0].frames
+    clips = np.empty((len(requests), len(frames), size, size, 3), np.uint8)
+    crops = [coded_crop(video, request.crop) for request in requests]
+    resizers: list[Graph] = []
+    try:
+        for number, frame in decode_frames(file, video, frames, seek=True):
+            resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
+            places = [place for place, wanted in enumerate(frames) if wanted == number]
+            with named_range("augment"):
+                for clip, resizer in zip(clips, resizers, strict=True):
+                    resizer.push(frame)
+                    clip[places] = resizer.pull().to_ndarray()
+    except av.FFmpegError as error:  # the picture changed its size or format under way
+        raise DecodeError(f"cannot crop {video.width}×{video.height} pictures: {error}") from error
+    return clips
+
+
+def decode_whole_frames(
+    file: str, video: Video, frames: Sequence[int], height: int, width: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Whole frames in turn, upright, resized: uint8 [height, width, 3] each. Raises DecodeError where it breaks off."""
+    turned = video.rotation % 180 != 0
+    whole = coded_crop(video, CropBox(x=0, y=0, width=video.width, height=video.height))
+    coded_height, coded_width = (width, height) if turned else (height, width)
+    resizer: Graph | None = None
+    try:
+        for _, frame in decode_frames(file, video, frames, seek=False):
+            resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
+            resizer.push(frame)
+            yield np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90).astype(np.uint8)
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot resize {video.width}×{video.height} pictures: {error}") from error
+
+
+def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:
+    """FFmpeg filters: crop, bilinear resize (with area support when it shrinks), conversion to RGB.
+
+    Resized as YUV and converted after: swscale has vector code for each of the two, and none for both at once.
+    """
+    graph = Graph()
+    graph.threads = 1  # by default one a core for every picture, which costs more than a small picture takes
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    chain = [
+        source,
+        graph.add("format", f"pix_fmts={'|'.join(_CROPPED)}"),
+        graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
+        graph.add("scale", f"{width}:{height}:flags=bilinear"),
+        graph.add("format", "pix_fmts=yuv422p"),
+        graph.add("scale", "flags=bilinear"),
+        graph.add("format", "pix_fmts=rgb24"),
+        graph.add("buffersink"),
+    ]
+    for left, right in pairwise(chain):
+        left.link_to(right)
+    graph.configure()
+    return graph

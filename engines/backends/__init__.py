@@ -1,0 +1,1 @@
+"""What runs a tower: CUDA graphs, ONNX Runtime, TensorRT."""

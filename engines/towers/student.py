@@ -1,0 +1,68 @@
+"""The student: a small network that gives a raw patch an embedding like CLIP's, and how it is trained and kept.
+
+A patch is a few hundred numbers and `PatchTower` a fixed function of them, costly only because it enlarges the patch.
+
+Dimensions: n patches, P values of a raw patch, E embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from engines.clip_model import fingerprint
+from engines.files import replacing
+from engines.towers.clip_towers import StudentTower
+
+_META = "tgmae_student"
+
+
+def save_student(path: Path, tower: StudentTower, clip_fingerprint: str, measured: dict[str, Any]) -> None:
+    """Write the network with what it was distilled from and how well it agrees, whole or not at all."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
+    first, last = tower.layers[0], tower.layers[-1]
+    about = {
+        "clip": clip_fingerprint,
+        "values": first.in_features,
+        "hidden": first.out_features,
+        "embed": last.out_features,
+        "measured": measured,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata={_META: json.dumps(about)})
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a student file says of itself. Raises FileNotFoundError, or ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no student at {path}; make one with: tgmae-engine distill MANIFEST --out {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})[_META])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is no student made by tgmae-engine distill") from error
+    assert isinstance(about, dict)
+    return about
+
+
+def load_student(path: Path, clip_fingerprint: str, patch_size: int) -> StudentTower:
+    """Raises ValueError where the student was distilled from another CLIP or for patches of another size."""
+    about = read_about(path)
+    if about["clip"] != clip_fingerprint:
+        raise ValueError(
+            f"{path} was distilled from the CLIP {about['clip']}, but clip.model and clip.weights give "
+            f"{clip_fingerprint}; distill it anew with tgmae-engine distill, or choose the CLIP it was made from"
+        )
+    if about["values"] != patch_size**2 * 3:
+        raise ValueError(f"{path} takes patches of {about['values']} values, got patches of {patch_size**2 * 3}")
+    tower = StudentTower(patch_size, about["hidden"], about["embed"])
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    tower.load_state_dict(state)
+    tower.name += f"-{fingerprint(state, '')[:8]}"
+    return tower

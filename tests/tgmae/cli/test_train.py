@@ -1,0 +1,172 @@
+"""What the user types: presets, flags, and messages where they are misspelt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tgmae.cli.info import PACKAGES, backends
+from tgmae.cli.train import parse
+from tgmae.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments` in a terminal wide enough that no line is broken."""
+    command = [sys.executable, "-m", module, *arguments]
+    wide = {**os.environ, "COLUMNS": "400", "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, timeout=120)
+
+
+def message(capsys: pytest.CaptureFixture[str], caught: pytest.ExceptionInfo[SystemExit]) -> str:
+    """All that a user sees: printed before leaving, or given to sys.exit. Frames and line breaks are taken out."""
+    assert caught.value.code not in (None, 0)
+    printed = capsys.readouterr()
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", f"{printed.out} {printed.err} {caught.value.code}").split())
+
+
+def test_the_demo_is_the_default() -> None:
+    assert parse([]) == PRESETS["demo"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_by_name(name: str) -> None:
+    assert parse([name]) == PRESETS[name]
+
+
+def test_flags_change_the_preset_and_nothing_else() -> None:
+    got = parse(["ssv2", "--data.stride", "3", "--optim.base-lr", "1e-3", "--mask.kind", "random", "--run-dir", "x/y"])
+    assert (got.data.stride, got.optim.base_lr, got.mask.kind, got.run_dir) == (3, 1e-3, "random", Path("x/y"))
+    rest = parse([
+        *("ssv2", "--data.stride", "2", "--optim.base-lr", "1.5e-4"),
+        *("--mask.kind", "tgm", "--mask.scorer", "patch", "--run-dir", "runs/ssv2"),
+    ])  # fmt: skip
+    assert rest == PRESETS["ssv2"]
+
+
+def test_flags_without_a_preset_change_the_demo() -> None:
+    got = parse(["--epochs", "3", "--data.flip", "--log.no-tensorboard", "--max-steps", "5", "--init-from", "folder"])
+    assert (got.epochs, got.data.flip, got.log.tensorboard, got.max_steps) == (3, True, False, 5)
+    assert got.init_from == Path("folder")
+    assert got.model == PRESETS["demo"].model
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("demoo", "demo"), ("ssv", "ssv2"), ("K400", "k400"), ("ucf10", "ucf101")]
+)
+def test_a_misspelt_preset_names_the_nearest(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([typed])
+    words = message(capsys, caught)
+    assert f"no preset '{typed}'" in words
+    assert f"did you mean {meant}?" in words
+    assert all(name in words for name in PRESETS)
+
+
+def test_a_preset_like_no_other_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["imagenet"])
+    words = message(capsys, caught)
+    assert "did you mean" not in words
+    assert all(name in words for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--data.strid", "2"], "--data.stride"),
+        (["--batch-siz", "16"], "--batch-size"),
+        (["ssv2", "--mask.ratioo", ".5"], "--mask.ratio"),
+        (["--optim.base_lrr", "1"], "--optim.base-lr"),
+        (["--stride", "2"], "--data.stride"),
+    ],
+)
+def test_a_misspelt_flag_names_the_nearest(typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(typed)
+    words = message(capsys, caught)
+    assert next(word for word in typed if word.startswith("--")) in words
+    assert re.search(rf"{meant}(?![\w-])", words)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--mask.ratio", "1.5"], ("mask.ratio", "1.5")),
+        (["--model.patch-size", "17"], ("model.patch_size", "96", "17")),
+        (["--data.repeat", "3"], ("device_batch_size", "data.repeat", "16", "3")),
+        (["--mask.kind", "tubes"], ("--mask.kind", "tubes", "tube")),
+        (["--epochs", "many"], ("--epochs", "many")),
+        (["--mask.scorer", "cached"], ("mask.scorer cached", "--mask.scores", "tgmae-data scores")),
+        (["--mask.scorer", "studnet"], ("--mask.scorer", "studnet", "student")),
+        (["--clip.engine", "onnx"], ("--clip.engine", "onnxruntime")),
+    ],
+)
+def test_an_impossible_value_is_named(
+    typed: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(typed)
+    seen = message(capsys, caught)
+    assert all(word in seen for word in words), seen
+
+
+def test_help_names_every_group_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["k400", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "--data.stride", "--model.attention", "--mask.ratio", "--mask.scorer", "--clip.model", "--optim.base-lr",
+        "--log.picture-every",
+    ):  # fmt: skip
+        assert flag in text
+    assert all(name in text for name in PRESETS)
+
+
+def test_the_command_says_what_is_missing_without_a_traceback(tmp_path: Path) -> None:
+    """A typo and a manifest that is not there, as a user meets them."""
+    typo = run("tgmae.cli.train", "demo", "--data.strid", "2")
+    assert typo.returncode != 0
+    assert "--data.stride" in typo.stdout + typo.stderr
+    manifest = tmp_path / "none" / "manifest.parquet"
+    missing = run("tgmae.cli.train", "ssv2", "--data.manifest", str(manifest), "--run-dir", str(tmp_path / "run"))
+    assert missing.returncode != 0
+    assert "tgmae-train: " in missing.stderr
+    assert str(manifest) in missing.stderr
+    assert "Traceback" not in typo.stderr + missing.stderr
+
+
+def test_info_names_every_backend_with_its_reason() -> None:
+    done = run("tgmae.cli.info")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^CPU: \d+ cores, \d+ GiB", done.stdout, re.MULTILINE)
+    for package in PACKAGES:
+        assert package in done.stdout
+    assert re.search(rf"torch *│ *{re.escape(importlib.metadata.version('torch'))}", done.stdout)
+    found = backends()
+    assert {"pipeline pyav", "attention sdpa", "attention xformers", "precision"} <= found.keys()
+    assert any(name.startswith("pipeline dali") for name in found)
+    for name, value in found.items():
+        assert re.search(rf"{re.escape(name)} *│ *{re.escape(value)}", done.stdout), name
+
+
+def test_what_cannot_run_says_why() -> None:
+    found = backends()
+    assert "fp32" in found.pop("precision")
+    for name, value in found.items():
+        assert re.match(r"(yes|no: .{10,}|builds plans; does not run them: .{10,})", value), name
+    if not torch.cuda.is_available():
+        assert "--model.attention sdpa" in found["attention xformers"]
+        assert found["attention xformers"].startswith("no: ")
+        dali = found.get("pipeline dali, gpu (NVDEC)", found.get("pipeline dali", ""))
+        assert dali.startswith("no: ")
+        assert "CUDA" in dali or "pip install" in dali

@@ -1,0 +1,119 @@
+"""Metrics survive a crash and a resume without double or broken lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tgmae.pictures.loss_curve import draw_loss
+from tgmae.telemetry.metrics import METRICS_FILE, MetricsWriter, Throughput, read_metrics
+
+
+def write(run_dir: Path, first_step: int, steps: range, loss: float = 1.0, tensorboard: bool = False) -> None:
+    with closing(MetricsWriter(run_dir, first_step, tensorboard)) as writer:
+        for step in steps:
+            writer.write(step, {"loss": loss, "wait_share": 0.25})
+
+
+def test_reports_come_back_in_order(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(5, 30, 5))
+    expected = [{"step": step, "loss": 1.0, "wait_share": 0.25} for step in range(5, 30, 5)]
+    assert read_metrics(tmp_path) == expected
+    lines = (tmp_path / METRICS_FILE).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == expected
+
+
+def test_a_report_is_on_disk_at_once(tmp_path: Path) -> None:
+    with closing(MetricsWriter(tmp_path, 0, tensorboard=False)) as writer:
+        writer.write(1, {"loss": 2.0})
+        assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_resume_drops_the_steps_that_are_redone(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 11), loss=1.0)
+    write(tmp_path, 6, range(7, 9), loss=2.0)
+    got = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
+    assert got == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 1.0), (7, 2.0), (8, 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+def test_a_fresh_start_drops_everything(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 4))
+    write(tmp_path, 0, range(0))
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 30])
+def test_a_line_cut_off_is_ignored(tmp_path: Path, cut: int) -> None:
+    write(tmp_path, 0, range(1, 4))
+    file = tmp_path / METRICS_FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[: -1 - cut])
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    write(tmp_path, 3, range(4, 6))  # what follows does not run into the rest of the broken line
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4, 5]
+
+
+def test_no_file_means_no_reports(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(1, 11), loss=1.0, tensorboard=True)
+    write(tmp_path, 6, range(7, 9), loss=2.0, tensorboard=True)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    got = sorted((event.step, event.value) for event in board.Scalars("loss"))
+    assert got == [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
+    assert {event.value for event in board.Scalars("wait_share")} == {0.25}
+
+
+def test_draw_loss_writes_a_picture(tmp_path: Path) -> None:
+    assert draw_loss(tmp_path) is None
+    write(tmp_path, 0, range(1, 20))
+    path = draw_loss(tmp_path)
+    assert path == tmp_path / "loss.png"
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 400
+        colours = picture.convert("RGB").getcolors(1 << 20)
+    assert colours is not None
+    assert (31, 119, 180) in {colour for _, colour in colours}  # tab:blue, the loss
+
+
+def test_throughput_counts_since_the_last_report() -> None:
+    """Times are bracketed by clock readings before and after each call, so that a busy machine changes nothing."""
+    clock = time.perf_counter
+    before_s, throughput, after_s = clock(), Throughput(), clock()
+    time.sleep(0.05)
+    throughput.count(8, loss=1.0)
+    throughput.count(8, loss=0.5)
+    before_first_s, first, after_first_s = clock(), throughput.report(0.02, {"score": 0.01}), clock()
+    shortest_s, longest_s = before_first_s - after_s, after_first_s - before_s
+    assert 16 / longest_s <= first["clips_per_s"] <= 16 / shortest_s
+    assert 1000 * shortest_s / 2 <= first["step_ms"] <= 1000 * longest_s / 2
+    assert first["wait_ms"] == pytest.approx(10)
+    assert first["loss"] == pytest.approx(0.75)
+    assert 0.02 / longest_s <= first["wait_share"] <= 0.02 / shortest_s
+    assert first["score_share"] == pytest.approx(first["wait_share"] / 2)
+    assert "mask_share" not in first
+    time.sleep(0.02)
+    throughput.count(4, loss=0.25)
+    before_second_s, second, after_second_s = clock(), throughput.report(0.03, {"score": 0.04, "mask": 0.002}), clock()
+    assert 4 / (after_second_s - before_first_s) <= second["clips_per_s"] <= 4 / (before_second_s - after_first_s)
+    assert second["wait_ms"] == pytest.approx(10)
+    assert second["loss"] == pytest.approx(0.25)
+    # Totals went from 0.01 to 0.04 and, for a stage that came later, from nothing to 0.002; waiting from 0.02 to 0.03.
+    assert second["score_share"] == pytest.approx(3 * second["wait_share"])
+    assert second["mask_share"] == pytest.approx(0.2 * second["wait_share"])
+    words, end_s = throughput.summary(waited_s=0.03), clock()
+    first_step_s = float(words.split("after ")[1].split(")")[0])
+    assert 0 < first_step_s <= after_first_s - before_s + 0.05
+    rate, share = float(words.split(", ")[1].split()[0]), float(words.split(", ")[2].split("%")[0])
+    assert 20 / (end_s - before_s) - 0.1 <= rate <= 20 / (after_second_s - after_s) + 0.1
+    assert 3 / (end_s - before_s) - 1 <= share <= 3 / (after_second_s - after_s) + 1

@@ -1,0 +1,196 @@
+"""A batch lives until the stream that works on it is done with it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dali_pipelines.dali_pipeline import DaliPipeline
+from dali_pipelines.types import ClipBatch
+from tgmae.data.config import DataConfig
+from tgmae.data.manifest import read_manifest
+from tgmae.data.sampling import ClipSampler
+from tgmae.masks.config import MaskConfig
+from tgmae.model.config import ModelConfig
+from tgmae.training.batch_lifetime import BatchLifetime
+from tgmae.training.loader import Loader
+
+SIZE, NUM_FRAMES, BATCH = 64, 8, 8
+
+
+class Batch:
+    """Something that can be weakly referred to."""
+
+
+class Stream:
+    """Work in order, done when the test says so: what CUDA events tell of a stream."""
+
+    def __init__(self) -> None:
+        self.queued = self.done = 0
+
+    def record(self) -> Mark:
+        self.queued += 1
+        return Mark(self, self.queued)
+
+
+class Mark:
+    def __init__(self, stream: Stream, number: int) -> None:
+        self.stream, self.number = stream, number
+
+    def query(self) -> bool:
+        return self.stream.done >= self.number
+
+    def synchronize(self) -> None:
+        self.stream.done = max(self.stream.done, self.number)
+
+
+def make_batches(handover: BatchLifetime, count: int) -> list[Callable[[], Batch | None]]:
+    """Handed out one after the other, and held by nobody else."""
+    seen = []
+    for _ in range(count):
+        batch = Batch()
+        seen.append(weakref.ref(batch))
+        handover.hand_out(batch)
+        del batch
+    gc.collect()
+    return seen
+
+
+def test_batches_live_until_their_work_is_done() -> None:
+    stream = Stream()
+    handover = BatchLifetime(stream.record)
+    first = make_batches(handover, 3)
+    assert all(batch() is not None for batch in first)
+    assert stream.queued == 2  # the newest may still be given work
+    stream.done = 1
+    (newest,) = make_batches(handover, 1)
+    assert [batch() is None for batch in first] == [True, False, False]
+    stream.done = 3
+    make_batches(handover, 1)
+    assert all(batch() is None for batch in first)
+    assert newest() is not None  # its work is the fourth
+
+
+def test_closing_waits_for_all_of_them() -> None:
+    stream = Stream()
+    handover = BatchLifetime(stream.record)
+    batches = make_batches(handover, 3)
+    handover.close()
+    assert stream.done == stream.queued == 3
+    gc.collect()
+    assert all(batch() is None for batch in batches)
+    handover.close()
+    assert stream.queued == 3
+
+
+def test_a_cpu_loader_records_no_event(shapes: Path) -> None:
+    loader = make_loader(shapes, torch.device("cpu"))
+    try:
+        assert len(loader.next_batch().clips.frames) == BATCH
+        assert loader.next_batch().clips.frames.device.type == "cpu"
+    finally:
+        loader.close()
+
+
+def make_pipeline(shapes: Path, device: torch.device, **data: object) -> DaliPipeline:
+    config = DataConfig(manifest=shapes, stride=2, flip=True, **data)  # type: ignore[arg-type]
+    manifest = read_manifest(shapes)
+    plan = ClipSampler(manifest=manifest, data=config, num_frames=NUM_FRAMES, batch_size=BATCH, seed=3)
+    return DaliPipeline(manifest, plan, config, SIZE, device=device)
+
+
+def make_loader(shapes: Path, device: torch.device, **data: object) -> Loader:
+    model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
+    mask = MaskConfig(kind="tube")
+    return Loader(make_pipeline(shapes, device, **data), Noise(model, device), mask, model, device)
+
+
+class Noise:
+    """Scores that need no manifest."""
+
+    note = ""
+
+    def __init__(self, model: ModelConfig, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def __call__(self, clips: ClipBatch) -> torch.Tensor:
+        shape = (len(clips.requests), self.model.num_slots, self.model.patches_per_slot)
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+
+def check_sums(frames: torch.Tensor) -> torch.Tensor:
+    """One number a clip that any changed byte changes."""
+    weights = torch.arange(frames[0].numel(), device=frames.device) % 1009 + 1
+    return (frames.flatten(1).long() * weights).sum(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_training_may_be_slower_than_the_host(shapes: Path, repeat: int) -> None:
+    """Batches are dropped by Python long before the training stream reads them; what it reads is what was decoded."""
+    device = torch.device("cuda", 0)
+    calm = make_pipeline(shapes, device, repeat=repeat)
+    try:
+        wanted = []
+        for _ in range(12):
+            batch = calm.next_batch()
+            wanted.append(check_sums(batch.frames).cpu())
+            torch.cuda.synchronize()
+    finally:
+        calm.close()
+    loader = make_loader(shapes, device, repeat=repeat)
+    try:
+        sums = []
+        for _ in range(12):
+            frames = loader.next_batch().clips.frames
+            assert frames.device == device
+            torch.cuda._sleep(200_000_000)  # clock cycles: about a tenth of a second
+            sums.append(check_sums(frames))
+            del frames
+        found = torch.stack(sums).cpu()
+    finally:
+        loader.close()
+    assert torch.equal(found, torch.stack(wanted))
+
+
+@pytest.mark.gpu
+def test_one_clip_a_decode_is_not_copied(shapes: Path) -> None:
+    """The frames are DALI's memory: torch's allocator has given out none for them."""
+    device = torch.device("cuda", 0)
+    for repeat, copies in ((1, 0), (2, 1)):
+        pipeline = make_pipeline(shapes, device, repeat=repeat)
+        try:
+            before = torch.cuda.memory_allocated(device)
+            frames = pipeline.next_batch().frames
+            assert torch.cuda.memory_allocated(device) - before == copies * frames.nbytes
+        finally:
+            torch.cuda.synchronize()
+            pipeline.close()
+
+
+@pytest.mark.gpu
+def test_scorers_read_what_was_decoded(shapes: Path) -> None:
+    """On the loader's own stream, before the batch is handed out."""
+    device = torch.device("cuda", 0)
+    seen = []
+
+    class Looking(Noise):
+        def __call__(self, clips: ClipBatch) -> torch.Tensor:
+            seen.append(check_sums(clips.frames))
+            return super().__call__(clips)
+
+    model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
+    pipeline = make_pipeline(shapes, device)
+    loader = Loader(pipeline, Looking(model, device), MaskConfig(kind="tube"), model, device)
+    try:
+        for _ in range(6):
+            frames = loader.next_batch().clips.frames
+            torch.cuda.synchronize()
+            assert torch.equal(seen.pop(0), check_sums(frames))
+    finally:
+        loader.close()

@@ -1,0 +1,396 @@
+"""Checkpoints are whole whatever happens: a full disk, kill -9, a file that is cut off or hostile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tgmae.config import TrainConfig, to_dict
+from tgmae.data.config import DataConfig
+from tgmae.model.config import ModelConfig
+from tgmae.model.videomae import VideoMAE
+from tgmae.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    restore,
+    save_checkpoint,
+    set_aside_newer,
+)
+from tgmae.training.optim import make_optimizer
+
+SMALL = ModelConfig(
+    image_size=32, num_frames=4, width=24, depth=2, num_heads=2, decoder_width=12, decoder_depth=1, decoder_num_heads=2
+)
+CONFIG = TrainConfig(model=SMALL, batch_size=8, device_batch_size=4, seed=3)
+NUM_VIDEOS = 20
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def trained(config: TrainConfig = CONFIG, seed: int = 0) -> tuple[VideoMAE, torch.optim.AdamW]:
+    """A network and its optimiser after two steps, so that the optimiser has state."""
+    torch.manual_seed(seed)
+    model = VideoMAE(config.model)
+    optimizer = make_optimizer(model, config.optim)
+    for _ in range(2):
+        take_step(model, optimizer)
+    return model, optimizer
+
+
+def take_step(model: VideoMAE, optimizer: torch.optim.AdamW) -> None:
+    """With gradients that differ between parameters and steps but come from no generator."""
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.sin(1e3 * parameter.detach() + number)
+    optimizer.step()
+
+
+def assert_same(a: object, b: object) -> None:
+    """Bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list) and isinstance(b, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def step_numbers(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step_")) for path in folder.glob("*.pt"))
+
+
+# ---- round trip -----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_exact_and_training_goes_on_from_it(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    path = save_checkpoint(tmp_path / "new" / "folder", 7, model, optimizer, CONFIG, NUM_VIDEOS)
+    assert path == tmp_path / "new" / "folder" / "step_00000007.pt"
+    other, other_optimizer = trained(seed=1)
+    assert restore(load_checkpoint(path), path, other, other_optimizer, CONFIG, NUM_VIDEOS) == 7
+    assert_same(model.state_dict(), other.state_dict())
+    assert_same(optimizer.state_dict(), other_optimizer.state_dict())
+    for _ in range(2):
+        take_step(model, optimizer)
+        take_step(other, other_optimizer)
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_restored_state_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    """Training on after a restore neither changes the file nor misses it once it is pruned."""
+    model, optimizer = trained()
+    path = save_checkpoint(tmp_path, 1, model, optimizer, CONFIG, NUM_VIDEOS)
+    whole = path.read_bytes()
+    other, other_optimizer = trained(seed=1)
+    restore(load_checkpoint(path), path, other, other_optimizer, CONFIG, NUM_VIDEOS)
+    take_step(other, other_optimizer)
+    assert path.read_bytes() == whole
+    path.unlink()
+    take_step(other, other_optimizer)
+    for _ in range(2):
+        take_step(model, optimizer)
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_the_configuration_is_inside(tmp_path: Path) -> None:
+    state = load_checkpoint(save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS))
+    assert state["config"] == to_dict(CONFIG)
+    assert (state["step"], state["videos"]) == (1, NUM_VIDEOS)
+
+
+def test_saving_twice_replaces(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, 1, model, optimizer, CONFIG, NUM_VIDEOS)
+    take_step(model, optimizer)
+    path = save_checkpoint(tmp_path, 1, model, optimizer, CONFIG, NUM_VIDEOS)
+    assert os.listdir(tmp_path) == [path.name]
+    assert_same(load_checkpoint(path)["model"], dict(model.state_dict()))
+
+
+# ---- which ones are kept --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_pruning_keeps_the_newest(tmp_path: Path, keep: int) -> None:
+    model, optimizer = trained()
+    steps = [5, 10, 99, 100, 1000]
+    for step in reversed(steps):  # the number decides, not the date
+        save_checkpoint(tmp_path, step, model, optimizer, CONFIG, NUM_VIDEOS)
+    strangers = [tmp_path / "step_best.pt", tmp_path / "notes.txt"]
+    for stranger in strangers:
+        stranger.write_text("mine")
+    prune_checkpoints(tmp_path, keep)
+    assert all(stranger.exists() for stranger in strangers)
+    strangers[0].unlink()
+    assert step_numbers(tmp_path) == steps[-keep:]
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert load_checkpoint(newest)["step"] == 1000
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "none") is None
+    prune_checkpoints(tmp_path, 1)
+    with pytest.raises(FileNotFoundError, match=r"step_00000001\.pt"):
+        load_checkpoint(tmp_path / "step_00000001.pt")
+
+
+def test_newer_checkpoints_are_set_aside_whole(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    for step in (5, 10, 15, 20):
+        save_checkpoint(tmp_path, step, model, optimizer, CONFIG, NUM_VIDEOS)
+    moved = set_aside_newer(tmp_path, 10)
+    assert sorted(path.name for path in moved) == ["step_00000015.pt.old-1", "step_00000020.pt.old-1"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_00000010.pt"
+    assert sorted(load_checkpoint(path)["step"] for path in moved) == [15, 20]
+    assert set_aside_newer(tmp_path, 10) == []
+
+
+# ---- files that are no checkpoint -----------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Unpickling it runs a command."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
+    path, proof = tmp_path / "step_00000001.pt", tmp_path / "proof"
+    state = {"step": 1, "videos": "1", "config": {}, "model": {}, "optimizer": Hostile(proof)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="no readable checkpoint") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert not proof.exists()
+    if zipped:  # the file does what it is meant to where nothing stops it
+        torch.load(path, weights_only=False)
+        assert proof.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    path = save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="no readable checkpoint") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)])
+def test_another_torch_file_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"weights\.pt is no tgmae checkpoint"):
+        load_checkpoint(path)
+
+
+# ---- runs that do not fit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 48}, (r"\[24, 1536\] there", r"\[48, 1536\] in this")),
+        ({"patch_size": 8}, (r"\[24, 1536\] there", r"\[24, 384\] in this")),
+        ({"decoder_width": 24}, (r"\[1, 1, 12\] there", r"\[1, 1, 24\] in this")),
+        ({"depth": 3}, ("missing", r"encoder\.2\.")),
+        ({"depth": 1}, ("not expected", r"encoder\.1\.")),
+    ],
+)
+def test_another_shape_is_refused(tmp_path: Path, change: dict[str, Any], words: tuple[str, str]) -> None:
+    path = save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    config = replace(CONFIG, model=replace(SMALL, **change))
+    model, optimizer = trained(config)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    with pytest.raises(ValueError, match=".*".join(words)) as caught:
+        restore(load_checkpoint(path), path, model, optimizer, config, NUM_VIDEOS)
+    assert str(path) in str(caught.value)
+    assert_same(dict(model.state_dict()), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "num_videos", "words"),
+    [
+        ({"seed": 4}, NUM_VIDEOS, "seed was 3, is 4"),
+        ({"batch_size": 16}, NUM_VIDEOS, "batch_size was 8, is 16"),
+        ({"data": DataConfig(repeat=2)}, NUM_VIDEOS, r"data\.repeat was 1, is 2"),
+        ({}, 21, "videos was 20, is 21"),
+        (
+            {"seed": 4, "batch_size": 16},
+            21,
+            "seed was 3, is 4; batch_size was 8, is 16; videos was 20, is 21",
+        ),
+    ],
+)
+def test_another_order_of_clips_is_refused(tmp_path: Path, change: dict[str, Any], num_videos: int, words: str) -> None:
+    path = save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    model, optimizer = trained(seed=1)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    with pytest.raises(ValueError, match=words) as caught:
+        restore(load_checkpoint(path), path, model, optimizer, replace(CONFIG, **change), num_videos)
+    assert str(path) in str(caught.value)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
+    config = replace(CONFIG, device_batch_size=2, epochs=9, run_dir=Path("elsewhere"))
+    assert restore(load_checkpoint(path), path, *trained(config, seed=1), config, NUM_VIDEOS) == 5
+
+
+# ---- a full disk and kill -9, for real ------------------------------------------------------------------------------
+
+# Both children save checkpoints of 14.6 MB.
+CHILD = """
+import resource, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tests.tgmae.training.test_checkpoint import CONFIG, NUM_VIDEOS, SMALL, trained
+from tgmae.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+config = replace(CONFIG, model=replace(SMALL, width=192))
+model, optimizer = trained(config)
+"""
+
+FULL_DISK = (
+    CHILD
+    + """
+save_checkpoint(folder, 1, model, optimizer, config, NUM_VIDEOS)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    save_checkpoint(folder, 2, model, optimizer, config, NUM_VIDEOS)
+except OSError as error:
+    print("OSError:", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+if len(sys.argv) > 3:
+    save_checkpoint(folder, 3, model, optimizer, config, NUM_VIDEOS)
+"""
+)
+
+SAVE_FOR_EVER = (
+    CHILD
+    + """
+newest = newest_checkpoint(folder)
+step = int(newest.stem[5:]) if newest else 0
+while True:
+    step += 1
+    save_checkpoint(folder, step, model, optimizer, config, NUM_VIDEOS)
+    prune_checkpoints(folder, 2)
+"""
+)
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1_000_000, 10_000_000])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, limit: int) -> None:
+    """The limit stops the write at its first byte, early, or in the middle."""
+    child = start(FULL_DISK, tmp_path, limit)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    whole = tmp_path / "step_00000001.pt"
+    assert whole.stat().st_size > 14_000_000
+    assert out.startswith(f"OSError: could not write {tmp_path / 'step_00000002.pt'}"), out + err
+    assert f"{whole} is whole" in out
+    assert os.listdir(tmp_path) == [whole.name]  # no .tmp, no step 2
+    assert load_checkpoint(whole)["step"] == 1
+
+
+def test_saving_works_again_once_there_is_room(tmp_path: Path) -> None:
+    child = start(FULL_DISK, tmp_path, 1_000_000, "and again")
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert out.startswith("OSError"), out
+    assert step_numbers(tmp_path) == [1, 3]
+    assert load_checkpoint(tmp_path / "step_00000003.pt")["step"] == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Without an older checkpoint the message says so."""
+    (tmp_path / "step_00000001.pt").mkdir()  # os.replace onto a folder fails for every user, root too
+    with pytest.raises(OSError, match=r"could not write .*step_00000001\.pt"):
+        save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Several runs, one after the other, each killed while it writes."""
+    last_step = 0
+    for _ in range(3):
+        child = start(SAVE_FOR_EVER, tmp_path)
+        try:
+            deadline_s = time.monotonic() + 120
+            while not is_stopped_while_saving(child, tmp_path, last_step + 2):
+                assert child.poll() is None, child.communicate()[1]
+                assert time.monotonic() < deadline_s, "the child never saved"
+                time.sleep(0.0005)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+        newest = newest_checkpoint(tmp_path)
+        assert newest is not None
+        state = load_checkpoint(newest)
+        assert state["step"] == step_numbers(tmp_path)[-1] > last_step
+        assert all(weight.isfinite().all() for weight in state["model"].values())
+        for path in tmp_path.glob("*.pt"):
+            load_checkpoint(path)
+        last_step = state["step"]
+        assert (tmp_path / f"step_{last_step + 1:08d}.tmp").exists()
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, last_step + 2, model, optimizer, CONFIG, NUM_VIDEOS)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert newest_checkpoint(tmp_path) == tmp_path / f"step_{last_step + 2:08d}.pt"
+
+
+def is_stopped_while_saving(child: subprocess.Popen[str], folder: Path, step: int) -> bool:
+    """Stopped there or let go on: after a mere look at the file the kill may still come between two saves."""
+    if newest_checkpoint(folder) is None or step_numbers(folder)[-1] <= step or not is_writing(folder):
+        return False
+    child.send_signal(signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+    if is_writing(folder):
+        return True
+    child.send_signal(signal.SIGCONT)
+    return False
+
+
+def is_writing(folder: Path) -> bool:
+    return any(has_bytes(path) for path in folder.glob("*.tmp"))
+
+
+def has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:  # renamed in between
+        return False

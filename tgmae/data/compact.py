@@ -1,0 +1,296 @@
+"""Re-encoding a data set for training, video by video, in several processes; a killed run goes on where it was.
+
+Each video is written whole or not at all. The journal in the new folder names those that are done with size and time of
+change of their sources, and a second run of the same settings takes them over. The originals are only read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dali_pipelines.video.decode import DecodeError
+from engines.files import lock_file
+from engines.files import replacing
+from engines.files import write_atomically
+from tgmae.data.indexing import Entry
+from tgmae.data.indexing import Excluded
+from tgmae.data.indexing import probe
+from tgmae.data.manifest import Manifest
+from tgmae.data.manifest import read_manifest
+from tgmae.data.manifest import write_manifest
+from tgmae.data.transcode import CODERS
+from tgmae.data.transcode import CompactConfig
+from tgmae.data.transcode import choose_frames
+from tgmae.data.transcode import transcode
+from dali_pipelines.types import Video
+from dali_pipelines.processes import make_pool
+
+__all__ = ["CompactConfig", "CompactResult", "compact"]
+
+JOURNAL = "compact.journal"  # first line: settings; every other: [source path, bytes, mtime_ns, result] of one video
+_DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` draws the original pictures' objects again
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactResult:
+    manifest: Path
+    rows: tuple[int, ...]  # for each row of the new manifest, the row of the source manifest it was made from
+    num_reused: int  # of these, done by an earlier run
+    excluded: list[Excluded]  # by the paths of their sources
+    report: Path  # lists `excluded`
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    file: str
+    source: Video
+    out: Path
+    name: str  # path of the result below `out`
+    config: CompactConfig
+
+
+def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: int) -> CompactResult:
+    """Re-encode all videos of a manifest into `out`, with a manifest and a list of the videos that were left out.
+
+    A boxes.parquet at the manifest's root follows the new sizes and frames. Where nothing is left to do, no video and
+    no manifest is written.
+
+    Raises ValueError where `out` would touch the originals, holds something else or was made with other settings, and
+    where no video is usable; OSError where `out` cannot be written.
+    """
+    started = time.perf_counter()
+    if num_workers < 1:
+        raise ValueError(f"expected at least one worker, got {num_workers}")
+    _check_out(manifest.root, out)
+    out.mkdir(parents=True, exist_ok=True)
+    sources = [manifest[row] for row in range(len(manifest))]
+    names = name_results([source.path for source in sources], CODERS[config.codec].suffix)
+    excluded: dict[int, Excluded] = {}
+    with lock_file(out / JOURNAL):
+        for half_written in out.rglob("*.tmp"):
+            half_written.unlink()
+        settings = {"root": str(manifest.root), **asdict(config)}
+        results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
+        num_reused = len(results)
+        jobs = {
+            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.path], config=config)
+            for row, source in enumerate(sources)
+            if row not in results
+        }
+        with (out / JOURNAL).open("a", encoding="utf-8") as journal:
+            for row, result in _run_jobs(jobs, num_workers):
+                if isinstance(result, Excluded):
+                    excluded[row] = result
+                    continue
+                stat, results[row] = result
+                # Ends a line that a kill has cut off.
+                journal.write("\n" + json.dumps([sources[row].path, *stat, asdict(results[row])]))
+                journal.flush()
+        rows = tuple(sorted(results))
+        left_out = [excluded[row] for row in sorted(excluded)]
+        _write_tables(manifest.root, out, [(sources[row], results[row]) for row in rows], left_out, config)
+    return CompactResult(
+        manifest=out / "manifest.parquet", rows=rows, num_reused=num_reused, excluded=left_out,
+        report=_report_path(out), seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _check_out(root: Path, out: Path) -> None:
+    inner, outer = root.resolve(), out.resolve()
+    if outer == inner or outer in inner.parents:
+        raise ValueError(f"expected a folder apart from the originals, got {out}, in which {root} lies")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder, got the file {out}")
+    # The lock alone is there where another process has just begun.
+    found = set(os.listdir(out)) if out.exists() else set()
+    if found and not found & {JOURNAL, f"{JOURNAL}.lock"}:
+        raise ValueError(f"expected an empty folder or one made by tgmae-data compact, got {out}, which holds files")
+
+
+def name_results(paths: Sequence[str], suffix: str) -> dict[str, str]:
+    """Path of each result: with the new suffix in place of the old one, or behind it where two would be the same."""
+    names = {path: PurePosixPath(path).with_suffix(suffix).as_posix() for path in paths}
+    while clashes := [path for path, count in Counter(names.values()).items() if count > 1]:
+        names.update({path: path + suffix for path, name in names.items() if name in clashes})
+    return names
+
+
+def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
+    """By source path: its bytes, its time of change, and the result. Raises ValueError for other settings."""
+    if not journal.exists():
+        write_atomically(journal, json.dumps(settings).encode())
+        return {}
+    first, *lines = journal.read_text(encoding="utf-8").splitlines()
+    made_with = json.loads(first)
+    differing = [
+        f"{name} {made_with.get(name)} (now {now})" for name, now in settings.items() if made_with.get(name) != now
+    ]
+    if differing:
+        raise ValueError(
+            f"{journal.parent} was made with {', '.join(differing)}; choose another folder, or the "
+            "settings it was made with"
+        )
+    done = {}
+    for line in lines:
+        try:
+            path, num_bytes, mtime_ns, row = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill, or empty
+            continue
+        row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
+        done[path] = (num_bytes, mtime_ns, Video(**row))
+    return done
+
+
+def _find_done(
+    manifest: Manifest, sources: list[Video], out: Path, names: dict[str, str], done: dict[str, tuple[int, int, Video]]
+) -> dict[int, Video]:
+    """Results of an earlier run, by row, where neither they nor their sources have changed since."""
+    found = {}
+    for row, source in enumerate(sources):
+        if source.path in done:
+            num_bytes, mtime_ns, result = done[source.path]
+            is_same = replace(source, num_bytes=num_bytes, mtime_ns=mtime_ns).is_file(manifest.file(row))
+            if is_same and result.path == names[source.path] and result.is_file(out / result.path):
+                found[row] = replace(result, label=source.label, captions=source.captions, split=source.split)
+    return found
+
+
+_Done = tuple[tuple[int, int], Video]  # bytes and time of change of the source, and the result
+
+
+def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+    """Results by row, as they come.
+
+    A video that crashes the process that encodes it (FFmpeg may, or there is no memory) is left out: after a crash one
+    process does the next few jobs in their order, and the first that it does not finish is the culprit.
+    """
+    left, looking = dict(jobs), False
+    with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
+        while left:
+            workers = 1 if looking else num_workers
+            # Those that may have been at work when the others died with them.
+            some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
+            try:
+                for row, result in _run_in_pool(some, workers):
+                    del left[row]
+                    bar.update()
+                    yield row, result
+                looking = False
+            except BrokenProcessPool:
+                looking = workers > 1
+                if not looking:
+                    row, job = next(iter(left.items()))
+                    del left[row]
+                    bar.update()
+                    yield row, Excluded(job.source.path, "crashed the process that encoded it")
+
+
+def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+    """As they come; from one process in order."""
+    with make_pool(min(num_workers, len(jobs))) as pool:
+        futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
+        try:
+            for future in futures if num_workers == 1 else as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run_job(job: _Job) -> _Done | Excluded:
+    """Write one video, whole or not at all. A bad source is a reason; raises OSError where nothing can be written."""
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches workers too: they finish their video, and are not taken for crashed.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source, target = job.source, job.out / job.name
+    try:
+        stat = os.stat(job.file)
+    except OSError as error:
+        return Excluded(source.path, f"{type(error).__name__}: {error.strerror}")
+    if stat.st_size != source.num_bytes:
+        return Excluded(source.path, f"has {stat.st_size} bytes, the manifest says {source.num_bytes}: index it again")
+    if source.num_frames < 1:
+        return Excluded(source.path, "no frame")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(target) as temporary:
+            num_frames = transcode(job.file, source, temporary, job.config)
+            result = probe(temporary, Entry(job.name, source.label, source.captions, source.split), 1, False)
+            if isinstance(result, Excluded):
+                raise DecodeError(f"the result cannot be read: {result.reason}")
+            if result.num_frames != num_frames:
+                raise DecodeError(f"the result has {result.num_frames} frames in place of {num_frames}")
+    except DecodeError as error:
+        return Excluded(source.path, str(error))
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):  # a full disk is no fault of this video
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        return Excluded(source.path, f"cannot be encoded: {error.strerror}")
+    return (stat.st_size, stat.st_mtime_ns), result
+
+
+def _report_path(out: Path) -> Path:
+    return out / "manifest.parquet.excluded.csv"
+
+
+def _write_tables(
+    root: Path, out: Path, pairs: list[tuple[Video, Video]], excluded: list[Excluded], config: CompactConfig
+) -> None:
+    """What lies beside the videos; the manifest comes last, and where it is there and right nothing is written."""
+    manifest, videos = out / "manifest.parquet", [video for _, video in pairs]
+    with replacing(_report_path(out)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
+    if not videos:
+        listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
+        raise ValueError(f"none of {len(excluded)} videos is usable; {_report_path(out)} lists why:\n{listed}")
+    if manifest.exists():
+        before = read_manifest(manifest)
+        if [before[row] for row in range(len(before))] == videos:
+            return
+    if (root / "boxes.parquet").exists():
+        _write_boxes(root, out / "boxes.parquet", pairs, config)
+    write_manifest(manifest, videos, out)
+
+
+def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], config: CompactConfig) -> None:
+    """Boxes of the kept frames in pixels of the new pictures, rounded outwards. Raises ValueError for other tables."""
+    table = pq.read_table(root / "boxes.parquet")
+    if not {"path", "boxes"} <= set(table.column_names):
+        raise ValueError(f"expected columns path and boxes in {root / 'boxes.parquet'}, got {table.column_names}")
+    by_path, rows, is_same = {before.path: (before, after) for before, after in pairs}, [], True
+    for row in table.to_pylist():
+        if row["path"] not in by_path:
+            continue
+        before, after = by_path[row["path"]]
+        frames, _ = choose_frames(str(root / before.path), before, config)
+        boxes = np.array(row["boxes"], np.int64)
+        if boxes.shape != (before.num_frames, 4):
+            raise ValueError(f"expected {before.num_frames} boxes of 4 sides for {before.path}, got {boxes.shape}")
+        old, new = np.array([before.width, before.height]), np.array([after.width, after.height])
+        corners = np.concatenate([boxes[frames, :2] * new // old, -(-boxes[frames, 2:] * new // old)], axis=1)
+        rows.append({**row, "path": after.path, "boxes": corners.tolist()})
+        is_same &= (*old, len(boxes)) == (*new, len(frames))
+    kept = {name: value for name, value in (table.schema.metadata or {}).items() if is_same or name not in _DRAWN_FROM}
+    with replacing(target) as temporary:
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=table.schema.with_metadata(kept)), temporary, compression="zstd"
+        )

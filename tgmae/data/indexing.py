@@ -1,0 +1,288 @@
+"""From a folder of videos to a manifest: list, probe in several processes, write.
+
+A video is probed by decoding its first frame and reading its packets: frame count, keyframes and their time stamps come
+from there, so that a loader can jump to any frame exactly.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from tqdm import tqdm
+
+from tgmae.data.manifest import check_relative
+from tgmae.data.manifest import read_manifest
+from tgmae.data.manifest import write_manifest
+from dali_pipelines.types import Video
+from dali_pipelines.processes import make_pool
+
+SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file that was listed, and what is said of it outside the file."""
+
+    path: str
+    label: str
+    captions: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A file that cannot be trained on, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexResult:
+    num_videos: int
+    num_reused: int  # rows taken over from the manifest that was there
+    excluded: list[Excluded]
+    report: Path
+
+
+def list_folder(root: Path, split: str) -> list[Entry]:
+    """Every video below `root`, sorted; the label is the folder it lies in ("" for root itself)."""
+    entries = []
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        label = "" if Path(folder) == root else Path(folder).name
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES:
+                path = (Path(folder) / name).relative_to(root).as_posix()
+                entries.append(Entry(path, label, (), split))
+    return entries
+
+
+def list_csv(csv_path: Path, split: str) -> list[Entry]:
+    """Rows of a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
+
+    Paths are relative to the indexed folder. Rows that name one path more than once are one video with several
+    captions. Raises ValueError, with the line, for a missing column, too many fields, lines that contradict each other,
+    and a path that leaves the root.
+    """
+    entries: dict[str, Entry] = {}
+    try:
+        lines = csv_path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{csv_path} is not UTF-8 ({error}); save it as UTF-8") from error
+    reader = csv.reader(lines, skipinitialspace=True)
+    columns = [name.strip().lower() for name in next(reader, [])]
+    if "path" not in columns:
+        raise ValueError(
+            f"{csv_path} needs a first line that names a column 'path', separated by commas; got {columns}"
+        )
+    for values in reader:
+        where = f"{csv_path} line {reader.line_num}"
+        if not any(values):
+            continue
+        if len(values) > len(columns):
+            raise ValueError(
+                f"{where}: {len(values)} fields for {len(columns)} columns; put text with commas in quotes"
+            )
+        row = dict(zip_longest(columns, (value.strip() for value in values), fillvalue=""))
+        path = _clean_path(row["path"], where)
+        captions = tuple(text for name, text in row.items() if name.startswith("caption") and text)
+        entry = Entry(path, row.get("label", ""), captions, row.get("split") or split)
+        if (known := entries.setdefault(path, entry)) is not entry:
+            if (known.label, known.split) != (entry.label, entry.split):
+                raise ValueError(f"{where}: {path} has another label or split here than in a line above")
+            entries[path] = replace(known, captions=known.captions + captions)
+    return list(entries.values())
+
+
+def _clean_path(path: str, where: str) -> str:
+    if not path:
+        raise ValueError(f"{where}: no path")
+    try:
+        check_relative(path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return PurePosixPath(path.replace("\\", "/")).as_posix()  # ./a.mp4 and a.mp4 are one video
+
+
+def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video | Excluded:
+    """Read what the manifest says of one video. Never raises for a bad file: the reason is returned."""
+    try:
+        stat = file.stat()
+        if not stat.st_size:
+            return Excluded(entry.path, "empty file")
+        with av.open(str(file)) as container:
+            if not container.streams.video:
+                return Excluded(entry.path, "no video stream")
+            stream = container.streams.video[0]
+            # PyAV's types promise a codec context, but a codec FFmpeg does not know has none.
+            if getattr(stream, "codec_context", None) is None:
+                return Excluded(entry.path, "a codec that FFmpeg cannot decode")
+            fps, codec = float(stream.average_rate or stream.guessed_rate or 0), stream.codec.canonical_name
+            first = next(container.decode(stream))
+            scanned = _scan_packets(container, stream)
+            decoded = _count_decoded(container, stream) if decode_all or scanned is None else None
+            if scanned and decoded and scanned[0] == decoded[0]:
+                decoded = None  # the scan was right, and it knows the keyframes
+            num_frames, keyframes = decoded or scanned or (0, {})
+    except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
+        reason = getattr(error, "strerror", None) or (
+            "no decodable frame" if isinstance(error, StopIteration) else error
+        )
+        return Excluded(entry.path, f"{type(error).__name__}: {reason}")
+    if num_frames < min_frames:
+        return Excluded(entry.path, f"{num_frames} frames, fewer than {min_frames}")
+    rotation = -first.rotation % 360  # FFmpeg counts anticlockwise
+    if rotation % 90:
+        return Excluded(entry.path, f"rotated by {rotation} degrees, which is no multiple of 90")
+    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    return Video(
+        path=entry.path, num_frames=num_frames, fps=fps, width=width, height=height, codec=codec,
+        pixel_format=first.format.name, rotation=rotation, num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns,
+        keyframes=tuple(keyframes), keyframe_pts=tuple(keyframes.values()), label=entry.label, captions=entry.captions,
+        split=entry.split,
+    )  # fmt: skip
+
+
+def _scan_packets(container: InputContainer, stream: VideoStream) -> tuple[int, dict[int, int]] | None:
+    """Frame count and keyframes {frame number: time stamp} from the packets; None where they cannot be trusted.
+
+    MP4 and Matroska store a time stamp a packet. AVI does not, and its first packets may decode to nothing (all of
+    UT-Interaction's do).
+    """
+    if not {"mp4", "matroska"} & set(container.format.name.split(",")):
+        return None
+    container.seek(0)
+    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+    ordered = sorted((pts, is_keyframe) for pts, is_keyframe in packets if pts is not None)
+    if len(ordered) < len(packets):
+        return None
+    keyframes = {number: pts for number, (pts, is_keyframe) in enumerate(ordered) if is_keyframe}
+    return (len(ordered), keyframes) if 0 in keyframes else None
+
+
+def _count_decoded(container: InputContainer, stream: VideoStream) -> tuple[int, dict[int, int]]:
+    """Frame count by decoding all; the start is the only place to decode from."""
+    container.seek(0)
+    time_stamps = [frame.pts for frame in container.decode(stream)]
+    return len(time_stamps), {0: (time_stamps[0] or 0) if time_stamps else 0}
+
+
+def index_folder(
+    root: Path,
+    out: Path,
+    *,
+    csv_path: Path | None = None,
+    split: str = "train",
+    min_frames: int = 16,
+    decode_all: bool = False,
+    num_workers: int = 2,
+) -> IndexResult:
+    """Write the manifest of `root` to `out`, and the files left out to `out` + ".excluded.csv".
+
+    Videos whose size and time of change are as in the manifest already at `out` are not opened again. An interrupted
+    run is picked up from its journal. Raises ValueError where nothing usable is found.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
+    if csv_path is not None and not csv_path.is_file():
+        raise FileNotFoundError(f"no CSV file {csv_path}")
+    if num_workers < 1:
+        raise ValueError(f"expected at least one worker, got {num_workers}")
+    entries = list_csv(csv_path, split) if csv_path else list_folder(root, split)
+    if not entries:
+        where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"
+        raise ValueError(f"found no {where}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # What a quick run accepted says nothing to a run that decodes everything.
+    journal = out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
+    before = [] if decode_all else _read_known(out, root)
+    known = {video.path: video for video in [*before, *_read_journal(journal)]}
+
+    videos: dict[str, Video] = {}
+    excluded: list[Excluded] = []
+    todo: list[Entry] = []
+    for entry in entries:
+        if (printable := entry.path.encode(errors="backslashreplace").decode()) != entry.path:
+            excluded.append(Excluded(printable, "the file name is not UTF-8"))
+            continue
+        video = known.get(entry.path)
+        if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
+            videos[entry.path] = replace(video, label=entry.label, captions=entry.captions, split=entry.split)
+        else:
+            todo.append(entry)
+    num_reused = len(videos)
+
+    with journal.open("a", encoding="utf-8") as journal_file:
+        if journal_file.tell():  # end a line that an interruption cut off
+            journal_file.write("\n")
+        for result in _probe_all(root, todo, min_frames, decode_all, num_workers):
+            if isinstance(result, Excluded):
+                excluded.append(result)
+            else:
+                videos[result.path] = result
+                journal_file.write(json.dumps(asdict(result)) + "\n")
+                journal_file.flush()
+
+    report = out.with_name(out.name + ".excluded.csv")
+    with report.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
+    if not videos:
+        journal.unlink()
+        listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
+        raise ValueError(f"none of {len(entries)} files is usable; {report} lists why:\n{listed}")
+    write_manifest(out, [videos[entry.path] for entry in entries if entry.path in videos], root)
+    journal.unlink()
+    return IndexResult(len(videos), num_reused, excluded, report)
+
+
+def _probe_all(
+    root: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int
+) -> Iterator[Video | Excluded]:
+    if not todo:
+        return
+    with make_pool(min(num_workers, len(todo))) as pool:
+        files = [root / entry.path for entry in todo]
+        results = pool.map(partial(probe, min_frames=min_frames, decode_all=decode_all), files, todo, chunksize=8)
+        yield from tqdm(results, total=len(todo), desc="indexing", unit="video")
+
+
+def _read_known(out: Path, root: Path) -> list[Video]:
+    """Rows of the manifest that is about to be replaced; none where it is of another root, or unreadable."""
+    try:
+        manifest = read_manifest(out)
+    except (FileNotFoundError, ValueError):
+        return []
+    return [manifest[row] for row in range(len(manifest))] if manifest.root == root.resolve() else []
+
+
+def _read_journal(journal: Path) -> list[Video]:
+    """Videos an interrupted run had probed. A line cut off by the interruption is dropped."""
+    videos = []
+    if journal.exists():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
+            videos.append(Video(**row))
+    return videos

@@ -1,0 +1,141 @@
+"""(seed, epoch, position) → `ClipRequest`: the only randomness there is.
+
+Videos are drawn as one endless stream: a permutation of all rows, then the next epoch's permutation, and so on. Batch b
+of rank r out of W takes its share of the stream's next W · (B / repeat) videos, so every video comes exactly once an
+epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from tgmae.data.config import DataConfig
+from tgmae.data.manifest import Manifest
+from dali_pipelines.types import ClipRequest
+from dali_pipelines.types import CropBox
+from dali_pipelines.types import Video
+
+# Streams of one seed that must not meet: the order of an epoch, the frames of a video, the rest of a clip.
+_ORDER, _FRAMES, _CLIP = 0, 1, 2
+
+
+@dataclass
+class ClipSampler:
+    """A `BatchSampler` for one process: call it with a batch number.
+
+    num_frames   of a clip                 batch_size   clips a batch on this process
+    """
+
+    manifest: Manifest
+    data: DataConfig
+    num_frames: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    _order: tuple[int, NDArray[np.int64]] = field(default=(-1, np.empty(0, np.int64)), repr=False)
+
+    def __post_init__(self) -> None:
+        span = clip_span(self.data, self.num_frames)
+        longest = max(self.manifest.table.column("num_frames").to_pylist())
+        if span > longest:
+            raise ValueError(
+                f"a clip spans {span} frames ({self.num_frames} frames, stride {self.data.stride}) but the longest "
+                f"video has {longest}; lower --data.stride or --model.num-frames"
+            )
+
+    def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
+        """The requests of a batch; those that share a decode stand next to each other."""
+        return tuple(request for unit in range(self._units) for request in self.unit(batch, unit))
+
+    def unit(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
+        """The `repeat` requests of a batch that share its decode number `unit`."""
+        number = (batch * self.world_size + self.rank) * self._units + unit
+        epoch, place = divmod(number, len(self.manifest))
+        row = int(self._epoch_order(epoch)[place])
+        video = self.manifest[row]
+        frames = sample_frames(_generator(self.seed, _FRAMES, epoch, place), video, self.data, self.num_frames)
+        requests = []
+        for repeat in range(self.data.repeat):
+            position = place * self.data.repeat + repeat
+            generator = _generator(self.seed, _CLIP, epoch, position)
+            requests.append(
+                ClipRequest(
+                    row=row,
+                    epoch=epoch,
+                    position=position,
+                    frames=frames,
+                    crop=sample_crop(generator, video.width, video.height, self.data.crop_scales),
+                    flip=self.data.flip and bool(generator.integers(2)),
+                    caption=self._sample_caption(generator, video),
+                    mask_seed=int(generator.integers(2**63)),
+                )
+            )
+        return tuple(requests)
+
+    @property
+    def _units(self) -> int:
+        return self.batch_size // self.data.repeat
+
+    def _sample_caption(self, generator: Generator, video: Video) -> int:
+        drawn = int(generator.integers(max(len(video.captions), 1)))
+        return drawn if self.data.captions == "random" else 0
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order[0] != epoch:
+            self._order = (epoch, _generator(self.seed, _ORDER, epoch).permutation(len(self.manifest)))
+        return self._order[1]
+
+
+def _generator(*key: int) -> Generator:
+    return np.random.default_rng(key)
+
+
+def clip_span(data: DataConfig, num_frames: int) -> int:
+    """Frames of video that one clip covers at least."""
+    return (num_frames - 1) * data.stride + 1 if data.sampling == "dense" else num_frames
+
+
+def sample_frames(generator: Generator, video: Video, data: DataConfig, num_frames: int) -> tuple[int, ...]:
+    """Frame numbers of a clip, ascending.
+
+    dense    `stride` apart from a random start. A video too short for that is read from its first frame, and the last
+             frame the stride reaches is repeated to the end (VideoMAE, kinetics.py).
+    uniform  one random frame from each of num_frames equal segments (TSN, Wang et al. 2016). A video with fewer frames
+             than segments gives each of its frames in turn, then its last one.
+    """
+    if data.sampling == "dense":
+        start = int(generator.integers(max(video.num_frames - clip_span(data, num_frames), 0) + 1))
+        last = start + (video.num_frames - 1 - start) // data.stride * data.stride
+        return tuple(min(start + step * data.stride, last) for step in range(num_frames))
+    if video.num_frames < num_frames:
+        return tuple(min(step, video.num_frames - 1) for step in range(num_frames))
+    edges = np.arange(num_frames + 1) * video.num_frames // num_frames
+    return tuple(int(frame) for frame in generator.integers(edges[:-1], edges[1:]))
+
+
+def sample_crop(generator: Generator, width: int, height: int, scales: Sequence[float]) -> CropBox:
+    """Multi-scale crop (VideoMAE's GroupMultiScaleCrop): sides from `scales` of the short side, at fixed places.
+
+    Width and height may differ by one step of `scales`. The place is one of 13 on a 5×5 grid of quarter offsets:
+    corners, edges and centre of the picture, and the centres of its quarters.
+    """
+    short = min(width, height)
+    sides = [max(int(short * scale), 1) for scale in scales]
+    pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    crop_width, crop_height = pairs[generator.integers(len(pairs))]
+    quarter_x, quarter_y = _PLACES[generator.integers(len(_PLACES))]
+    return CropBox(
+        x=quarter_x * ((width - crop_width) // 4),
+        y=quarter_y * ((height - crop_height) // 4),
+        width=crop_width,
+        height=crop_height,
+    )
+
+
+_PLACES = [(x, y) for y in range(5) for x in range(5) if (x + y) % 2 == 0]

@@ -1,0 +1,251 @@
+"""One video into a smaller one for training: which frames, what size, which encoder.
+
+Every frame but the keyframes is coded from the one before, so that frames are decoded in the order in which they are
+shown and a motion vector always spans one frame; keyframes come in even steps, so that a seek costs the same anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from dali_pipelines.video.decode import DecodeError
+from dali_pipelines.video.decode import decode_frames
+from dali_pipelines.video.geometry import orientation
+from dali_pipelines.types import Video
+
+_UNKNOWN_FPS = 25.0  # of a source that names no frame rate
+_FULL_RANGE, _LIMITED_RANGE, _BT601 = 2, 1, 6  # FFmpeg's AVColorRange and AVColorSpace
+_UNSPECIFIED = 2  # of matrix, primaries and transfer alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coder:
+    encoder: str
+    suffix: str
+    container: str
+    quality: int
+    worst: int  # the largest number that `quality` may be
+    options: dict[str, str]  # {gop} and {quality} stand for the numbers
+
+
+# Presets: the fastest beyond which smaller files cost more than they save (docs/decisions.md).
+CODERS = {
+    "h264": Coder(
+        encoder="libx264", suffix=".mp4", container="mp4", quality=23, worst=51,
+        # fastdecode (no CABAC, no deblocking) halves the time to decode. The macroblock tree gives other bits from run
+        # to run, and weighted prediction may list the frame before twice.
+        options={
+            "preset": "veryfast", "tune": "fastdecode", "crf": "{quality}", "g": "{gop}", "keyint_min": "{gop}",
+            "sc_threshold": "0", "bf": "0", "refs": "1", "weightp": "0", "mbtree": "0", "flags": "+cgop",
+        },
+    ),
+    "hevc": Coder(
+        encoder="libx265", suffix=".mp4", container="mp4", quality=25, worst=51,
+        options={
+            "preset": "superfast", "crf": "{quality}",
+            "x265-params": "log-level=none:keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0:b-adapt=0:"
+            "ref=1:weightp=0:cutree=0:info=0:pools=none:frame-threads=1:wpp=0",
+        },
+    ),
+    "vp9": Coder(
+        encoder="libvpx-vp9", suffix=".webm", container="webm", quality=33, worst=63,
+        # Without look-ahead and alternate references no frame is coded that is not shown. FFmpeg has no option against
+        # the golden frame: blocks may still be predicted from it.
+        options={
+            "deadline": "realtime", "cpu-used": "8", "crf": "{quality}", "b": "0", "g": "{gop}", "keyint_min": "{gop}",
+            "auto-alt-ref": "0", "lag-in-frames": "0",
+        },
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactConfig:
+    """How videos are re-encoded. Raises ValueError for what cannot be meant."""
+
+    # Pixels, even: larger pictures shrink to it, smaller ones stay as they are but for `align`; None keeps all sizes.
+    short_side: int | None = 256
+    grow: bool = False  # smaller pictures grow to short_side, so that all have one
+    # Pixels, even: both sides become the nearest multiple. H.264 codes pictures in blocks of 16, and DALI may find its
+    # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels, 3 % of 256;
+    # 2 leaves sizes as they are.
+    align: int = 16
+    codec: Literal["h264", "hevc", "vp9"] = "h264"  # h264 and hevc in .mp4, vp9 in .webm
+    fps: float | None = None  # keep the frames nearest to so many even steps a second, none twice; None keeps all
+    stride: int = 1  # keep every stride-th frame; not together with fps
+    gop: int = 12  # frames from one keyframe to the next
+    quality: int | None = None  # constant rate factor, less is better; by default h264 23, hevc 25, vp9 33
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODERS:
+            raise ValueError(f"expected a codec of {', '.join(CODERS)}, got {self.codec}")
+        if self.short_side is not None and (self.short_side < 16 or self.short_side % 2):
+            raise ValueError(f"expected an even short_side of at least 16 pixels, got {self.short_side}")
+        if self.align < 2 or self.align % 2:
+            raise ValueError(f"expected an even align of at least 2 pixels, got {self.align}")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"expected fps above 0, got {self.fps}")
+        if self.stride < 1 or self.gop < 1:
+            raise ValueError(f"expected stride and gop of at least 1, got {self.stride} and {self.gop}")
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(f"expected fps or stride, not both, got {self.fps} and {self.stride}")
+        worst = CODERS[self.codec].worst
+        if self.quality is not None and not 0 <= self.quality <= worst:
+            raise ValueError(f"expected a quality from 0 to {worst} for {self.codec}, got {self.quality}")
+
+
+def choose_frames(file: str, video: Video, config: CompactConfig) -> tuple[list[int], Fraction]:
+    """Numbers of the frames to keep, ascending, and the frame rate they are shown at. Raises DecodeError."""
+    source_fps = _as_rate(video.fps or _UNKNOWN_FPS)
+    if config.fps is None:
+        return list(range(0, video.num_frames, config.stride)), source_fps / config.stride
+    return choose_nearest(_read_times(file, video, float(source_fps)), config.fps, source_fps)
+
+
+def choose_nearest(times: NDArray[np.float64], fps: float, source_fps: Fraction) -> tuple[list[int], Fraction]:
+    """The frames, each once, nearest to 0, 1/fps, 2/fps, … seconds after the first.
+
+    times   seconds, ascending, [frames]
+
+    The rate is `fps`, or the source's where all frames stay, or the average where the source has gaps.
+    """
+    if len(times) < 2:
+        return list(range(len(times))), source_fps
+    # The grid ends where a next frame would be nearer than the last. Half a millionth of a second keeps ties, which
+    # 25 to 10 frames a second has, from falling as the rounding goes.
+    length = times[-1] - times[0] + (times[-1] - times[-2]) / 2 - 5e-7
+    grid = times[0] + np.arange(max(math.ceil(length * fps), 1)) / fps
+    after = np.searchsorted(times, grid).clip(1, len(times) - 1)
+    is_after = times[after] - grid + 1e-6 < grid - times[after - 1]
+    chosen = np.unique(np.where(is_after, after, after - 1))
+    rate = _as_rate(fps)
+    if len(chosen) == len(times):
+        rate = source_fps
+    elif len(chosen) < len(grid):
+        rate = _as_rate((len(chosen) - 1) / (times[chosen[-1]] - times[chosen[0]]))
+    return chosen.tolist(), rate
+
+
+def _as_rate(fps: float) -> Fraction:
+    """Television's rates have denominator 1001; nothing is shown more slowly than a frame in 1001 seconds."""
+    return max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+
+
+def _read_times(file: str, video: Video, fps: float) -> NDArray[np.float64]:
+    """When each frame is shown, seconds: from the packets, or by counting where they do not say (AVI)."""
+    try:
+        with av.open(file) as container:
+            stream = container.streams.video[0]
+            stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            ordered = sorted({pts for pts in stamps if pts is not None})
+            if len(ordered) == video.num_frames and stream.time_base:
+                return np.array(ordered, np.float64) * float(stream.time_base)
+    except (av.FFmpegError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+    return np.arange(video.num_frames) / fps
+
+
+def compact_size(video: Video, config: CompactConfig) -> tuple[int, int]:
+    """Width and height of the upright result: multiples of `config.align`. Unless `config.grow` says so, no side is
+    scaled up but to the nearest one.
+    """
+    shorter = min(video.width, video.height)
+    target = config.short_side or shorter
+    if not config.grow:
+        target = min(target, shorter)
+    width, height = (
+        max(config.align * math.floor(side * target / shorter / config.align + 0.5), config.align)
+        for side in (video.width, video.height)
+    )
+    return width, height
+
+
+def transcode(file: str, video: Video, target: Path, config: CompactConfig) -> int:
+    """Write the chosen frames of a video, upright, without sound; returns how many.
+
+    Colours keep their tags: matrix, primaries, transfer and range are those of the source, and no value is converted
+    between them. Pictures in RGB become BT.601 in limited range.
+
+    Raises dali_pipelines.video.decode.DecodeError where the source breaks off, av.FFmpegError where it cannot be encoded.
+    """
+    frames, rate = choose_frames(file, video, config)
+    coder, graph = CODERS[config.codec], None
+    quality = coder.quality if config.quality is None else config.quality
+    options = {name: text.format(gop=config.gop, quality=quality) for name, text in coder.options.items()}
+    # Bit-exact: Matroska would draw random numbers into the file.
+    with av.open(str(target), "w", format=coder.container, options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(coder.encoder, rate=rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = compact_size(video, config)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for place, (_, frame) in enumerate(decode_frames(file, video, frames, seek=False)):
+            if graph is None:
+                graph = _make_filters(frame, video, stream.width, stream.height)
+                _tag_colours(stream, frame)
+            if not frame.format.is_rgb:
+                # The filters would convert from what is tagged to what they take for the standard.
+                frame.colorspace = frame.color_primaries = frame.color_trc = _UNSPECIFIED
+            graph.vpush(frame)
+            picture = graph.vpull()
+            picture.pts, picture.time_base = place, 1 / rate
+            picture.pict_type = 0  # the encoder would take the source's types for orders
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return len(frames)
+
+
+def _make_filters(frame: VideoFrame, video: Video, width: int, height: int) -> Graph:
+    """FFmpeg filters: resize to yuv420p, then turn upright; width and height are of the upright picture."""
+    turn = orientation(video, flip=False)
+    if turn.transpose:
+        width, height = height, width
+    source = "full" if _is_full_range(frame) else "limited"
+    target = "limited" if frame.format.is_rgb else source
+    ranges = f"out_range={target}" if frame.format.is_rgb else f"in_range={source}:out_range={target}"
+    matrix = ":out_color_matrix=smpte170m" if frame.format.is_rgb else ""
+    graph = Graph()
+    graph.threads = 1  # there is a worker a core
+    # Without accurate_rnd swscale rounds down: pictures darken by about a level.
+    chain = [
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
+        graph.add("scale", f"{width}:{height}:flags=bicubic+accurate_rnd:{ranges}{matrix}"),
+        graph.add("format", "pix_fmts=yuv420p"),
+    ]
+    if turn.transpose:
+        chain.append(graph.add("transpose", "dir=cclock_flip"))
+    if turn.flip_vertical:
+        chain.append(graph.add("vflip"))
+    if turn.flip_horizontal:
+        chain.append(graph.add("hflip"))
+    chain.append(graph.add("buffersink"))
+    for left, right in pairwise(chain):
+        left.link_to(right)
+    graph.configure()
+    return graph
+
+
+def _is_full_range(frame: VideoFrame) -> bool:
+    """Some formats are of full range whether or not the file says so."""
+    return frame.color_range == _FULL_RANGE or frame.format.name.startswith(("yuvj", "gray"))
+
+
+def _tag_colours(stream: VideoStream, frame: VideoFrame) -> None:
+    context = stream.codec_context
+    context.color_range = _FULL_RANGE if _is_full_range(frame) else frame.color_range
+    context.colorspace = frame.colorspace
+    context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+    if frame.format.is_rgb:
+        context.color_range, context.colorspace = _LIMITED_RANGE, _BT601

@@ -1,0 +1,1 @@
+"""Masks: scores for patches, and the top-k of them in every slot."""

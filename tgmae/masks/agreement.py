@@ -1,0 +1,149 @@
+"""How well each scorer's masks agree with those of `patch`, the paper's, and what each costs.
+
+Dimensions: B clips, S slots, N patches a slot, k masked patches a slot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dali_pipelines.pyav_pipeline import PyavPipeline
+from dali_pipelines.types import ClipBatch
+from engines.clip_model import CLIPModel, load_clip
+from engines.patch_similarity import make_tower
+from kernels.topk_mask import topk_mask
+from tgmae.config import InputConfig
+from tgmae.data.manifest import Manifest
+from tgmae.data.sampling import ClipSampler
+from tgmae.masks.config import MaskConfig
+from tgmae.masks.scorer import Scorer, make_scorer
+from tgmae.model.config import ModelConfig
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerReport:
+    """One scorer against `patch` on the same clips; the mean and the 5th percentile are over slots."""
+
+    name: str
+    agreement: float  # |masked by both| / k, mean
+    agreement_p5: float
+    rank_correlation: float  # Spearman's, mean
+    gflop_per_clip: float  # of the engine; 0 for cached
+    clips_per_s: tuple[float, ...]  # of three rounds, clips in memory
+
+
+def variants(config: InputConfig) -> dict[str, MaskConfig]:
+    """The scorers that can be compared: `cached` and `student` only where the mask names their files."""
+    mask = replace(config.mask, kind="tgm", order="top")
+    found = {"patch": replace(mask, scorer="patch")}
+    if mask.frames_per_tubelet > 1:
+        found["patch, first frame"] = replace(mask, scorer="patch", frames_per_tubelet=1)
+    for last_block in ("maskclip", "sclip", "clearclip", "naclip"):
+        found[f"dense, {last_block}"] = replace(mask, scorer="dense", dense=last_block)
+    if mask.student is not None:
+        found["student"] = replace(mask, scorer="student")
+    if mask.scores is not None:
+        found["cached"] = replace(mask, scorer="cached")
+    return found
+
+
+def load_clips(
+    config: InputConfig, manifest: Manifest, num_clips: int, batch: int, device: torch.device
+) -> list[ClipBatch]:
+    """The first clips that training would draw, on `device`, in batches; `num_clips` is rounded up to whole batches."""
+    sampler = ClipSampler(
+        manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=batch,
+        seed=config.seed,
+    )  # fmt: skip
+    pipeline = PyavPipeline(manifest, sampler, config.model.image_size)
+    batches = []
+    for _ in tqdm(range(-(-num_clips // batch)), desc="decoding", unit="batch"):
+        clips = pipeline.next_batch()
+        batches.append(replace(clips, frames=clips.frames.to(device)))
+    return batches
+
+
+def compare_scorers(
+    config: InputConfig, manifest: Manifest, batches: Sequence[ClipBatch], device: torch.device
+) -> tuple[list[ScorerReport], dict[str, Tensor]]:
+    """A report for each of `variants(config)`, and each one's scores, float32 [clips, S, N] on the CPU."""
+    masks, clip = variants(config), load_clip(config.clip)
+    scorers = {name: make_scorer(replace(config, mask=mask), manifest, device) for name, mask in masks.items()}
+    for note in {scorer.note for scorer in scorers.values()} - {""}:
+        print(note)
+    seconds: dict[str, list[float]] = {name: [] for name in masks}
+    scores: dict[str, Tensor] = {}
+    for _ in range(_ROUNDS):  # interleaved, so that a slow moment of the machine meets all of them
+        for name, scorer in tqdm(scorers.items(), desc="scoring", unit="scorer"):
+            spent, scores[name] = _score(scorer, batches, device)
+            seconds[name].append(spent)
+    num_clips = sum(len(clips.requests) for clips in batches)
+    k = config.mask.masked_per_slot(config.model.patches_per_slot)
+    reports = []
+    for name, mask in masks.items():
+        share = mask_agreement(scores[name], scores["patch"], k)
+        reports.append(
+            ScorerReport(
+                name=name,
+                agreement=float(share.mean()),
+                agreement_p5=float(share.flatten().quantile(0.05)),
+                rank_correlation=float(rank_correlation(scores[name], scores["patch"]).mean()),
+                gflop_per_clip=count_gflop(clip, config.model, mask),
+                clips_per_s=tuple(num_clips / spent for spent in seconds[name]),
+            )
+        )
+    return reports, scores
+
+
+def mask_agreement(scores: Tensor, reference: Tensor, k: int) -> Tensor:
+    """|top-k of both| / k for each slot: two of [B, S, N] → [B, S]."""
+    chosen = []
+    for x in (scores, reference):
+        _, masked = topk_mask(x.float(), k)
+        chosen.append(torch.zeros(x.shape, dtype=torch.bool).flatten(1).scatter(1, masked.long(), True).view(x.shape))
+    return (chosen[0] & chosen[1]).sum(-1) / k
+
+
+def rank_correlation(scores: Tensor, reference: Tensor) -> Tensor:
+    """Spearman's rank correlation for each slot: two of [B, S, N] → [B, S]; 0 where all scores of a slot are equal."""
+    ranks = [torch.stack([_ranks(clip) for clip in x]) for x in (scores, reference)]
+    centred = [x - x.mean(-1, keepdim=True) for x in ranks]
+    return torch.cosine_similarity(centred[0], centred[1], dim=-1)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """[S, N] → rank of each patch in its slot; equal scores share the mean of their ranks."""
+    one, other = scores[:, :, None], scores[:, None, :]
+    return (one > other).sum(-1) + 0.5 * (one == other).sum(-1)
+
+
+def count_gflop(clip: CLIPModel, model: ModelConfig, mask: MaskConfig) -> float:
+    """Floating-point operations of a scorer's tower for one clip, in 1e9; a multiply-add counts as two."""
+    if mask.scorer == "cached":
+        return 0.0
+    tower = make_tower(clip, mask, model.patch_size, model.image_size, model.image_size).eval()
+    # torch counts matrix products only; attention shows as such under its plain kernel.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        tower(torch.zeros(1, *tower.input_shape))
+    per_frame = 1 if mask.scorer == "dense" else model.patches_per_slot
+    frames = model.num_slots * mask.frames_per_tubelet
+    return float(counter.get_total_flops()) * per_frame * frames / 1e9
+
+
+def _score(scorer: Scorer, batches: Sequence[ClipBatch], device: torch.device) -> tuple[float, Tensor]:
+    """Seconds, and scores float32 [clips, S, N] on the CPU."""
+    started = time.perf_counter()
+    scores = [scorer(clips) for clips in batches]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started, torch.cat([x.cpu() for x in scores])

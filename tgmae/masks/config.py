@@ -1,0 +1,74 @@
+"""Which patches are masked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engines.config import LastBlock, TowerSpec
+
+MaskKind = Literal["tgm", "mgm", "mgm_box", "mgmae", "random", "tube"]
+MOTION_KINDS = ("mgm", "mgm_box", "mgmae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Every mask is a score for each patch; the patches that score highest in their slot are masked.
+
+    tgm      similarity to the caption (Fan et al. 2024, section 3.3)
+    mgm      speed of motion (after Fan et al. 2023)
+    mgm_box  a box around the fastest motion, carried along by it
+    mgmae    everything outside random bumps that the motion carries along (Huang et al. 2023)
+    random   every slot draws its own patches (ST-MAE)
+    tube     all slots share one draw (VideoMAE)
+    """
+
+    # What decides which patches are masked. tgm: similarity to the caption; mgm: motion; mgm_box: a box that follows
+    # the motion; mgmae: all but random patches that the motion carries along; random: drawn per slot; tube: drawn
+    # once for all slots.
+    kind: MaskKind = "tgm"
+    ratio: float = 0.6  # Share of the patches of each slot that is masked: floor(ratio · N) patches.
+    order: Literal["top", "bottom"] = "top"  # bottom masks the patches that score lowest (table 5b of the paper).
+    # How tgm scores patches. patch: each patch through CLIP, as in the paper. dense: whole frames through CLIP. cached:
+    # read score maps made by `tgmae-data scores`. student: a small network made by `tgmae-engine distill`.
+    scorer: Literal["patch", "dense", "cached", "student"] = "patch"
+    # 1 scores the first frame of each tubelet; 2 scores both frames and averages their cosines.
+    frames_per_tubelet: Literal[1, 2] = 2
+    dense: LastBlock = "clearclip"  # How the dense scorer changes CLIP's last block.
+    scores: Path | None = None  # Folder of score maps made by `tgmae-data scores`, for the cached scorer.
+    student: Path | None = None  # File made by `tgmae-engine distill`, for the student scorer.
+    motion: Path | None = None  # Folder made by `tgmae-data motion`, for mgm, mgm_box and mgmae.
+    flow: Path | None = None  # RAFT checkpoint from torchvision: mgmae then follows optical flow.
+    # What to do with videos that have no caption: fail and list them (error), skip them (exclude), or use the class
+    # label as the caption (label).
+    no_caption: Literal["error", "exclude", "label"] = "error"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"--mask.ratio must lie strictly between 0 and 1, got {self.ratio}")
+        if self.kind == "tgm":
+            if self.scorer == "cached" and self.scores is None:
+                raise ValueError(
+                    "--mask.scorer cached needs --mask.scores FOLDER; make it with: tgmae-data scores MANIFEST"
+                )
+            if self.scorer == "student" and self.student is None:
+                raise ValueError(
+                    "--mask.scorer student needs --mask.student FILE; make it with: tgmae-engine distill MANIFEST"
+                )
+        elif self.kind in MOTION_KINDS and self.motion is None and not (self.kind == "mgmae" and self.flow):
+            raise ValueError(
+                f"--mask.kind {self.kind} needs --mask.motion FOLDER; make it with: tgmae-data motion MANIFEST"
+                + " (or give --mask.flow, a RAFT checkpoint)" * (self.kind == "mgmae")
+            )
+
+    def masked_per_slot(self, patches_per_slot: int) -> int:
+        """Return floor(ratio · N), the number of masked patches in each slot."""
+        # A product such as .7 · 10 may come out just below its whole number in binary.
+        return math.floor(self.ratio * patches_per_slot + 1e-9)
+
+    def tower(self) -> TowerSpec:
+        """Return the network that scores patches; patch for the cached scorer, whose maps were made by any."""
+        kind = "patch" if self.scorer == "cached" else self.scorer
+        return TowerSpec(kind=kind, last_block=self.dense, student=self.student)

@@ -1,0 +1,37 @@
+"""Read the motion vectors of a manifest's videos once: `tgmae-data motion`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali_pipelines.processes import map_in_workers
+from dali_pipelines.video.decode import DecodeError
+from dali_pipelines.video.motion import read_motion
+from tgmae.data.manifest import Manifest
+from tgmae.masks.maps.store import digest_videos
+from tgmae.masks.maps.writer import BuildResult, write_maps
+from tgmae.masks.motion_field import COMMAND, MOTION_KEY
+
+
+def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0, shares: int = 1) -> BuildResult:
+    """Write the parts `share`, `share` + `shares`, … of the manifest's motion vectors that are not there yet.
+
+    Raises ValueError where `out` holds maps of something else.
+    """
+
+    def compute(rows: list[int]) -> Iterator[NDArray[np.int8] | str]:
+        return map_in_workers(partial(_read, manifest), rows, num_workers)
+
+    return write_maps(manifest, digest_videos(manifest), out, MOTION_KEY, COMMAND, compute, share, shares)
+
+
+def _read(manifest: Manifest, row: int) -> NDArray[np.int8] | str:
+    try:
+        return read_motion(manifest.file(row), manifest[row])
+    except (ValueError, DecodeError) as error:
+        return str(error)

@@ -1,0 +1,47 @@
+"""Frames for score maps: whole pictures, so resized that a patch covers a cell of the map; decoded by worker processes.
+
+Workers import this module: it does without CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali_pipelines.processes import map_in_workers
+from dali_pipelines.types import Video
+from dali_pipelines.video.decode import DecodeError, decode_whole_frames
+from tgmae.data.manifest import Manifest
+
+
+def grid_of(video: Video, cells: int) -> tuple[int, int]:
+    """Rows and columns of a video's maps: `cells` along the short side, as square as whole numbers allow."""
+    cell = min(video.width, video.height) / cells
+    return max(cells, round(video.height / cell)), max(cells, round(video.width / cell))
+
+
+def decode_in_workers(
+    manifest: Manifest, rows: list[int], cells: int, patch_size: int, every: int, num_workers: int
+) -> Iterator[NDArray[np.uint8] | str]:
+    """Every `every`-th frame of each of `rows` in turn, decoded ahead: uint8 [F, Y·patch, X·patch, 3], or the reason
+    there is none.
+    """
+    return map_in_workers(partial(_decode, manifest, cells, patch_size, every), rows, num_workers)
+
+
+def _decode(manifest: Manifest, cells: int, patch_size: int, every: int, row: int) -> NDArray[np.uint8] | str:
+    video = manifest[row]
+    height, width = (count * patch_size for count in grid_of(video, cells))
+    frames = range(0, video.num_frames, every)
+    pictures: list[NDArray[np.uint8]] = []
+    try:
+        pictures.extend(decode_whole_frames(manifest.file(row), video, frames, height, width))
+    except DecodeError as error:
+        # What lies before a break is worth having: clips from there can be trained on.
+        if not pictures:
+            return str(error)
+    # Turned pictures are transposed views, and so would their stack be; the patch kernel takes whole rows.
+    return np.ascontiguousarray(np.stack(pictures))

@@ -1,0 +1,148 @@
+"""Write a folder of maps (`tgmae.masks.maps.store`): part by part, every video kept as soon as it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dali_pipelines.types import SkippedVideo
+from engines.files import lock_file, replacing
+from tgmae.data.manifest import Manifest
+from tgmae.masks.maps.store import SCHEMA, Key, make_record, part_path, write_key
+
+PART_VIDEOS = 512  # of which a process holds the maps in memory while it writes them
+WRITING = "writing"  # name of the lock that one process holds for its share of the parts
+_STALE_S = 3600  # after which no process can still be writing a part
+
+# The maps of each of the given rows in turn, or the reason why there are none.
+Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | str]]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    num_videos: int  # done now
+    num_reused: int  # found in parts written before
+    skipped: list[SkippedVideo]
+    num_bytes: int  # of this process's parts
+    seconds: float
+
+
+def write_maps(
+    manifest: Manifest, digests: Sequence[str], out: Path, key: Key, command: str, compute: Compute,
+    share: int = 0, shares: int = 1,
+) -> BuildResult:  # fmt: skip
+    """Write the parts `share`, `share` + `shares`, … of a manifest's maps that are not there yet.
+
+    What the folder holds of videos that are not in this manifest stays.
+
+    Raises ValueError where `out` holds maps that depend on something else.
+    """
+    started = time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder to write maps into, got the file {out}")
+    write_key(out, key, command)
+    paths = manifest.table.column("path").to_pylist()
+    names = list(zip(paths, digests, strict=True))
+    parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
+    rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
+    own = set(paths)
+    skipped: list[SkippedVideo] = []
+    with lock_file(out / f"{WRITING}-{share}-of-{shares}"):
+        missing: dict[int, list[int]] = {}  # rows to compute, of every part that is to be written
+        for part in parts:
+            _remove_stale(out, part)
+            found = _read_records(out, part)
+            missing[part] = [row for row in rows_of[part] if names[row] not in found]
+            if not missing[part] and not _journals(out, part):
+                del missing[part]
+        rows = [row for part in missing.values() for row in part]
+        results = compute(rows)
+        bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
+        for part in missing:
+            found = _read_records(out, part)
+            with _Journal(part_path(out, part)) as journal:
+                for row in missing[part]:
+                    maps = next(results)
+                    if isinstance(maps, str):
+                        skipped.append(SkippedVideo(row=row, path=paths[row], reason=maps))
+                        record = make_record(*names[row], None, key)
+                    else:
+                        record = make_record(*names[row], maps, key)
+                        journal.write(record)
+                    found[names[row]] = record
+                    bar.update()
+            # Videos of other manifests, or of another split, keep their maps.
+            others = [record for name, record in found.items() if name[0] not in own]
+            _write_part(out, part, [found[names[row]] for row in rows_of[part]] + others)
+        bar.close()
+    num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
+    reused = sum(len(rows_of[part]) for part in parts) - len(rows)
+    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, time.perf_counter() - started)
+
+
+def _journals(folder: Path, part: int) -> list[Path]:
+    return list(folder.glob(f"{part_path(folder, part).name}.*.journal"))
+
+
+def _remove_stale(folder: Path, part: int) -> None:
+    """Half-written parts that a killed run left behind."""
+    for half_written in folder.glob(f"{part_path(folder, part).name}.*.tmp"):
+        if time.time() - half_written.stat().st_mtime > _STALE_S:
+            half_written.unlink()
+
+
+def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBatch]:
+    """What a part and the journals of broken-off runs hold, by path and digest, without unreadable videos."""
+    batches: list[pa.RecordBatch] = []
+    with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
+        batches += pa.ipc.open_file(pa.memory_map(str(part_path(folder, part)))).read_all().to_batches()
+    for journal in _journals(folder, part):
+        with contextlib.suppress(StopIteration, OSError, pa.ArrowInvalid):  # it may end in the middle of a record
+            stream = pa.ipc.open_stream(journal.read_bytes())
+            while True:
+                batches.append(stream.read_next_batch())
+    records: dict[tuple[str, str], pa.RecordBatch] = {}
+    for batch in batches:
+        columns = (batch.column(name).to_pylist() for name in ("path", "digest", "shape"))
+        for place, (path, digest, shape) in enumerate(zip(*columns, strict=True)):
+            if shape:
+                records[path, digest] = batch.slice(place, 1)
+    return records
+
+
+class _Journal:
+    """Keeps each video's record on disk until its part is written, so that a killed run loses only the one at work."""
+
+    def __init__(self, part: Path) -> None:
+        # A name of its own: the process number of a killed run may come again, and what it left is still wanted.
+        self.path = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.journal")
+
+    def __enter__(self) -> _Journal:
+        self.file = pa.OSFile(str(self.path), "wb")
+        self.stream = pa.ipc.new_stream(self.file, SCHEMA)
+        return self
+
+    def write(self, record: pa.RecordBatch) -> None:
+        self.stream.write_batch(record)
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self.file.close()
+
+
+def _write_part(folder: Path, part: int, records: list[pa.RecordBatch]) -> None:
+    path = part_path(folder, part)
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, SCHEMA) as writer:
+        for record in records:
+            writer.write_batch(record)
+    for journal in _journals(folder, part):
+        journal.unlink(missing_ok=True)

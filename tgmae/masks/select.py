@@ -1,0 +1,21 @@
+"""Masks: every strategy is a score for each patch, and the top-k patches of every slot are masked.
+
+Dimensions: B clips, S slots, N patches a slot.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kernels.topk_mask import topk_mask
+from tgmae.masks.config import MaskConfig
+from tgmae.model.config import ModelConfig
+from tgmae.model.token_masks import TokenMasks
+
+
+def select_masks(config: MaskConfig, model: ModelConfig, scores: Tensor) -> TokenMasks:
+    """Scores float32 [B, S, N] → the masks of a batch, on the scores' device."""
+    if config.order == "bottom":
+        scores = -scores
+    visible, masked = topk_mask(scores, config.masked_per_slot(model.patches_per_slot))
+    return TokenMasks(visible=visible, masked=masked)

@@ -1,0 +1,1 @@
+"""The masked autoencoder, its attention, and its weights in other formats."""

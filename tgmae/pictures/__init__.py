@@ -1,0 +1,1 @@
+"""Pictures of runs, masks and data sets."""

@@ -1,1 +1,0 @@
-"""Text-guided masks: captions, scorers, score maps kept on disk, students, and how they compare."""

@@ -1,0 +1,1 @@
+"""Training: set-up, loader, step, checkpoints."""

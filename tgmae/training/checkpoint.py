@@ -1,0 +1,165 @@
+"""Checkpoints: written whole or not at all, the last few kept, read without running code from the file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgmae.config import TrainConfig, to_dict
+from tgmae.model.huggingface import check_shapes
+from tgmae.telemetry.metrics import METRICS_FILE
+
+_NAME = re.compile(r"step_(\d{8})\.pt")
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, videos: str
+) -> Path:
+    """Write folder/step_<step>.pt: a temporary file, synced to disk, then renamed.
+
+    step     optimiser steps done            videos   fingerprint of the manifest, checked when resuming
+
+    Raises OSError, naming the newest checkpoint that is whole, where the file cannot be written; older checkpoints
+    are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob("*.tmp"):
+        left_over.unlink()
+    path = folder / f"step_{step:08d}.pt"
+    temporary = path.with_suffix(".tmp")
+    state = {
+        "step": step,
+        "videos": videos,
+        "config": to_dict(config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = newest_checkpoint(folder)
+        raise OSError(
+            f"could not write {path}: {error}. "
+            + (f"{kept} is whole; make room and start again to go on from it" if kept else "no checkpoint was kept")
+        ) from error
+    _sync_folder(folder)
+    return path
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints."""
+    for path in _checkpoints(folder)[:-keep]:
+        path.unlink()
+
+
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename checkpoints of more than `step` steps, left by a run that this one does not go on from, to .old-<n>."""
+    newer = [path for path in _checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
+    return [path.rename(_free_name(path)) for path in newer]
+
+
+def set_aside_run(run_dir: Path) -> Path | None:
+    """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; None where there is nothing to keep."""
+    if not (run_dir / METRICS_FILE).exists() and newest_checkpoint(run_dir / "checkpoints") is None:
+        return None
+    return run_dir.rename(_free_name(run_dir))
+
+
+def _free_name(path: Path) -> Path:
+    numbers = itertools.count(1)
+    return next(old for number in numbers if not (old := path.with_name(f"{path.name}.old-{number}")).exists())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most steps, or None."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; expected a file such as RUN/checkpoints/step_00000100.pt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on with advice that is not for us
+        raise ValueError(f"{path} is no readable checkpoint: {reason}") from error
+    if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
+        raise ValueError(f"{path} is no tgmae checkpoint")
+    return state
+
+
+def restore(
+    state: dict[str, Any],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    videos: str,
+) -> int:
+    """Put a checkpoint's weights and optimiser state in place; return the steps done.
+
+    Raises ValueError where the network has another shape (naming both) or function, or where the clips would come in
+    another order than in the run that is resumed.
+    """
+    check_shapes(model.state_dict(), state["model"], str(path))
+    old, new = _what_must_stay(state["config"], state["videos"]), _what_must_stay(to_dict(config), videos)
+    changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
+    if changed:
+        raise ValueError(
+            f"cannot resume {path}, it is of another run: {'; '.join(changed)}. "
+            "Start afresh with --resume never or another --run-dir, from its weights with --init-from RUN/hf"
+        )
+    model.load_state_dict(state["model"])
+    # Weight decay, betas and the like are this run's, not the old one's.
+    fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for group, settings in zip(optimizer.param_groups, fresh, strict=True):
+        group.update(settings)
+    return int(state["step"])
+
+
+def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
+    """What this run does otherwise than the one that wrote the checkpoint: "data.stride 2 → 4"."""
+    old, new = _flatten(state["config"]), _flatten(to_dict(config))
+    return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+
+
+def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:
+    """What makes the network's function and the order of the clips."""
+    model = {name: value for name, value in _flatten(config).items() if name.startswith("model.")}
+    model.pop("model.attention")
+    clips = {"seed": config["seed"], "batch_size": config["batch_size"], "data.repeat": config["data"]["repeat"]}
+    return {**model, **clips, "videos": videos}
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

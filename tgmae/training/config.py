@@ -1,0 +1,44 @@
+"""How the network is optimised, and what a run writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay. All learning rates are for batch 256 and scale with batch / 256."""
+
+    base_lr: float = 1.5e-4  # Peak learning rate.
+    warmup_lr: float = 1e-6  # Learning rate of the first step.
+    min_lr: float = 1e-5  # Learning rate at the end of the schedule.
+    warmup_epochs: float = 40  # Epochs of linear warm-up.
+    weight_decay: float = 0.05  # Weight decay of matrices; biases, norms and the mask token have none.
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas.
+    clip_norm: float | None = None  # Clip gradients to this norm; None does not clip.
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--optim.{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--optim.betas must lie in [0, 1), got {self.betas}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"--optim.clip-norm must be above 0, or None for no clipping, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written to the run folder, and how often, in optimiser steps."""
+
+    metrics_every: int = 10  # Steps between two lines of metrics.jsonl.
+    picture_every: int = 500  # Steps between two pictures of originals, masks and reconstructions.
+    checkpoint_every: int = 500  # Steps between two checkpoints.
+    keep_checkpoints: int = 3  # Newest checkpoints to keep.
+    tensorboard: bool = True  # Also write the metrics for TensorBoard.
+    progress: bool = True  # Show the progress bar.
+
+    def __post_init__(self) -> None:
+        for name in ("metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--log.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,210 @@
+"""Distil a student scorer from `patch` on the user's own clips: `tgmae-engine distill`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engines.clip_model import load_clip
+from engines.files import replacing
+from engines.patch_similarity import make_patch_similarity
+from engines.towers.clip_towers import StudentTower
+from engines.towers.student import save_student
+from kernels.gather_tokens import gather_tokens
+from tgmae.captions.embeddings import CaptionEmbeddings
+from tgmae.config import InputConfig
+from tgmae.data.manifest import Manifest
+from tgmae.data.sampling import ClipSampler
+from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
+from tgmae.masks.scorer import make_scorer
+from tgmae.training.loader import make_pipeline
+from tgmae.training.process import stop_requests
+
+_SAVE_EVERY = 20  # rounds
+_MAX_TEXTS = 256  # captions that the loss looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Size and training of a student."""
+
+    pipeline: Literal["dali", "pyav"] = "dali"  # Pipeline that loads clips; pyav is the readable reference.
+    hidden: int = 1024  # Width of the student's two hidden layers.
+    rounds: int = 600  # Batches of clips shown to the student.
+    clips: int = 16  # Clips per round.
+    batch: int = 512  # Patches per training step.
+    learning_rate: float = 1e-3  # Peak learning rate of AdamW.
+    check_clips: int = 64  # Held-out clips on which agreement is measured.
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "rounds", "clips", "batch", "check_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+def distill(
+    config: InputConfig,
+    manifest: Manifest,
+    held_out: Manifest,
+    out: Path,
+    options: DistillConfig,
+    device: torch.device,
+) -> dict[str, float | int | str]:
+    """Train, measure on `held_out`, and write the student; returns what was measured.
+
+    Every `_SAVE_EVERY` rounds the state goes to OUT.partial, from which a killed run goes on.
+    """
+    torch.manual_seed(config.seed)
+    model, size = config.model, config.model.image_size
+    clip = load_clip(config.clip)
+    teacher = make_patch_similarity(
+        clip, config.clip, replace(config.mask, scorer="patch"), model.patch_size, size, size, device
+    )
+    texts = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device).table
+    texts = texts[torch.randperm(len(texts))[:_MAX_TEXTS].to(device)]
+    tower = StudentTower(model.patch_size, options.hidden, texts.shape[1]).to(device)
+    steps_per_round = options.clips * model.num_slots * model.patches_per_slot // options.batch
+    if not steps_per_round:
+        raise ValueError(
+            f"a round has {options.clips * model.num_slots * model.patches_per_slot} patches, fewer than --batch "
+            f"{options.batch}; lower it or raise --clips"
+        )
+    fit = Distillation(tower, texts, options.rounds * steps_per_round, options.learning_rate)
+    partial = out.with_name(out.name + ".partial")
+    settings = repr(
+        (clip.fingerprint, manifest.fingerprint, replace(options, check_clips=1), config.data, config.clip, model,
+         config.seed)
+    )  # fmt: skip
+    if partial.exists():
+        state = torch.load(partial, weights_only=True)
+        if state["settings"] == settings:
+            fit.load_state(state)
+            print(f"going on from {partial}, round {fit.step // steps_per_round}")
+        else:
+            print(f"{partial} was begun with other settings; starting over")
+    first = fit.step // steps_per_round
+
+    sampler = ClipSampler(
+        manifest=manifest, data=replace(config.data, repeat=1), num_frames=model.num_frames,
+        batch_size=options.clips, seed=config.seed,
+    )  # fmt: skip
+    pipeline = make_pipeline(replace(config, data=sampler.data), options.pipeline, manifest, sampler, first, device)
+    bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
+    losses: list[float] = []
+    try:
+        with stop_requests() as stop:
+            for number in bar:
+                # One frame of each tubelet: the other is nearly the same.
+                batch = pipeline.next_batch()  # held to the end of the round, whose losses wait for the GPU
+                frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
+                patches = _patches(frames, model.patch_size, clip.mean, clip.std)
+                wanted = teacher.embed(frames).float().flatten(0, 1)
+                generator = torch.Generator().manual_seed(number + config.seed * options.rounds)
+                for rows in split_rows(len(patches), options.batch, generator):
+                    losses.append(fit.update(patches[rows.to(device)], wanted[rows.to(device)].clone()))
+                bar.set_postfix_str(f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
+                if (number + 1) % _SAVE_EVERY == 0 or stop.requested:
+                    _save_state(partial, {"settings": settings, **fit.state()})
+                if stop.requested:
+                    raise KeyboardInterrupt
+    finally:
+        pipeline.close()
+
+    measured: dict[str, float | int | str] = {"patches": fit.step * options.batch, "steps": fit.step}
+    save_student(out, tower.eval(), clip.fingerprint, measured)
+    measured |= _measure(config, held_out, out, options.check_clips, device)
+    save_student(out, tower, clip.fingerprint, measured)
+    partial.unlink(missing_ok=True)
+    return measured
+
+
+def _measure(
+    config: InputConfig, held_out: Manifest, student: Path, num_clips: int, device: torch.device
+) -> dict[str, float | int | str]:
+    """Agreement of the student's masks with the teacher's on clips it was not trained on."""
+    batches = load_clips(config, held_out, num_clips, min(16, num_clips), device)
+    scores = []
+    for scorer in ("patch", "student"):
+        mask = replace(config.mask, kind="tgm", scorer=scorer, student=student)
+        score = make_scorer(replace(config, mask=mask), held_out, device)
+        scores.append(torch.cat([score(clips).cpu() for clips in batches]))
+    k = config.mask.masked_per_slot(config.model.patches_per_slot)
+    share = mask_agreement(scores[1], scores[0], k)
+    return {
+        "agreement": float(share.mean()),
+        "agreement_p5": float(share.flatten().quantile(0.05)),
+        "rank_correlation": float(rank_correlation(scores[1], scores[0]).mean()),
+        "ratio": config.mask.ratio,
+        "check_clips": len(scores[0]),
+    }
+
+
+def _patches(
+    frames: Tensor, patch_size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """uint8 [F, H, W, 3] → normalised raw patches float32 [F·N, P]."""
+    return gather_tokens(frames[:, None], None, patch_size, 1, torch.float32, mean, std).flatten(0, 1)
+
+
+def _save_state(path: Path, state: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+class Distillation:
+    """Fits a student to pairs of patches and CLIP embeddings, step by step.
+
+    The loss is the squared error of cosines between the patches of a batch and a set of text embeddings, which is what
+    masks are made of, plus one minus the cosine of student and teacher, which holds for texts not seen.
+
+    num_steps   of the whole run: the learning rate follows half a cosine
+    texts       float32 [C, E], the captions that scores are wanted for
+    """
+
+    def __init__(self, tower: StudentTower, texts: Tensor, num_steps: int, learning_rate: float) -> None:
+        self.tower, self.texts, self.step, self.num_steps = tower.train(), texts, 0, num_steps
+        self.optimizer = torch.optim.AdamW(tower.parameters(), lr=learning_rate, weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, num_steps)
+
+    def update(self, patches: Tensor, teacher: Tensor) -> float:
+        """One step on normalised patches [n, P] and teacher embeddings [n, E]; returns the loss."""
+        student = self.tower(patches)
+        # Only differences between patches move a mask: what all patches share is taken out first.
+        wanted, given = ((x @ self.texts.T) for x in (teacher, student))
+        spread = wanted.std(0, keepdim=True) + 1e-6
+        centred = [(x - x.mean(0, keepdim=True)) / spread for x in (wanted, given)]
+        loss = (centred[0] - centred[1]).square().mean() + (1 - (student * teacher).sum(-1)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tower": self.tower.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.tower.load_state_dict(state["tower"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def split_rows(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled row numbers in groups of `size`; what is left over is dropped."""
+    order = torch.randperm(count, generator=generator)
+    for start in range(0, count - size + 1, size):
+        yield order[start : start + size]

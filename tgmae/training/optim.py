@@ -1,0 +1,57 @@
+"""AdamW, its parameter groups and the learning-rate schedule of VideoMAE's pretraining."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tgmae.training.config import OptimConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only: not on biases, norms and the mask token."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.dim() < 2 or name.endswith("mask_token")]
+    matrices = [p for name, p in named if not (p.dim() < 2 or name.endswith("mask_token"))]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=True)
+
+
+def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
+    """Clip the gradients and take a step; returns their norm before clipping, a scalar on the device.
+
+    Where the norm is not a finite number the step changes nothing, moments included. That is decided on the device, so
+    the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for torch's GradScaler.
+    """
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then half a cosine down to the smallest rate.
+
+    batch_size    clips an optimiser step; every rate is multiplied by batch_size / 256 (VideoMAE scales all three)
+    """
+
+    config: OptimConfig
+    batch_size: int
+    total_steps: int
+    steps_per_epoch: float
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimiser step `step`, counted from 0."""
+        config, scale = self.config, self.batch_size / 256
+        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps)
+        if step < warmup:
+            share = step / max(warmup - 1, 1)
+            return scale * (config.warmup_lr + share * (config.base_lr - config.warmup_lr))
+        share = (step - warmup) / max(self.total_steps - warmup, 1)
+        return scale * (config.min_lr + 0.5 * (config.base_lr - config.min_lr) * (1 + math.cos(math.pi * share)))
