@@ -7,9 +7,9 @@ named after the manifest or its folder.
 
 The first videos of the manifest are re-encoded by the project's own `tgmae.data.compact` into a handful of variants,
 which stay under --work-dir. Only decoding is measured: 16 frames, stride 2, from a random place of a file
-that is opened for it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one
-thing around a base: H.264, a keyframe every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder must go through,
-from the keyframe before the window to its end ("frames a clip"). Decoders, in bench/decoders.py:
+that is opened for it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one thing around a base:
+H.264, a keyframe every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder
+must go through, from the keyframe before the window to its end ("frames a clip"). Decoders, in bench/decoders.py:
 
   PyAV         FFmpeg through PyAV with the manifest's keyframes: how this project decodes on a CPU
   PyAV, YUV    the same without the conversion to RGB: what is left is FFmpeg
@@ -45,11 +45,11 @@ from bench.rivals.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.processes import make_pool
 from dali_pipelines.worker import dali_decodes
-from tgmae.cli.train import provide_demo
 from tgmae.data.compact import CompactConfig, compact
 from tgmae.data.config import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
+from tgmae.shapes.demo import provide_demo
 
 NUM_FRAMES, STRIDE = 16, 2
 BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")

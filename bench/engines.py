@@ -52,7 +52,6 @@ from engines.config import CLIPConfig
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
 from engines.towers.student import load_student
 from tgmae.captions.policy import require_captions
-from tgmae.cli.train import provide_demo
 from tgmae.config import InputConfig
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import Manifest, read_manifest
@@ -61,6 +60,7 @@ from tgmae.masks.config import MaskConfig
 from tgmae.masks.text_scorer import TextScorer
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
+from tgmae.shapes.demo import provide_demo
 from tgmae.training.parallel import choose_device
 
 ScorerName = Literal["patch", "dense", "student"]
@@ -131,9 +131,9 @@ class Opened:
         started = now(device)
         with tempfile.TemporaryDirectory(dir=setting.folder) as cache:  # so that nothing is there already
             config = case.config(Path(cache))
-            size, mask = model.image_size, setting.mask(scorer)
+            size, spec = model.image_size, setting.mask(scorer).tower()
             self.features: PatchSimilarity = make_patch_similarity(
-                setting.clip, config, mask, model.patch_size, size, size, device
+                setting.clip, config, spec, model.patch_size, size, size, device
             )  # fmt: skip
         self.open_s = now(device) - started
         self.frames_per_clip, self.device = setting.frames_per_clip, device

@@ -30,10 +30,10 @@ from bench.harness.gpu_targets import judge, memory_markdown, peak_memory, targe
 from bench.harness.gpu_watch import GpuWatch
 from bench.harness.report import RESULTS, device_name, environment, markdown, run_from_shell
 from dali_pipelines.processes import count_cores
-from tgmae.cli.train import provide_demo
 from tgmae.data.compact import CompactConfig, compact
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
+from tgmae.shapes.demo import provide_demo
 
 _GRACE_S = 5.0  # for a part that is told to stop
 _LEAST_S = 10.0  # for a part, however late it is

@@ -46,7 +46,6 @@ from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
 from engines.config import CLIPConfig
 from tgmae.captions.policy import require_captions
-from tgmae.cli.train import provide_demo
 from tgmae.config import InputConfig
 from tgmae.data.config import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
@@ -55,6 +54,7 @@ from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.scorer import Scorer
 from tgmae.model.config import ModelConfig
+from tgmae.shapes.demo import provide_demo
 from tgmae.training.loader import Loader, make_pipeline
 from tgmae.training.parallel import choose_device
 

@@ -29,10 +29,10 @@ from bench.harness.chips import FULL_HD, Chip, find_chip, short_name
 from bench.harness.figures import Reports, best, find_rows, load_reports, values
 from bench.harness.gpu_targets import STEP_SHARE
 from bench.harness.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
-from tgmae.cli.train import provide_demo
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
 from tgmae.presets import PRESETS
+from tgmae.shapes.demo import provide_demo
 
 NOT_RUN = "not run"
 

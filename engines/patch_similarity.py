@@ -12,12 +12,11 @@ from torch import Tensor
 
 from engines.auto_batch import inputs_per_pass
 from engines.clip_model import CLIPModel
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, TowerSpec
 from engines.engine import Engine, choose_dtype, open_engine
 from engines.towers.clip_towers import FrameTower, PatchTower, Tower
 from engines.towers.student import load_student
 from kernels.gather_tokens import gather_tokens
-from tgmae.masks.config import MaskConfig
 
 
 class PatchSimilarity:
@@ -78,27 +77,27 @@ class PatchSimilarity:
         return cosines
 
 
-def make_tower(clip: CLIPModel, mask: MaskConfig, patch_size: int, height: int, width: int) -> Tower:
-    """The tower of a scorer, for frames of `height` × `width` pixels. Raises ValueError for an unfit student."""
-    if mask.scorer == "student":
-        assert mask.student is not None
-        return load_student(Path(mask.student), clip.fingerprint, patch_size)
-    if mask.scorer == "dense":
-        return FrameTower(clip.visual, height, width, patch_size, mask.dense)
+def make_tower(clip: CLIPModel, spec: TowerSpec, patch_size: int, height: int, width: int) -> Tower:
+    """Make the tower of a scorer, for frames of `height` × `width` pixels. Raises ValueError for an unfit student."""
+    if spec.kind == "student":
+        assert spec.student is not None
+        return load_student(Path(spec.student), clip.fingerprint, patch_size)
+    if spec.kind == "dense":
+        return FrameTower(clip.visual, height, width, patch_size, spec.last_block)
     return PatchTower(clip.visual, patch_size)
 
 
 def make_patch_similarity(
     clip: CLIPModel,
     config: CLIPConfig,
-    mask: MaskConfig,
+    spec: TowerSpec,
     patch_size: int,
     height: int,
     width: int,
     device: torch.device,
 ) -> PatchSimilarity:
     """What a scorer (patch, dense or student) runs, on `device`. Raises ValueError where its engine cannot run here."""
-    tower = make_tower(clip, mask, patch_size, height, width)
+    tower = make_tower(clip, spec, patch_size, height, width)
     patches = (height // patch_size) * (width // patch_size)
     batch = inputs_per_pass(tower, config, patches, choose_dtype(config, device).itemsize, device)
     engine = open_engine(tower, config, device, batch)

@@ -169,7 +169,7 @@ def scorer_stages(model: ModelConfig, batch: int, frames_per_tubelet: Literal[1,
     stages["student"] = _scorer("student", frames + scores, _weights([student]) / batch, products)
     for name in ("dense", "patch"):
         mask = MaskConfig(scorer=name, frames_per_tubelet=frames_per_tubelet)
-        tower = make_tower(clip, mask, model.patch_size, model.image_size, model.image_size)
+        tower = make_tower(clip, mask.tower(), model.patch_size, model.image_size, model.image_size)
         gflop = count_scorer_gflop(clip, model, mask)
         stages[name] = _scorer(name, frames + scores, _weights([tower]) / batch, 1e9 * gflop)
     return stages

@@ -15,11 +15,10 @@ import torch
 from bench.harness.report import source_name
 from dali_pipelines.processes import count_cores
 from engines.clip_model import CLIPModel, fingerprint, load_clip
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, TowerSpec
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from tgmae.captions.policy import require_captions
-from tgmae.cli.train import provide_demo
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.config import MaskConfig
@@ -28,6 +27,7 @@ from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.scorer import Scorer, make_scorer
 from tgmae.masks.text_scorer import TextScorer
 from tgmae.model.config import ModelConfig
+from tgmae.shapes.demo import provide_demo
 from tgmae.training.distillation import DistillConfig
 
 Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
@@ -72,7 +72,7 @@ def prepare(
     videos = Videos(manifest, folder / "motion", folder / f"scores-{cells}", student, cache)
     build_motion(manifest, videos.motion, count_cores())
     build_scores(
-        manifest, videos.scores, _tiny_clip(videos, "torch"), MaskConfig(scorer="dense"), cells=cells,
+        manifest, videos.scores, _tiny_clip(videos, "torch"), TowerSpec(kind="dense"), cells=cells,
         patch_size=model.patch_size, every=_EVERY, device=device, num_workers=count_cores(),
     )  # fmt: skip
     return videos

@@ -12,16 +12,14 @@ P values of a raw patch in the order (row, column, channel).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from engines.config import LastBlock
 from engines.towers.blocks import Block, ClassBlock, Trunk, attend, normalize
 
-LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
 # Deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
 _NACLIP_DEVIATION = 5.0
 

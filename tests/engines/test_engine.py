@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from engines.clip_model import CLIPModel, load_clip
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, TowerSpec
 from engines.engine import TorchEngine, choose_dtype, open_engine
 from engines.patch_similarity import make_patch_similarity
 from engines.towers.clip_towers import FrameTower, PatchTower, StudentTower, Tower
 from tests.support.clip_models import cosine_error, save_small_clip, small_clip
-from tgmae.masks.config import MaskConfig
 
 CPU = torch.device("cpu")
 PRECISIONS = {
@@ -80,10 +79,10 @@ def overflowing(tmp_path: Path) -> CLIPModel:
 def test_nan_is_refused(overflowing: CLIPModel, scorer: str) -> None:
     frames = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     texts = torch.nn.functional.normalize(draw(2, 1, 16), dim=-1)
-    mask = MaskConfig(scorer=scorer)  # type: ignore[arg-type]
+    spec = TowerSpec(kind=scorer)  # type: ignore[arg-type]
     for precision in ("fp32", "bf16", "fp16"):
         config = CLIPConfig(precision=precision)  # type: ignore[arg-type]
-        features = make_patch_similarity(overflowing, config, mask, 8, 32, 32, CPU)
+        features = make_patch_similarity(overflowing, config, spec, 8, 32, 32, CPU)
         if precision == "fp16":
             with pytest.raises(ValueError, match=r"CLIP gives NaN for 32 of 32 scores in float16: .* fp32, or bf16"):
                 features.compare(frames, texts)
@@ -146,7 +145,9 @@ def test_calls_from_two_streams_do_not_mix() -> None:
 
 @pytest.mark.gpu
 def test_the_pass_that_training_takes_is_recorded(overflowing: CLIPModel) -> None:
-    features = make_patch_similarity(overflowing, CLIPConfig(batch=64), MaskConfig(), 8, 32, 32, torch.device("cuda"))
+    features = make_patch_similarity(
+        overflowing, CLIPConfig(batch=64), TowerSpec(kind="patch"), 8, 32, 32, torch.device("cuda")
+    )
     assert isinstance(features.engine, TorchEngine)
     assert features.engine._captured is not None
     assert features.engine._captured.shape == (64, 192)

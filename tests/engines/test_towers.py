@@ -13,9 +13,9 @@ from open_clip.model import resize_pos_embed
 from PIL import Image
 from torch import Tensor, nn
 
+from engines.config import LastBlock
 from engines.towers.clip_towers import (
     FrameTower,
-    LastBlock,
     PatchTower,
     StudentTower,
     Tower,

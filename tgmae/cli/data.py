@@ -116,10 +116,7 @@ def _summary(manifest: Manifest) -> Table:
 
 def _report(result: IndexResult, out: Path, started: float) -> None:
     name_some("left out", result.excluded, f", listed in {result.report}")
-    print(
-        f"{out}: {result.num_videos} videos ({result.num_reused} unchanged), {len(result.excluded)} left out"
-        f"{f' ({result.report} says why)' if result.excluded else ''}, {time.perf_counter() - started:.1f} s"
-    )
+    print(result.describe(out, time.perf_counter() - started))
 
 
 def main() -> None:

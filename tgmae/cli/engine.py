@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, LastBlock, TowerSpec
 from tgmae.cli.scorers import Agree, Distill
 from tgmae.cli.subcommands import run_subcommand
 from tgmae.masks.config import MaskConfig
@@ -40,11 +40,11 @@ class TowerCommand:
     patch_size: int = 16  # pixels
     height: int = 224  # of a frame, in pixels
     width: int = 224
-    last_block: Literal["maskclip", "sclip", "clearclip", "naclip"] = "clearclip"  # of tower dense, as mask.dense
+    last_block: LastBlock = "clearclip"  # of tower dense, as mask.dense
     student: Path | None = None  # file made by `tgmae-engine distill`, for tower student
 
-    def mask(self) -> MaskConfig:
-        """What a training run would say for the same tower. Raises ValueError for sizes that do not fit."""
+    def spec(self) -> TowerSpec:
+        """Return which tower is meant. Raises ValueError for sizes that do not fit."""
         if self.patch_size < 1 or min(self.height, self.width) < self.patch_size:
             raise ValueError(f"a frame of {self.height}×{self.width} has no patches of {self.patch_size} pixels")
         if self.height % self.patch_size or self.width % self.patch_size:
@@ -54,7 +54,7 @@ class TowerCommand:
             )
         if self.tower == "student" and self.student is None:
             raise ValueError("--tower student needs --student FILE, made by: tgmae-engine distill MANIFEST")
-        return MaskConfig(kind="tgm", scorer=self.tower, dense=self.last_block, student=self.student)
+        return TowerSpec(kind=self.tower, last_block=self.last_block, student=self.student)
 
     @property
     def patches(self) -> int:
@@ -71,8 +71,8 @@ class TowerCommand:
         from engines.clip_model import load_clip
         from engines.patch_similarity import make_tower
 
-        mask = self.mask()
-        return make_tower(load_clip(self.clip), mask, self.patch_size, self.height, self.width)
+        spec = self.spec()
+        return make_tower(load_clip(self.clip), spec, self.patch_size, self.height, self.width)
 
     def dtype(self) -> torch.dtype:
         from engines.engine import choose_dtype
@@ -156,7 +156,7 @@ class Check(TowerCommand):
         from engines.clip_model import load_clip
         from engines.patch_similarity import make_patch_similarity
 
-        mask, device = self.mask(), choose_device(self.device)
+        spec, device = self.spec(), choose_device(self.device)
         if self.frames < 1:
             raise ValueError(f"--frames must be at least 1, got {self.frames}")
         draw = torch.Generator().manual_seed(self.seed)
@@ -168,7 +168,7 @@ class Check(TowerCommand):
         clip = load_clip(self.clip)
         plain = dataclasses.replace(self.clip, engine="torch", precision="fp32")
         ours, reference = (
-            make_patch_similarity(clip, config, mask, self.patch_size, self.height, self.width, device)
+            make_patch_similarity(clip, config, spec, self.patch_size, self.height, self.width, device)
             for config in (self.clip, plain)
         )
         texts = clip.encode_text(captions, device).to(device)
@@ -178,7 +178,7 @@ class Check(TowerCommand):
             table.add_column(heading, justify="left" if heading == "pixels" else "right")
         worst = 1.0
         for name, some in pixels.items():
-            cosines, agreement = _compare(ours, reference, some, texts, mask.masked_per_slot(self.patches))
+            cosines, agreement = _compare(ours, reference, some, texts, MaskConfig().masked_per_slot(self.patches))
             # A comparison with NaN is false: an engine that returns it must not pass.
             worst = min(worst, float(cosines.min())) if not cosines.isnan().any() else float("nan")
             table.add_row(

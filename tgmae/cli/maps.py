@@ -43,7 +43,7 @@ class Scores(ClipCommand):
         out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
         world = distributed.start(config.device)
         result = build_scores(
-            manifest, out, config.clip, config.mask, cells=config.model.image_size // config.model.patch_size,
+            manifest, out, config.clip, config.mask.tower(), cells=config.model.image_size // config.model.patch_size,
             patch_size=config.model.patch_size, every=self.every, device=world.device, num_workers=self.workers,
             share=world.rank, shares=world.size,
         )  # fmt: skip

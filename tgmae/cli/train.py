@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from tgmae.config import TrainConfig
-from tgmae.data.config import DEMO_MANIFEST
 from tgmae.presets import PRESETS
+from tgmae.shapes.demo import provide_demo
 
 if TYPE_CHECKING:  # decode workers import this module anew, and do without torch
     from tgmae.train import TrainResult
@@ -38,16 +36,6 @@ def parse(arguments: list[str]) -> TrainConfig:
         args=arguments,
         description=f"Pretrain with the preset {preset}. Presets: {', '.join(PRESETS)}.",
     )
-
-
-def provide_demo(manifest: Path) -> None:
-    """Make the demo's data where it is their manifest that is asked for, and they are missing."""
-    if manifest == DEMO_MANIFEST and not DEMO_MANIFEST.exists():
-        if "WORLD_SIZE" in os.environ:  # every process would write the same files
-            raise ValueError("the demo data are missing; make them first: tgmae-data shapes data/shapes")
-        from tgmae.cli.data import Shapes
-
-        Shapes(out=DEMO_MANIFEST.parent).run()
 
 
 def run(config: TrainConfig) -> TrainResult:

@@ -56,6 +56,14 @@ class IndexResult:
     excluded: list[Excluded]
     report: Path
 
+    def describe(self, out: Path, seconds: float) -> str:
+        """Summarise the result in one line; `out` is the manifest that was written."""
+        reasons = f" ({self.report} says why)" if self.excluded else ""
+        return (
+            f"{out}: {self.num_videos} videos ({self.num_reused} unchanged), {len(self.excluded)} left out{reasons}, "
+            f"{seconds:.1f} s"
+        )
+
 
 def list_folder(root: Path, split: str) -> list[Entry]:
     """Every video below `root`, sorted; the label is the folder it lies in ("" for root itself)."""

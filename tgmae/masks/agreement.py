@@ -131,7 +131,7 @@ def count_gflop(clip: CLIPModel, model: ModelConfig, mask: MaskConfig) -> float:
     """Floating-point operations of a scorer's tower for one clip, in 1e9; a multiply-add counts as two."""
     if mask.scorer == "cached":
         return 0.0
-    tower = make_tower(clip, mask, model.patch_size, model.image_size, model.image_size).eval()
+    tower = make_tower(clip, mask.tower(), model.patch_size, model.image_size, model.image_size).eval()
     # torch counts matrix products only; attention shows as such under its plain kernel.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         tower(torch.zeros(1, *tower.input_shape))

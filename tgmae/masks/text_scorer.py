@@ -31,7 +31,7 @@ class TextScorer:
         self.frames_per_tubelet = config.mask.frames_per_tubelet
         self.captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
         self.features: PatchSimilarity = make_patch_similarity(
-            clip, config.clip, config.mask, config.model.patch_size, size, size, device
+            clip, config.clip, config.mask.tower(), config.model.patch_size, size, size, device
         )
         self.note = self.captions.note
         if config.clip.model == "shapes" and not (manifest.root / "boxes.parquet").exists():

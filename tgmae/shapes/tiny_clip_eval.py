@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from dali_pipelines.pyav_pipeline import read_clip
 from dali_pipelines.types import ClipRequest
-from engines.towers.clip_towers import FrameTower, LastBlock
+from engines.config import LastBlock
+from engines.towers.clip_towers import FrameTower
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.presets import PRESETS

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engines.clip_model import load_clip
+from engines.config import TowerSpec
 from engines.files import replacing
 from engines.patch_similarity import make_patch_similarity
 from engines.towers.clip_towers import StudentTower
@@ -63,9 +64,7 @@ def distill(
     torch.manual_seed(config.seed)
     model, size = config.model, config.model.image_size
     clip = load_clip(config.clip)
-    teacher = make_patch_similarity(
-        clip, config.clip, replace(config.mask, scorer="patch"), model.patch_size, size, size, device
-    )
+    teacher = make_patch_similarity(clip, config.clip, TowerSpec(kind="patch"), model.patch_size, size, size, device)
     texts = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device).table
     texts = texts[torch.randperm(len(texts))[:_MAX_TEXTS].to(device)]
     tower = StudentTower(model.patch_size, options.hidden, texts.shape[1]).to(device)

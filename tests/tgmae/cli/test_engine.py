@@ -129,7 +129,7 @@ def test_a_plan_is_built_for_the_batch_that_training_runs(
         engines.patch_similarity, "open_engine", lambda tower, config, device, batch: asked.append(batch)
     )
     loaded = load_clip(command.clip)
-    make_patch_similarity(loaded, command.clip, command.mask(), 8, 32, 48, torch.device("cpu"))
+    make_patch_similarity(loaded, command.clip, command.spec(), 8, 32, 48, torch.device("cpu"))
     assert asked == [command.batch(command.make_tower())]
 
 

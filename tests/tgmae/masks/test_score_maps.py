@@ -28,7 +28,7 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from dali_pipelines.video.decode import decode_clips, decode_whole_frames
 from engines.clip_model import SHAPES_CLIP, load_clip
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, TowerSpec
 from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
 from tests.support.videos import make_video, write_numbered
@@ -516,7 +516,7 @@ def test_a_pass_never_holds_more_than_the_engine_takes(cache_dir: Path) -> None:
             return self.engine(x)
 
     clip_config = CLIPConfig(model="shapes", batch=40, cache_dir=cache_dir)
-    features = make_patch_similarity(load_clip(clip_config), clip_config, MaskConfig(), PATCH, 96, 96, CPU)
+    features = make_patch_similarity(load_clip(clip_config), clip_config, TowerSpec(kind="patch"), PATCH, 96, 96, CPU)
     assert features.batch == 36
     features.engine = Watched(features.engine)
     for width in (96, 176, 320):

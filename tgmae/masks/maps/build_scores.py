@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from engines.clip_model import CLIPModel, load_clip
-from engines.config import CLIPConfig
+from engines.config import CLIPConfig, TowerSpec
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity, make_tower
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.data.manifest import Manifest
 from tgmae.masks.cached_scorer import COMMAND, score_key
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.frames import decode_in_workers
 from tgmae.masks.maps.store import digest_videos
 from tgmae.masks.maps.writer import BuildResult, write_maps
@@ -25,7 +24,7 @@ _MAX_TOWERS = 4  # dense towers kept for frame sizes met before; each holds a co
 
 
 def build_scores(
-    manifest: Manifest, out: Path, clip_config: CLIPConfig, mask: MaskConfig, *, cells: int, patch_size: int,
+    manifest: Manifest, out: Path, clip_config: CLIPConfig, spec: TowerSpec, *, cells: int, patch_size: int,
     every: int, device: torch.device, num_workers: int, share: int = 0, shares: int = 1,
 ) -> BuildResult:  # fmt: skip
     """Write the parts `share`, `share` + `shares`, … of the manifest's score maps that are not there yet.
@@ -36,14 +35,14 @@ def build_scores(
     """
     clip = load_clip(clip_config)
     side = cells * patch_size
-    tower = make_tower(clip, mask, patch_size, side, side)
+    tower = make_tower(clip, spec, patch_size, side, side)
     # A dense tower's name tells its frame size, which differs from video to video.
-    name = tower.name.partition("-")[0] if mask.scorer == "dense" else tower.name
+    name = tower.name.partition("-")[0] if spec.kind == "dense" else tower.name
     captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
     if captions.note and share == 0:
         print(captions.note)
     # Videos differ in size and length, so hardly a pass would be the one that was recorded.
-    scorers = _ScorerBySize(clip, replace(clip_config, cuda_graph=False), mask, patch_size, device)
+    scorers = _ScorerBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
 
     def compute(rows: list[int]) -> Iterator[NDArray[np.float16] | str]:
         pictures = decode_in_workers(manifest, rows, cells, patch_size, every, num_workers)
@@ -65,18 +64,18 @@ class _ScorerBySize:
     """PatchSimilarity for frames of one size after another; a dense tower belongs to one size, the others fit all."""
 
     def __init__(
-        self, clip: CLIPModel, config: CLIPConfig, mask: MaskConfig, patch_size: int, device: torch.device
+        self, clip: CLIPModel, config: CLIPConfig, spec: TowerSpec, patch_size: int, device: torch.device
     ) -> None:
-        self.clip, self.config, self.mask, self.patch_size, self.device = clip, config, mask, patch_size, device
+        self.clip, self.config, self.spec, self.patch_size, self.device = clip, config, spec, patch_size, device
         self.made: dict[tuple[int, int], PatchSimilarity] = {}
 
     def __call__(self, height: int, width: int) -> PatchSimilarity:
-        key = (height, width) if self.mask.scorer == "dense" else (0, 0)
+        key = (height, width) if self.spec.kind == "dense" else (0, 0)
         if key not in self.made:
             if len(self.made) >= _MAX_TOWERS:
                 self.made.pop(next(iter(self.made)))  # the one not met for longest
             self.made[key] = make_patch_similarity(
-                self.clip, self.config, self.mask, self.patch_size, height, width, self.device
+                self.clip, self.config, self.spec, self.patch_size, height, width, self.device
             )
         self.made[key] = self.made.pop(key)
         return self.made[key]

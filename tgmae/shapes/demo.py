@@ -1,0 +1,31 @@
+"""The demo's data set, made when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from tgmae.data.config import DEMO_MANIFEST
+
+NUM_CLIPS = 320
+
+
+def provide_demo(manifest: Path) -> None:
+    """Make the demo's data set if `manifest` is the demo's and is missing.
+
+    Raises ValueError under torchrun, where every process would write the same files.
+    """
+    if manifest != DEMO_MANIFEST or DEMO_MANIFEST.exists():
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ValueError("the demo's data set is missing; make it first: tgmae-data shapes data/shapes")
+    from dali_pipelines.processes import count_cores
+    from tgmae.shapes.scenes import make_shapes
+
+    started = time.perf_counter()
+    result = make_shapes(
+        DEMO_MANIFEST.parent, count=NUM_CLIPS, seed=0, codec="h264", num_objects=1, num_workers=count_cores(),
+        camera="drifting",
+    )  # fmt: skip
+    print(result.describe(DEMO_MANIFEST, time.perf_counter() - started), flush=True)
