@@ -28,7 +28,7 @@ from tgmae.masks.scorer import Scorer, make_scorer
 from tgmae.masks.text_scorer import TextScorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
-from tgmae.training.distillation import DistillConfig
+from tgmae.training.config import DistillConfig
 
 Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 ALL_STRATEGIES = (

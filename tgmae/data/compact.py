@@ -31,14 +31,13 @@ from dali_pipelines.video.decode import DecodeError
 from engines.files import lock_file
 from engines.files import replacing
 from engines.files import write_atomically
+from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.indexing import Entry
 from tgmae.data.indexing import Excluded
 from tgmae.data.indexing import probe
 from tgmae.data.manifest import Manifest
 from tgmae.data.manifest import read_manifest
 from tgmae.data.manifest import write_manifest
-from tgmae.data.transcode import CODERS
-from tgmae.data.transcode import CompactConfig
 from tgmae.data.transcode import choose_frames
 from tgmae.data.transcode import transcode
 from dali_pipelines.types import Video
