@@ -16,10 +16,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engines.config import CLIPConfig
-
-# The tiny CLIP of the demo data; `make tiny-clip` makes it anew.
-SHAPES_CLIP = Path(__file__).parent / "tiny_clip"
+from engines.config import SHAPES_CLIP, CLIPConfig
 
 
 @dataclass(frozen=True, kw_only=True)

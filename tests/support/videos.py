@@ -11,7 +11,7 @@ import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dali_pipelines.types import Video
+from dali_pipelines.types import Caption, Video
 
 NUM_BITS = 8
 
@@ -86,7 +86,9 @@ def make_video(**changes: Any) -> Video:
         "keyframes": (0, 12, 24), "keyframe_pts": (0, 480, 960),
         "label": "walk", "captions": ("a man walks", "someone is walking"), "split": "train",
     }  # fmt: skip
-    return Video(**{**row, **changes})
+    row |= changes
+    row["captions"] = tuple(Caption(text, "csv") if isinstance(text, str) else text for text in row["captions"])
+    return Video(**row)
 
 
 def real_data_folder() -> Path | None:

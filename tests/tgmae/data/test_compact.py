@@ -22,21 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import real_data_folder
-from tests.support.videos import write_numbered
+from tests.support.videos import real_data_folder, write_numbered
 from tgmae.cli.data import main
-from tgmae.data.compact import JOURNAL
-from tgmae.data.compact import CompactConfig
-from tgmae.data.compact import CompactResult
-from tgmae.data.compact import _Job
-from tgmae.data.compact import _run_jobs
-from tgmae.data.compact import compact
-from tgmae.data.compact import name_results
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import index_folder
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
+from tgmae.data.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
+from tgmae.data.indexing import Excluded, index_folder
+from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.shapes.truth import read_objects
 
 REPOSITORY = Path(__file__).resolve().parents[3]

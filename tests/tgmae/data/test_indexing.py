@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 
-from dali_pipelines.video.decode import DecodeError
-from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import draw_number
-from tests.support.videos import read_number
-from tests.support.videos import real_data_folder
-from tests.support.videos import write_numbered
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import index_folder
-from tgmae.data.indexing import list_csv
-from tgmae.data.indexing import list_folder
-from tgmae.data.indexing import probe
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
 from dali_pipelines.types import Video
+from dali_pipelines.video.decode import DecodeError, decode_frames
+from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tgmae.data.indexing import Entry, Excluded, index_folder, list_csv, list_folder, probe
+from tgmae.data.manifest import Manifest, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -221,7 +221,7 @@ def test_videos_without_motion(tmp_path: Path) -> None:
 
     (tmp_path / "vp9").mkdir()
     silent = [make_video(path="a.mp4"), make_video(path="b.webm", codec="vp9")]
-    manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 gives no motion vectors"])
+    manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 videos carry no motion vectors"])
     with pytest.raises(
         ValueError, match=r"1 of 2 videos carry no motion vectors .*b\.webm \(vp9\); .*tgmae-data compact"
     ):
