@@ -73,6 +73,11 @@ class Video:
         return self.end - self.start
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions without their sources."""
+        return tuple(caption.text for caption in self.captions)
+
+    @property
     def name(self) -> str:
         """The row's name, unique within a manifest: its path, and for a segment its frames."""
         return self.path if self.segment is None else f"{self.path}#{self.start}-{self.end}"
@@ -199,7 +204,7 @@ class ClipBatch:
     def captions(self) -> list[str]:
         """Return the caption that each request drew; "" for a video that has none."""
         pairs = zip(self.videos, self.requests, strict=True)
-        return [video.captions[request.caption].text if video.captions else "" for video, request in pairs]
+        return [video.texts[request.caption] if video.captions else "" for video, request in pairs]
 
 
 def describe_tensor(tensor: torch.Tensor) -> str:

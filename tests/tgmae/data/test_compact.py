@@ -60,7 +60,7 @@ def test_rows_are_carried_over(tmp_path: Path) -> None:
     result = compact(manifest, tmp_path / "out", SMALL, 2)
     made = read_manifest(result.manifest)
     videos = [made[row] for row in range(len(made))]
-    assert [(v.path, v.label, v.captions, v.split) for v in videos] == [
+    assert [(v.path, v.label, v.texts, v.split) for v in videos] == [
         ("x/a.mp4.mp4", "l1", ("one",), "train"),
         ("x/a.avi.mp4", "l2", ("two", "three"), "val"),
         ("y/a.mp4", "", (), "test"),
@@ -74,7 +74,7 @@ def test_rows_are_carried_over(tmp_path: Path) -> None:
     again = compact(index(root, csv_path=root / "list.csv"), tmp_path / "out", SMALL, 1)
     made = read_manifest(again.manifest)
     assert again.num_reused == 3  # what is said of the videos is no reason to encode them again
-    assert (made[0].path, made[0].label, made[0].captions) == ("x/a.avi.mp4", "new", ("other",))
+    assert (made[0].path, made[0].label, made[0].texts) == ("x/a.avi.mp4", "new", ("other",))
 
 
 def test_names_do_not_collide() -> None:
@@ -128,7 +128,7 @@ def test_objects_of_a_shapes_set_of_unchanged_pictures(few_shapes: Manifest, tmp
     made = read_manifest(tmp_path / "out" / "manifest.parquet")
     objects = read_objects(tmp_path / "out")
     assert list(objects) == [made[row].path for row in range(3)]
-    assert all(made[row].captions == (objects[made[row].path][0].caption,) for row in range(3))
+    assert all(made[row].texts == (objects[made[row].path][0].caption,) for row in range(3))
 
 
 # Bad files

@@ -222,7 +222,7 @@ def test_csv_reaches_the_manifest(tmp_path: Path) -> None:
         tmp_path, tmp_path / "manifest.parquet", csv_path=tmp_path / "list.csv", split="test", num_workers=1
     )
     videos = rows(read_manifest(tmp_path / "manifest.parquet"))
-    assert [(v.path, v.label, v.split, v.captions) for v in videos.values()] == [
+    assert [(v.path, v.label, v.split, v.texts) for v in videos.values()] == [
         ("b.mp4", "x", "val", ("first", "second")),
         ("a.mp4", "y", "test", ()),
     ]
@@ -349,7 +349,7 @@ def test_second_run_opens_only_what_changed(tmp_path: Path) -> None:
     assert (result.num_videos, result.num_reused, result.excluded) == (3, 1, [])
     after = rows(read_manifest(out))
     assert {path: video.num_frames for path, video in after.items()} == {"a.mp4": 20, "c.mp4": 30, "d.mp4": 25}
-    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].captions) == ("new", "val", ("a caption",))
+    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].texts) == ("new", "val", ("a caption",))
 
 
 def test_second_run_asks_for_longer_videos(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tgmae.data.config import DataConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.training.distillation import Distillation, DistillConfig, distill, split_rows
 
@@ -203,7 +203,7 @@ def test_measured_agreement_is_in_the_file_and_true(shapes: Path, cache_dir: Pat
     clips = PyavPipeline(held_out, plan, 96).next_batch()
     tops = []
     for mask in (plain.mask, replace(plain.mask, scorer="student", student=student)):
-        scores = make_scorer(replace(plain, mask=mask), held_out, CPU)(clips)
+        scores = bind_scorer(replace(plain, mask=mask), held_out, CPU)(clips)
         tops.append([set(row.topk(21).indices.tolist()) for row in scores.flatten(0, 1)])
     shares = [len(a & b) / 21 for a, b in zip(*tops, strict=True)]
     assert measured["agreement"] == pytest.approx(np.mean(shares), abs=1e-6)
