@@ -71,6 +71,16 @@ def test_files_and_modules_exist(page: Path) -> None:
     assert not missing
 
 
+def test_pages_named_in_code_exist() -> None:
+    named: dict[str, set[str]] = {}
+    for folder in FOLDERS:
+        if folder not in ("tests", "docs"):
+            for file in (ROOT / folder).rglob("*.py"):
+                for page in re.findall(r"\bdocs/\w+\.md\b", file.read_text(encoding="utf-8")):
+                    named.setdefault(page, set()).add(str(file.relative_to(ROOT)))
+    assert {page: files for page, files in named.items() if not (ROOT / page).exists()} == {}
+
+
 @every_page
 def test_commands_and_flags_exist(page: Path) -> None:
     """Flags are looked up by name only, not by command: every part of one is a field or an option of some command."""
