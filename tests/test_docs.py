@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -91,6 +93,29 @@ def test_commands_and_flags_exist(page: Path) -> None:
     flags = re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])", text)
     parts = {part for flag in flags for part in flag.removeprefix("no-").replace(".no-", ".").split(".")}
     assert {part for part in parts if part not in known and f"no-{part}" not in known} == set()
+
+
+@every_page
+def test_commands_in_code_blocks_are_accepted(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parsers take every command line as it stands; nothing is run."""
+    subcommands = pytest.importorskip("tgmae.cli.subcommands")
+    if not hasattr(subcommands, "parse_command"):
+        pytest.skip("the commands cannot be parsed without running them yet")
+    from tgmae.cli import data, engine, train, viz
+
+    modules = {"tgmae-data": data, "tgmae-engine": engine, "tgmae-viz": viz}
+    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("tgmae-"):
+                continue
+            program, *arguments = shlex.split(line, comments=True)
+            with contextlib.suppress(SystemExit):  # the code and the message are judged below
+                if program == "tgmae-train":
+                    train.parse(arguments)
+                elif program in modules:
+                    command = modules[program].COMMANDS[arguments[0]]
+                    subcommands.parse_command(f"{program} {arguments[0]}", command, arguments[1:])
+            assert capsys.readouterr().err == "", line
 
 
 def test_the_table_of_imports_is_up_to_date() -> None:
