@@ -94,10 +94,10 @@ def test_what_is_no_student_is_refused(tmp_path: Path) -> None:
         load_student(tmp_path / "nothing", "a", 8)
     for name, content in {"empty": b"", "text": b"hello, I am no network" * 9}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is no student made by tgmae-engine distill"):
+        with pytest.raises(ValueError, match=rf"{name} is not a student made by tgmae-engine distill"):
             load_student(tmp_path / name, "a", 8)
     save_file({"weight": torch.zeros(2)}, tmp_path / "other", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"other is no student made by tgmae-engine distill"):
+    with pytest.raises(ValueError, match=r"other is not a student made by tgmae-engine distill"):
         load_student(tmp_path / "other", "a", 8)
 
 
