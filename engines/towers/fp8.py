@@ -25,7 +25,7 @@ from kernels.quantize_rows import padded_scales, quantize_rows, quantize_rows_re
 
 CAPABILITY = (8, 9)  # the first compute capability with FP8 matrix products: Ada; Hopper is 9.0
 # Attributes of a block. The projection after the attention stays in bfloat16: it is a twelfth of the arithmetic, and in
-# FP8 it cost as much agreement as the whole MLP (docs/decisions.md).
+# FP8 it cost as much agreement as the whole MLP (docs/log.md).
 _LAYERS = ("qkv", "q", "kv", "fc", "proj")
 
 
