@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dali_pipelines.types import describe_tensor
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TokenMasks:
     """Which tokens the encoder sees and which the decoder must reconstruct.
 
@@ -31,3 +33,6 @@ class TokenMasks:
             raise ValueError(
                 f"expected one batch size, got visible {list(self.visible.shape)} and masked {list(self.masked.shape)}"
             )
+
+    def __repr__(self) -> str:
+        return f"TokenMasks(visible {describe_tensor(self.visible)}, masked {describe_tensor(self.masked)})"
