@@ -170,7 +170,7 @@ class Bench:
         kept = _Kept(pipeline)
         loader: Loader | _Kept = kept
         if scorer:
-            loader = Loader(kept, scorer.scorer, scorer.captions, mask, self.model, self.device)
+            loader = Loader(kept, scorer, mask, self.model, self.device)
         try:
             return self.rate(name, loader.next_batch, batch, max(clips // batch, 1), warm_up, seconds, least)
         finally:

@@ -104,9 +104,7 @@ class Contest:
         }
         self.loaders: dict[str, Loader] = {}
         for name, config in configs.items():
-            self.loaders[name] = make_loader(
-                config, videos.manifest, scorers[name].scorer, scorers[name].captions, 0, device
-            )
+            self.loaders[name] = make_loader(config, videos.manifest, scorers[name], 0, device)
         self.frames = self.loaders[options.strategies[0]].next_batch().clips.frames.clone()
 
     def run(self, name: str, ratio: float) -> float:

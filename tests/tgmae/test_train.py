@@ -204,7 +204,7 @@ def test_the_loader_masks_what_the_scores_say(
     config = by_text(tiny(shapes, tmp_path), cache_dir, scorer="patch", order=order)
     manifest, device = read_manifest(shapes).select_split("train"), torch.device("cpu")
     scorer = bind_scorer(config, manifest, device)
-    loader = make_loader(config, manifest, scorer.scorer, scorer.captions, 0, device)
+    loader = make_loader(config, manifest, scorer, 0, device)
     try:
         batches = [loader.next_batch() for _ in range(3)]
     finally:

@@ -61,6 +61,11 @@ class Manifest:
         self.root = root
         self._videos: dict[int, Video] = {}
 
+    @classmethod
+    def of(cls, videos: Sequence[Video], root: Path) -> Manifest:
+        """Make a manifest in memory."""
+        return cls(_make_table(videos), root)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest, (self.table, self.root)
 
@@ -159,13 +164,16 @@ def write_manifest(path: Path, videos: Sequence[Video], root: Path) -> None:
         if not video.length:
             raise ValueError(f"{video.path} has no frames")
     _check_names([video.name for video in videos])
-    columns = {name: [_cell(video, name) for video in videos] for name in SCHEMA.names}
     folder = path.resolve().parent
     inside = folder == root.resolve() or folder in root.resolve().parents
     root_text = os.path.relpath(root.resolve(), folder) if inside else str(root.resolve())
     metadata = {ROOT_KEY: root_text.encode(), FORMAT_KEY: str(FORMAT).encode()}
     with replacing(path) as temporary:
-        pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)), temporary, compression="zstd")
+        pq.write_table(_make_table(videos).replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def _make_table(videos: Sequence[Video]) -> pa.Table:
+    return pa.table({name: [_cell(video, name) for video in videos] for name in SCHEMA.names}, schema=SCHEMA)
 
 
 def _cell(video: Video, name: str) -> Any:

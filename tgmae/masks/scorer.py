@@ -68,9 +68,9 @@ def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, c
 
 @dataclass(frozen=True)
 class BoundScorer:
-    """A scorer together with the captions that it reads: scores a batch without being given its text.
+    """A scorer together with the captions of the data set: it finds the text of a batch, and scores the batch.
 
-    captions   None where the scorer needs no text
+    captions   None where nothing needs text
     """
 
     scorer: Scorer
@@ -81,9 +81,13 @@ class BoundScorer:
         """What the user should know about scores and captions, "" for nothing."""
         return "\n".join(filter(None, [self.captions.note if self.captions else "", self.scorer.note]))
 
+    def text(self, clips: ClipBatch) -> Tensor | None:
+        """Return the embedding of the caption that each request drew, float32 [B, E]; None where nothing needs text."""
+        return None if self.captions is None else self.captions(clips)
+
     def __call__(self, clips: ClipBatch) -> Tensor:
-        """Return float32 [B, S, N] on the training device."""
-        return self.scorer(clips, self.captions(clips) if self.captions else None)
+        """Return scores float32 [B, S, N] on the training device."""
+        return self.scorer(clips, self.text(clips))
 
 
 def bind_scorer(

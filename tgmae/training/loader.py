@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, describe_tensor
-from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.config import TrainConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
@@ -67,15 +66,12 @@ class Loader:
     def __init__(
         self,
         pipeline: ClipPipeline,
-        scorer: Scorer,
-        captions: CaptionEmbeddings | None,
+        scorer: BoundScorer,
         mask: MaskConfig,
         model: ModelConfig,
         device: torch.device,
     ) -> None:
-        assert captions is not None or not scorer.needs_text
-        self.pipeline, self.scorer, self.captions = pipeline, scorer, captions
-        self.mask, self.model, self.device = mask, model, device
+        self.pipeline, self.scorer, self.mask, self.model, self.device = pipeline, scorer, mask, model, device
         self.clock = StageClock(device)
         self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
@@ -122,8 +118,8 @@ class Loader:
                 clips = self.pipeline.next_batch()
                 clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
             with self.clock("score"):
-                text = None if self.captions is None else self.captions(clips)
-                scores = self.scorer(clips, text)
+                text = self.scorer.text(clips)
+                scores = self.scorer.scorer(clips, text)
             with self.clock("mask"):
                 batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
         if self._stream is not None:
@@ -139,8 +135,7 @@ class Loader:
 def make_loader(
     config: TrainConfig,
     manifest: Manifest,
-    scorer: Scorer,
-    captions: CaptionEmbeddings | None,
+    scorer: BoundScorer,
     first_batch: int,
     device: torch.device,
     rank: int = 0,
@@ -148,12 +143,12 @@ def make_loader(
 ) -> Loader:
     """Make the loader of one process, starting at its batch `first_batch`.
 
-    captions   the text of the batches; None where neither the scorer nor the loss needs it
+    scorer   scores the patches, and finds the text of the batches (`bind_scorer`)
 
     Raises ValueError where the pipeline cannot run here.
     """
     pipeline = open_clips(config, manifest, first_batch, device, rank, world_size)
-    return Loader(pipeline, scorer, captions, config.mask, config.model, device)
+    return Loader(pipeline, scorer, config.mask, config.model, device)
 
 
 def open_clips(

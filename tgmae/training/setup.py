@@ -122,8 +122,8 @@ def set_up(config: TrainConfig) -> Run | Steps:
     # The pipeline first: its worker processes take seconds to start, in which CLIP is loaded.
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
-        bound = bind_scorer(config, manifest, world.device)
-        notes += [bound.note, advise_scorer(config)]
+        scorer = bind_scorer(config, manifest, world.device)
+        notes += [scorer.note, advise_scorer(config)]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
         world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
         for note in filter(None, notes):
@@ -131,7 +131,7 @@ def set_up(config: TrainConfig) -> Run | Steps:
         step = TrainingStep(model, optimizer, config, world, use_bf16)
         _prepare_folder(config, world, steps.first)
         log = RunLog(config, world, manifest, steps.first, steps.last, per_epoch)
-        loader = Loader(pipeline, bound.scorer, bound.captions, config.mask, config.model, world.device)
+        loader = Loader(pipeline, scorer, config.mask, config.model, world.device)
     except BaseException:
         pipeline.close()
         raise

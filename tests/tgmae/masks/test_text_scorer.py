@@ -382,7 +382,7 @@ def test_a_gpu_scores_as_the_cpu_does(
 
         def close(self) -> None: ...
 
-    loader = Loader(Same(), given.scorer, given.captions, changed.mask, changed.model, device)
+    loader = Loader(Same(), given, changed.mask, changed.model, device)
     try:
         for _ in range(8):
             batch = loader.next_batch()

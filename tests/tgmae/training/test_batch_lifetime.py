@@ -16,6 +16,7 @@ from tgmae.data.config import DataConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
+from tgmae.masks.scorer import BoundScorer
 from tgmae.model.config import ModelConfig
 from tgmae.training.batch_lifetime import BatchLifetime
 from tgmae.training.loader import Loader
@@ -107,7 +108,7 @@ def make_pipeline(shapes: Path, device: torch.device, **data: object) -> DaliPip
 def make_loader(shapes: Path, device: torch.device, **data: object) -> Loader:
     model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
     mask = MaskConfig(kind="tube")
-    return Loader(make_pipeline(shapes, device, **data), Noise(model, device), None, mask, model, device)
+    return Loader(make_pipeline(shapes, device, **data), BoundScorer(Noise(model, device), None), mask, model, device)
 
 
 class Noise:
@@ -187,7 +188,7 @@ def test_scorers_read_what_was_decoded(shapes: Path) -> None:
 
     model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
     pipeline = make_pipeline(shapes, device)
-    loader = Loader(pipeline, Looking(model, device), None, MaskConfig(kind="tube"), model, device)
+    loader = Loader(pipeline, BoundScorer(Looking(model, device), None), MaskConfig(kind="tube"), model, device)
     try:
         for _ in range(6):
             frames = loader.next_batch().clips.frames
