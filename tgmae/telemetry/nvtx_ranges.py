@@ -1,4 +1,4 @@
-"""Names for what a profiler sees. Imports nothing of tgmae, and torch only where it is loaded already."""
+"""Named ranges on the timelines of profilers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DOMAIN = "tgmae"
 
 @contextmanager
 def named_range(name: str) -> Iterator[None]:
-    """A stage on the timelines of `nsys` (an NVTX range) and of torch's profiler. Costs microseconds when nobody looks.
+    """Mark a stage for `nsys` (as an NVTX range) and for torch's profiler. Costs microseconds when no profiler runs.
 
-    Decode workers do without torch: there it is the NVTX range alone.
+    Decode workers run without torch: there it is the NVTX range alone.
     """
     torch = sys.modules.get("torch")
     with nvtx.annotate(name, domain=_DOMAIN):
