@@ -36,7 +36,7 @@ from tgmae.config import InputConfig, TrainConfig
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.masks.agreement import count_gflop, load_clips
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.attention import choose_attention
 from tgmae.presets import PRESETS
@@ -65,7 +65,7 @@ class Strategy:
     """One row: scores and masks of batches that are in memory."""
 
     config: InputConfig
-    scorer: Scorer
+    scorer: BoundScorer
     batches: Sequence[ClipBatch]
     seconds: float
     gflop: float | None  # of CLIP for a clip

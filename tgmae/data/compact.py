@@ -27,26 +27,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dali_pipelines.video.decode import DecodeError
-from engines.files import lock_file
-from engines.files import replacing
-from engines.files import write_atomically
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import probe
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
-from tgmae.data.transcode import CODERS
-from tgmae.data.transcode import CompactConfig
-from tgmae.data.transcode import choose_frames
-from tgmae.data.transcode import transcode
-from dali_pipelines.types import Video
 from dali_pipelines.processes import make_pool
+from dali_pipelines.types import Video, video_from_json
+from dali_pipelines.video.decode import DecodeError
+from engines.files import lock_file, replacing, write_atomically
+from tgmae.data.indexing import Entry, Excluded, probe
+from tgmae.data.manifest import Manifest, read_manifest, write_manifest
+from tgmae.data.transcode import CODERS, CompactConfig, choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]
 
-JOURNAL = "compact.journal"  # first line: settings; every other: [source path, bytes, mtime_ns, result] of one video
+JOURNAL = "compact.journal"  # first line: settings; every other: [source name, bytes, mtime_ns, result] of one video
 _DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` draws the original pictures' objects again
 
 
@@ -84,7 +75,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
     _check_out(manifest.root, out)
     out.mkdir(parents=True, exist_ok=True)
     sources = [manifest[row] for row in range(len(manifest))]
-    names = name_results([source.path for source in sources], CODERS[config.codec].suffix)
+    names = name_results(sources, CODERS[config.codec].suffix)
     excluded: dict[int, Excluded] = {}
     with lock_file(out / JOURNAL):
         for half_written in out.rglob("*.tmp"):
@@ -93,7 +84,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
         results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
         num_reused = len(results)
         jobs = {
-            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.path], config=config)
+            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
             for row, source in enumerate(sources)
             if row not in results
         }
@@ -104,7 +95,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
                     continue
                 stat, results[row] = result
                 # Ends a line that a kill has cut off.
-                journal.write("\n" + json.dumps([sources[row].path, *stat, asdict(results[row])]))
+                journal.write("\n" + json.dumps([sources[row].name, *stat, asdict(results[row])]))
                 journal.flush()
         rows = tuple(sorted(results))
         left_out = [excluded[row] for row in sorted(excluded)]
@@ -127,16 +118,23 @@ def _check_out(root: Path, out: Path) -> None:
         raise ValueError(f"expected an empty folder or one made by tgmae-data compact, got {out}, which holds files")
 
 
-def name_results(paths: Sequence[str], suffix: str) -> dict[str, str]:
-    """Path of each result: with the new suffix in place of the old one, or behind it where two would be the same."""
-    names = {path: PurePosixPath(path).with_suffix(suffix).as_posix() for path in paths}
+def name_results(sources: Sequence[Video], suffix: str) -> dict[str, str]:
+    """Return the path of each result by the name of its source.
+
+    The new suffix replaces the old one, or follows it where two results would have the same name. A segment becomes a
+    file of its own, with its frames in the name.
+    """
+    names = {}
+    for source in sources:
+        path = PurePosixPath(source.path).with_suffix("").as_posix()
+        names[source.name] = path + suffix if source.segment is None else f"{path}-{source.start}-{source.end}{suffix}"
     while clashes := [path for path, count in Counter(names.values()).items() if count > 1]:
-        names.update({path: path + suffix for path, name in names.items() if name in clashes})
+        names.update({name: name + suffix for name, result in names.items() if result in clashes})
     return names
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
-    """By source path: its bytes, its time of change, and the result. Raises ValueError for other settings."""
+    """By source name: its bytes, its time of change, and the result. Raises ValueError for other settings."""
     if not journal.exists():
         write_atomically(journal, json.dumps(settings).encode())
         return {}
@@ -156,8 +154,7 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
             path, num_bytes, mtime_ns, row = json.loads(line)
         except json.JSONDecodeError:  # cut off by a kill, or empty
             continue
-        row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
-        done[path] = (num_bytes, mtime_ns, Video(**row))
+        done[path] = (num_bytes, mtime_ns, video_from_json(row))
     return done
 
 
@@ -167,10 +164,10 @@ def _find_done(
     """Results of an earlier run, by row, where neither they nor their sources have changed since."""
     found = {}
     for row, source in enumerate(sources):
-        if source.path in done:
-            num_bytes, mtime_ns, result = done[source.path]
+        if source.name in done:
+            num_bytes, mtime_ns, result = done[source.name]
             is_same = replace(source, num_bytes=num_bytes, mtime_ns=mtime_ns).is_file(manifest.file(row))
-            if is_same and result.path == names[source.path] and result.is_file(out / result.path):
+            if is_same and result.path == names[source.name] and result.is_file(out / result.path):
                 found[row] = replace(result, label=source.label, captions=source.captions, split=source.split)
     return found
 
@@ -202,7 +199,7 @@ def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _D
                     row, job = next(iter(left.items()))
                     del left[row]
                     bar.update()
-                    yield row, Excluded(job.source.path, "crashed the process that encoded it")
+                    yield row, Excluded(job.source.name, "crashed the process that encoded it")
 
 
 def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
@@ -225,11 +222,11 @@ def _run_job(job: _Job) -> _Done | Excluded:
     try:
         stat = os.stat(job.file)
     except OSError as error:
-        return Excluded(source.path, f"{type(error).__name__}: {error.strerror}")
+        return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
     if stat.st_size != source.num_bytes:
-        return Excluded(source.path, f"has {stat.st_size} bytes, the manifest says {source.num_bytes}: index it again")
-    if source.num_frames < 1:
-        return Excluded(source.path, "no frame")
+        return Excluded(source.name, f"has {stat.st_size} bytes, the manifest says {source.num_bytes}: index it again")
+    if source.length < 1:
+        return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(target) as temporary:
@@ -240,11 +237,11 @@ def _run_job(job: _Job) -> _Done | Excluded:
             if result.num_frames != num_frames:
                 raise DecodeError(f"the result has {result.num_frames} frames in place of {num_frames}")
     except DecodeError as error:
-        return Excluded(source.path, str(error))
+        return Excluded(source.name, str(error))
     except av.FFmpegError as error:
         if isinstance(error, OSError):  # a full disk is no fault of this video
             raise OSError(error.errno, error.strerror, str(target)) from None
-        return Excluded(source.path, f"cannot be encoded: {error.strerror}")
+        return Excluded(source.name, f"cannot be encoded: {error.strerror}")
     return (stat.st_size, stat.st_mtime_ns), result
 
 
@@ -276,7 +273,8 @@ def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], con
     table = pq.read_table(root / "boxes.parquet")
     if not {"path", "boxes"} <= set(table.column_names):
         raise ValueError(f"expected columns path and boxes in {root / 'boxes.parquet'}, got {table.column_names}")
-    by_path, rows, is_same = {before.path: (before, after) for before, after in pairs}, [], True
+    by_path = {before.path: (before, after) for before, after in pairs if before.segment is None}
+    rows, is_same = [], True
     for row in table.to_pylist():
         if row["path"] not in by_path:
             continue

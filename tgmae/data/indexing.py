@@ -20,11 +20,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from tqdm import tqdm
 
-from tgmae.data.manifest import check_relative
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
-from dali_pipelines.types import Video
 from dali_pipelines.processes import make_pool
+from dali_pipelines.types import Caption, Video, video_from_json
+from tgmae.data.manifest import check_relative, read_manifest, write_manifest
 
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
@@ -37,7 +35,7 @@ class Entry:
 
     path: str
     label: str
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
     split: str
 
 
@@ -84,7 +82,7 @@ def list_folder(root: Path, split: str) -> list[Entry]:
     return entries
 
 
-def list_csv(csv_path: Path, split: str) -> list[Entry]:
+def list_csv(csv_path: Path, split: str, source: str = "csv") -> list[Entry]:
     """Rows of a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
 
     Paths are relative to the indexed folder. Rows that name one path more than once are one video with several
@@ -112,7 +110,8 @@ def list_csv(csv_path: Path, split: str) -> list[Entry]:
             )
         row = dict(zip_longest(columns, (value.strip() for value in values), fillvalue=""))
         path = _clean_path(row["path"], where)
-        captions = tuple(text for name, text in row.items() if name.startswith("caption") and text)
+        texts = (text for name, text in row.items() if name.startswith("caption") and text)
+        captions = tuple(Caption(text, source) for text in texts)
         entry = Entry(path, row.get("label", ""), captions, row.get("split") or split)
         if (known := entries.setdefault(path, entry)) is not entry:
             if (known.label, known.split) != (entry.label, entry.split):
@@ -199,6 +198,7 @@ def index_folder(
     out: Path,
     *,
     csv_path: Path | None = None,
+    caption_source: str = "csv",
     split: str = "train",
     min_frames: int = 16,
     decode_all: bool = False,
@@ -215,7 +215,7 @@ def index_folder(
         raise FileNotFoundError(f"no CSV file {csv_path}")
     if num_workers < 1:
         raise ValueError(f"expected at least one worker, got {num_workers}")
-    entries = list_csv(csv_path, split) if csv_path else list_folder(root, split)
+    entries = list_csv(csv_path, split, caption_source) if csv_path else list_folder(root, split)
     if not entries:
         where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"
         raise ValueError(f"found no {where}")
@@ -291,6 +291,5 @@ def _read_journal(journal: Path) -> list[Video]:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
-            videos.append(Video(**row))
+            videos.append(video_from_json(row))
     return videos

@@ -41,10 +41,10 @@ def _read_tile(manifest: Manifest, row: int) -> tuple[NDArray[np.uint8], str]:
     """Read the middle frame of a video, upright, uint8 [H, W, 3], and its title."""
     video = manifest[row]
     try:
-        [(_, frame)] = decode_frames(manifest.file(row), video, [video.num_frames // 2], seek=True)
+        [(_, frame)] = decode_frames(manifest.file(row), video, [video.start + video.length // 2], seek=True)
     except DecodeError as error:
         return _MISSING, f"{shorten(video.path)}\n{shorten(str(error))}"
     upright = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
     name = f"{video.label}: {Path(video.path).name}" if video.label else video.path
-    caption = shorten(video.captions[0] if video.captions else name)
-    return upright, f"{caption}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"
+    caption = shorten(video.captions[0].text if video.captions else name)
+    return upright, f"{caption}\n{video.width}×{video.height} {video.codec}, {video.length} frames"

@@ -52,7 +52,7 @@ def draw_masks(
     for clip, request in enumerate(clips.requests):
         video = manifest[request.row]
         block = blocks[clip]
-        caption = f"“{shorten(video.captions[request.caption])}”   " if video.captions else ""
+        caption = f"“{shorten(video.captions[request.caption].text)}”   " if video.captions else ""
         block.suptitle(caption + shorten(video.path), fontsize=8, parse_math=False)
         axes = block.subplots(len(slots), num_columns, squeeze=False)
         for line, slot in enumerate(slots):

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from dali_pipelines.processes import make_pool
-from engines.clip_model import SHAPES_CLIP
+from engines.config import SHAPES_CLIP
 from engines.files import write_atomically
 from tgmae.shapes.tiny_clip_card import describe, write_readme
 from tgmae.shapes.tiny_clip_data import SceneFrame, make_crop_generator, make_frames, sample_crops

@@ -76,7 +76,7 @@ def make_labelled_clips(
     for request in sampler(0):
         video = videos[request.row]
         frames = read_clip(videos.file(request.row), video, request, SIZE)
-        clips.append(LabelledClip(frames, request, objects[video.path], video.captions))
+        clips.append(LabelledClip(frames, request, objects[video.path], video.texts))
     return clips
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines.files import replacing
+from engines.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -21,8 +21,7 @@ class MetricsWriter:
     def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
         path = run_dir / METRICS_FILE
         kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
         self._board = None
         if tensorboard:

@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 
-from dali_pipelines.video.decode import DecodeError
-from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import draw_number
-from tests.support.videos import read_number
-from tests.support.videos import real_data_folder
-from tests.support.videos import write_numbered
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import index_folder
-from tgmae.data.indexing import list_csv
-from tgmae.data.indexing import list_folder
-from tgmae.data.indexing import probe
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
 from dali_pipelines.types import Video
+from dali_pipelines.video.decode import DecodeError, decode_frames
+from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tgmae.data.indexing import Entry, Excluded, index_folder, list_csv, list_folder, probe
+from tgmae.data.manifest import Manifest, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -232,7 +222,7 @@ def test_csv_reaches_the_manifest(tmp_path: Path) -> None:
         tmp_path, tmp_path / "manifest.parquet", csv_path=tmp_path / "list.csv", split="test", num_workers=1
     )
     videos = rows(read_manifest(tmp_path / "manifest.parquet"))
-    assert [(v.path, v.label, v.split, v.captions) for v in videos.values()] == [
+    assert [(v.path, v.label, v.split, v.texts) for v in videos.values()] == [
         ("b.mp4", "x", "val", ("first", "second")),
         ("a.mp4", "y", "test", ()),
     ]
@@ -359,7 +349,7 @@ def test_second_run_opens_only_what_changed(tmp_path: Path) -> None:
     assert (result.num_videos, result.num_reused, result.excluded) == (3, 1, [])
     after = rows(read_manifest(out))
     assert {path: video.num_frames for path, video in after.items()} == {"a.mp4": 20, "c.mp4": 30, "d.mp4": 25}
-    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].captions) == ("new", "val", ("a caption",))
+    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].texts) == ("new", "val", ("a caption",))
 
 
 def test_second_run_asks_for_longer_videos(tmp_path: Path) -> None:

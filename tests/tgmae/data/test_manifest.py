@@ -7,10 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.videos import make_video
-from tgmae.data.manifest import ROOT_KEY
-from tgmae.data.manifest import SCHEMA
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
+from tgmae.data.manifest import ROOT_KEY, SCHEMA, read_manifest, write_manifest
 
 
 def test_round_trip_keeps_every_field(tmp_path: Path) -> None:

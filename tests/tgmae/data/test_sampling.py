@@ -11,16 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dali_pipelines.types import ClipRequest, Video
 from tests.support.videos import make_video
 from tgmae.data.config import DataConfig
-from tgmae.data.manifest import SCHEMA
-from tgmae.data.manifest import Manifest
-from tgmae.data.sampling import ClipSampler
-from tgmae.data.sampling import clip_span
-from tgmae.data.sampling import sample_crop
-from tgmae.data.sampling import sample_frames
-from dali_pipelines.types import ClipRequest
-from dali_pipelines.types import Video
+from tgmae.data.manifest import SCHEMA, Manifest
+from tgmae.data.sampling import ClipSampler, clip_span, sample_crop, sample_frames
 
 
 def make_manifest(videos: list[Video]) -> Manifest:

@@ -64,7 +64,7 @@ def test_objects_are_those_of_the_clips(made: Path) -> None:
     assert sorted(objects) == sorted(manifest[row].path for row in range(len(manifest)))
     for row in range(len(manifest)):
         path = manifest[row].path
-        assert manifest[row].captions == tuple(obj.caption for obj in objects[path])
+        assert manifest[row].texts == tuple(obj.caption for obj in objects[path])
         for number, obj in enumerate(objects[path]):
             assert boxes[path, number] == [list(obj.box(frame)) for frame in range(NUM_FRAMES)]
 
