@@ -43,10 +43,12 @@ class CLIPConfig:
         An equal identity means the same CLIP. Another identity may still be the same one (a copied folder, say).
         """
         folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
-        is_folder = folder.is_dir()
-        files = sorted(folder.iterdir()) if is_folder else [Path(self.weights)]
+        if folder.is_dir():
+            names, files = [self.model], sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        else:
+            names, files = [self.model, self.weights], [Path(self.weights)]
         stats = [f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}" for path in files if (stat := _stat(path))]
-        return " ".join([self.model, *([] if is_folder else [self.weights]), *stats])
+        return " ".join(names + stats)
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:

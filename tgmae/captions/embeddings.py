@@ -43,5 +43,5 @@ class CaptionEmbeddings:
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of captions of the manifest, float32 [len(texts), E]."""
-        rows = torch.tensor([self._rows[text] for text in texts])
+        rows = torch.tensor([self._rows[text] for text in texts], dtype=torch.int64)
         return self.table[rows.to(self.table.device, non_blocking=True)]

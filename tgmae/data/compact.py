@@ -1,7 +1,7 @@
-"""Re-encoding a data set for training, video by video, in several processes; a killed run goes on where it was.
+"""Re-encode a data set for training, video by video, in several processes. A killed run resumes where it was.
 
-Each video is written whole or not at all. The journal in the new folder names those that are done with size and time of
-change of their sources, and a second run of the same settings takes them over. The originals are only read.
+Each video is written atomically. The journal in the new folder lists finished videos with the size and modification
+time of their sources, and a second run with the same settings reuses them. The originals are only read.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from tgmae.data.transcode import CODERS, CompactConfig, choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]
 
-JOURNAL = "compact.journal"  # first line: settings; every other: [source name, bytes, mtime_ns, result] of one video
-_DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` draws the original pictures' objects again
+JOURNAL = "compact.journal"  # first line: settings; every other line: [source name, bytes, mtime_ns, result]
+_DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` redraws the objects of the original clips
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactResult:
     manifest: Path
-    rows: tuple[int, ...]  # for each row of the new manifest, the row of the source manifest it was made from
-    num_reused: int  # of these, done by an earlier run
-    excluded: list[Excluded]  # by the paths of their sources
+    rows: tuple[int, ...]  # for each row of the new manifest, its row in the source manifest
+    num_reused: int  # rows that an earlier run had done
+    excluded: list[Excluded]  # by the names of their sources
     report: Path  # lists `excluded`
     seconds: float
 
@@ -61,13 +61,13 @@ class _Job:
 
 
 def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: int) -> CompactResult:
-    """Re-encode all videos of a manifest into `out`, with a manifest and a list of the videos that were left out.
+    """Re-encode all videos of a manifest into `out`, with a new manifest and a list of the videos left out.
 
-    A boxes.parquet at the manifest's root follows the new sizes and frames. Where nothing is left to do, no video and
-    no manifest is written.
+    A boxes.parquet at the manifest's root is converted to the new sizes and frames. Where nothing is left to do, no
+    video and no manifest is written.
 
-    Raises ValueError where `out` would touch the originals, holds something else or was made with other settings, and
-    where no video is usable; OSError where `out` cannot be written.
+    Raises ValueError where `out` contains the originals, holds other files or was made with other settings, and where
+    no video is usable; OSError where `out` cannot be written.
     """
     started = time.perf_counter()
     if num_workers < 1:
@@ -94,7 +94,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
                     excluded[row] = result
                     continue
                 stat, results[row] = result
-                # Ends a line that a kill has cut off.
+                # The newline first: it ends a line that a kill cut off.
                 journal.write("\n" + json.dumps([sources[row].name, *stat, asdict(results[row])]))
                 journal.flush()
         rows = tuple(sorted(results))
@@ -112,7 +112,7 @@ def _check_out(root: Path, out: Path) -> None:
         raise ValueError(f"expected a folder apart from the originals, got {out}, in which {root} lies")
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder, got the file {out}")
-    # The lock alone is there where another process has just begun.
+    # Another process that has just started leaves the lock alone.
     found = set(os.listdir(out)) if out.exists() else set()
     if found and not found & {JOURNAL, f"{JOURNAL}.lock"}:
         raise ValueError(f"expected an empty folder or one made by tgmae-data compact, got {out}, which holds files")
@@ -134,7 +134,7 @@ def name_results(sources: Sequence[Video], suffix: str) -> dict[str, str]:
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
-    """By source name: its bytes, its time of change, and the result. Raises ValueError for other settings."""
+    """Return, by source name, its bytes, its modification time and the result. Raises ValueError for other settings."""
     if not journal.exists():
         write_atomically(journal, json.dumps(settings).encode())
         return {}
@@ -145,7 +145,7 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
     ]
     if differing:
         raise ValueError(
-            f"{journal.parent} was made with {', '.join(differing)}; choose another folder, or the "
+            f"{journal.parent} was made with {', '.join(differing)}; use another folder, or the "
             "settings it was made with"
         )
     done = {}
@@ -161,7 +161,7 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
 def _find_done(
     manifest: Manifest, sources: list[Video], out: Path, names: dict[str, str], done: dict[str, tuple[int, int, Video]]
 ) -> dict[int, Video]:
-    """Results of an earlier run, by row, where neither they nor their sources have changed since."""
+    """Return the results of an earlier run, by row, where neither they nor their sources have changed since."""
     found = {}
     for row, source in enumerate(sources):
         if source.name in done:
@@ -172,20 +172,20 @@ def _find_done(
     return found
 
 
-_Done = tuple[tuple[int, int], Video]  # bytes and time of change of the source, and the result
+_Done = tuple[tuple[int, int], Video]  # bytes and modification time of the source, and the result
 
 
 def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Results by row, as they come.
+    """Yield results by row as they are finished.
 
-    A video that crashes the process that encodes it (FFmpeg may, or there is no memory) is left out: after a crash one
-    process does the next few jobs in their order, and the first that it does not finish is the culprit.
+    A video that crashes its process (in FFmpeg, or for lack of memory) is left out. After a crash one process does the
+    next few jobs in order, and the first job that it does not finish is the culprit.
     """
     left, looking = dict(jobs), False
     with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
         while left:
             workers = 1 if looking else num_workers
-            # Those that may have been at work when the others died with them.
+            # The jobs that may have been running when the pool broke.
             some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
             try:
                 for row, result in _run_in_pool(some, workers):
@@ -203,7 +203,7 @@ def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _D
 
 
 def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """As they come; from one process in order."""
+    """Yield results as they are finished; with one worker, in order."""
     with make_pool(min(num_workers, len(jobs))) as pool:
         futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
         try:
@@ -214,9 +214,9 @@ def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int,
 
 
 def _run_job(job: _Job) -> _Done | Excluded:
-    """Write one video, whole or not at all. A bad source is a reason; raises OSError where nothing can be written."""
+    """Write one video atomically. Returns why a source is bad; raises OSError where nothing can be written."""
     if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches workers too: they finish their video, and are not taken for crashed.
+        # Ctrl-C reaches workers too. They ignore it and finish their video, so that none is taken for crashed.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = job.source, job.out / job.name
     try:
@@ -224,7 +224,9 @@ def _run_job(job: _Job) -> _Done | Excluded:
     except OSError as error:
         return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
     if stat.st_size != source.num_bytes:
-        return Excluded(source.name, f"has {stat.st_size} bytes, the manifest says {source.num_bytes}: index it again")
+        return Excluded(
+            source.name, f"has {stat.st_size} bytes, but the manifest says {source.num_bytes}: index it again"
+        )
     if source.length < 1:
         return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def _run_job(job: _Job) -> _Done | Excluded:
     except DecodeError as error:
         return Excluded(source.name, str(error))
     except av.FFmpegError as error:
-        if isinstance(error, OSError):  # a full disk is no fault of this video
+        if isinstance(error, OSError):  # a full disk is not this video's fault
             raise OSError(error.errno, error.strerror, str(target)) from None
         return Excluded(source.name, f"cannot be encoded: {error.strerror}")
     return (stat.st_size, stat.st_mtime_ns), result
@@ -252,7 +254,7 @@ def _report_path(out: Path) -> Path:
 def _write_tables(
     root: Path, out: Path, pairs: list[tuple[Video, Video]], excluded: list[Excluded], config: CompactConfig
 ) -> None:
-    """What lies beside the videos; the manifest comes last, and where it is there and right nothing is written."""
+    """Write the files beside the videos, the manifest last; where it is there and right, write nothing else."""
     manifest, videos = out / "manifest.parquet", [video for _, video in pairs]
     with replacing(_report_path(out)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
@@ -269,7 +271,7 @@ def _write_tables(
 
 
 def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], config: CompactConfig) -> None:
-    """Boxes of the kept frames in pixels of the new pictures, rounded outwards. Raises ValueError for other tables."""
+    """Convert the boxes of the kept frames to the new pixels, rounded outwards. Raises ValueError for other tables."""
     table = pq.read_table(root / "boxes.parquet")
     if not {"path", "boxes"} <= set(table.column_names):
         raise ValueError(f"expected columns path and boxes in {root / 'boxes.parquet'}, got {table.column_names}")

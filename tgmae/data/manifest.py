@@ -60,6 +60,11 @@ class Manifest:
         self.root = root
         self._videos: dict[int, Video] = {}
 
+    @classmethod
+    def of(cls, videos: Sequence[Video], root: Path) -> Manifest:
+        """Make a manifest in memory."""
+        return cls(_make_table(videos), root)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest, (self.table, self.root)
 
@@ -80,7 +85,8 @@ class Manifest:
     def _read(self, row: int) -> Video:
         values = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
         start, end = values.pop("start_frame"), values.pop("end_frame")
-        values["captions"] = tuple(map(Caption, values["captions"], values.pop("caption_sources")))
+        pairs = zip(values["captions"], values.pop("caption_sources"), strict=True)
+        values["captions"] = tuple(Caption(text, source) for text, source in pairs)
         for name in ("keyframes", "keyframe_pts"):
             values[name] = tuple(values[name])
         is_whole = (start, end) == (0, values["num_frames"])
@@ -135,7 +141,10 @@ class Manifest:
     def captions(self) -> list[list[Caption]]:
         """Return the captions of every row, from the columns."""
         columns = (self.table.column(name).to_pylist() for name in ("captions", "caption_sources"))
-        return [list(map(Caption, texts, sources)) for texts, sources in zip(*columns, strict=True)]
+        return [
+            [Caption(text, source) for text, source in zip(texts, sources, strict=True)]
+            for texts, sources in zip(*columns, strict=True)
+        ]
 
 
 def check_relative(path: str) -> None:
@@ -151,13 +160,16 @@ def write_manifest(path: Path, videos: Sequence[Video], root: Path) -> None:
         check_relative(video.path)
         if not 0 <= video.start < video.end <= video.num_frames:
             raise ValueError(f"{video.name} is not a segment of a file of {video.num_frames} frames")
-    columns = {name: [_cell(video, name) for video in videos] for name in SCHEMA.names}
     folder = path.resolve().parent
     inside = folder == root.resolve() or folder in root.resolve().parents
     root_text = os.path.relpath(root.resolve(), folder) if inside else str(root.resolve())
     metadata = {ROOT_KEY: root_text.encode(), FORMAT_KEY: str(FORMAT).encode()}
     with replacing(path) as temporary:
-        pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)), temporary, compression="zstd")
+        pq.write_table(_make_table(videos).replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def _make_table(videos: Sequence[Video]) -> pa.Table:
+    return pa.table({name: [_cell(video, name) for video in videos] for name in SCHEMA.names}, schema=SCHEMA)
 
 
 def _cell(video: Video, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from engines.text_cache import embed_captions
 from tests.support.videos import clip_batch, make_video
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.captions.policy import require_captions
-from tgmae.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from tgmae.data.manifest import SCHEMA, Manifest
 from tgmae.masks.maps.store import digest_videos
 
 CPU = torch.device("cpu")
@@ -34,9 +33,7 @@ def manifest_of(*captions: Sequence[str], labels: Sequence[str] | None = None) -
         make_video(path=f"{row}.mp4", captions=tuple(texts), label=name)
         for row, (texts, name) in enumerate(zip(captions, names, strict=True))
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        write_manifest(Path(folder, "m.parquet"), videos, Path("/nowhere"))
-        return read_manifest(Path(folder, "m.parquet"))
+    return Manifest.of(videos, Path("/nowhere"))
 
 
 def drawn(manifest: Manifest, *places: tuple[int, int]) -> ClipBatch:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 
-from dali_pipelines.types import Video
+from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
 from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
 from tgmae.data.indexing import Entry, Excluded, index_folder, list_csv, list_folder, probe
@@ -162,6 +162,10 @@ def test_labels_are_the_folders(tmp_path: Path) -> None:
     ]
 
 
+def csv_captions(*texts: str) -> tuple[Caption, ...]:
+    return tuple(Caption(text, "csv") for text in texts)
+
+
 def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     text = (
         "\ufeffpath,label,split,caption,caption_fr,note\n"  # with the byte order mark that Excel writes
@@ -172,8 +176,8 @@ def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     )
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
     assert list_csv(tmp_path / "list.csv", "train") == [
-        Entry("a.mp4", "walk", ("one, with a comma", "un", "three"), "val"),
-        Entry("dir/b.mp4", "run", ("two",), "train"),
+        Entry("a.mp4", "walk", csv_captions("one, with a comma", "un", "three"), "val"),
+        Entry("dir/b.mp4", "run", csv_captions("two"), "train"),
         Entry("c.mp4", "", (), "test"),
     ]
 
@@ -190,7 +194,7 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     """Spaces after commas are harmless; a comma too many, two labels for one path, another encoding are not."""
     listed = tmp_path / "list.csv"
     listed.write_text("Path, label, caption\n./a.mp4, walk, a man walks\n")
-    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", ("a man walks",), "train")]
+    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
     for text, words in (
         ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
         ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),

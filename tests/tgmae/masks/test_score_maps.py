@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
-from dali_pipelines.types import ClipRequest, CropBox
+from dali_pipelines.types import Caption, ClipRequest, CropBox
 from dali_pipelines.video.decode import decode_clips, decode_whole_frames
 from engines.clip_model import SHAPES_CLIP, load_clip
 from engines.config import CLIPConfig, TowerSpec
@@ -55,9 +55,7 @@ SECOND_CAPTION = "a blue star spinning"
 
 
 def with_captions(manifest: Manifest, captions: Sequence[Sequence[str]]) -> Manifest:
-    column = manifest.table.schema.get_field_index("captions")
-    cells = pa.array([list(texts) for texts in captions], pa.list_(pa.string()))
-    return Manifest(manifest.table.set_column(column, "captions", cells), manifest.root)
+    return manifest.with_captions([[Caption(text, "test") for text in texts] for texts in captions])
 
 
 def two_captions(path: Path) -> Manifest:
@@ -158,8 +156,10 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
 def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     fingerprint = load_clip(CLIPConfig(model="shapes")).fingerprint
     expected = {
+        "format": 2,
         "dtype": "float16",
         "clip": fingerprint,
+        "clip_identity": CLIPConfig(model="shapes").identity(),
         "tower": "patch16",
         "patch_size": 16,
         "cells": CELLS,
@@ -383,10 +383,12 @@ def test_other_settings_are_refused_when_training(
 ) -> None:
     """Saying what differs: another grid of patches, other weights."""
     grid = config(maps, cache_dir, model=ModelConfig(image_size=64, num_frames=8))
-    with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make them anew"):
+    with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make maps in another folder"):
         CachedScorer(grid, manifest, CPU)
     weights = config(maps, cache_dir, clip=CLIPConfig(model=other_clip, cache_dir=cache_dir))
-    with pytest.raises(ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make them anew"):
+    with pytest.raises(
+        ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make maps"
+    ):
         CachedScorer(weights, manifest, CPU)
 
 
@@ -404,7 +406,7 @@ def test_other_settings_are_refused_when_building(
         ({"every": 4, "cells": 4}, r"cells 6 \(now 4\), every 2 \(now 4\)"),
     ]
     for options, words in cases:
-        with pytest.raises(ValueError, match=rf"were made with {words}; make them anew in another folder"):
+        with pytest.raises(ValueError, match=rf"were made with {words}; make maps in another folder"):
             build(manifest, copied, cache_dir, **options)  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in copied.iterdir()} == before
 
