@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tgmae.config import TrainConfig, to_dict
-from tgmae.model.huggingface import check_shapes
+from tgmae.model.weights import check_shapes
 from tgmae.telemetry.metrics import METRICS_FILE
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
