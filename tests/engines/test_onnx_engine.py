@@ -172,10 +172,9 @@ def test_the_hash_of_a_graph_ignores_weights_and_sees_code(cache: Path, tmp_path
             return super().forward(patches + 0.5)
 
     hashes = [hash_graph(export_tower(TOWERS["student"](), torch.float32, cache))]
-    for tower in (StudentTower(5, 24, 16), Shifted(5, 24, 16), StudentTower(5, 32, 16)):
+    for tower in (StudentTower(5, 24, 16), Shifted(5, 24, 16)):
         hashes.append(hash_graph(export_tower(tower, torch.float32, tmp_path)))
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 # The cache
