@@ -29,7 +29,7 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import load_clips
 from tgmae.masks.config import MaskKind
 from tgmae.masks.maps.build_motion import build_motion
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import judge
 from tgmae.shapes.scenes import Camera, make_shapes
@@ -80,7 +80,7 @@ def judge_camera(folder: Path, manifest: Manifest, options: Options) -> list[Row
     truth, num_masked = find_truth(manifest, batches, config), mask.masked_per_slot(config.model.patches_per_slot)
     rows = []
     for kind in get_args(MaskKind):
-        scorer = make_scorer(replace(config, mask=replace(mask, kind=kind)), manifest, device)
+        scorer = bind_scorer(replace(config, mask=replace(mask, kind=kind)), manifest, device)
         scores = [score.cpu().numpy() for clips in batches for score in scorer(clips)]
         found = judge(truth, scores, num_masked)
         rows.append(Row(kind, [found["masked_top"]], {"AUC in a slot": found["auc_slot"], "found": found["found"]}))

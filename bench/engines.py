@@ -51,7 +51,7 @@ from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.text_scorer import TextScorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.demo import provide_demo
@@ -213,7 +213,7 @@ def agreement_table(options: Options, manifest: Manifest, folder: Path, device: 
         mask = replace(demo.mask, scorer=scorer, student=options.student)
 
         def score(case: Case, mask: MaskConfig = mask) -> Tensor:
-            scorer = TextScorer(replace(seen, mask=mask, clip=case.config(folder)), manifest, device, clip)
+            scorer = bind_scorer(replace(seen, mask=mask, clip=case.config(folder)), manifest, device, clip)
             return torch.cat([scorer(clips).cpu() for clips in batches])
 
         exact = score(Case(precision="fp32"))

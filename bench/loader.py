@@ -44,6 +44,7 @@ from bench.harness.report import source_name, write_report
 from bench.harness.tables import Row, Table
 from bench.rivals.loader_stages import stage_table, time_stages
 from bench.rivals.videomae_loader import INSTALL_DECORD, Decoder, VideoMAEDataset, find_decoders, make_videomae_loader
+from dali_pipelines.open import open_pipeline
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
@@ -55,10 +56,10 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
-from tgmae.training.loader import Loader, make_pipeline
+from tgmae.training.loader import Loader
 from tgmae.training.parallel import choose_device
 
 BATCH, STRIDE, WARM_UP = 8, 2, 2  # clips, frames, batches
@@ -142,7 +143,7 @@ class Bench:
             pass
         return rate
 
-    def ours(self, name: str, kind: Literal["dali", "pyav"], mask: MaskConfig, scorer: Scorer | None) -> float:
+    def ours(self, name: str, kind: Literal["dali", "pyav"], mask: MaskConfig, scorer: BoundScorer | None) -> float:
         """Measure our whole loader, or the pipeline alone if there is no scorer."""
         clips, warm_up, seconds, least = self.clips, WARM_UP, math.inf, 2
         batch, sampler = (self.batch, self.dali_sampler) if kind == "dali" else (BATCH, self.sampler)
@@ -157,11 +158,14 @@ class Bench:
             if kind == "dali":  # batches that DALI and its workers have ready, and one under way in the loader
                 warm_up = self.placement.pipelines * (2 + self.placement.prefetch) + WARM_UP
                 least = 2 * self.placement.pipelines
-        config = InputConfig(data=self.data, model=self.model, mask=mask)
-        pipeline = self.pipelines.get(kind) or make_pipeline(config, kind, self.manifest, sampler, 0, self.device)
+        pipeline = self.pipelines.get(kind) or open_pipeline(
+            kind, self.manifest, sampler, self.data, self.model.image_size, 0, self.device
+        )
         self.pipelines[kind] = pipeline
         lent = _LentPipeline(pipeline)
-        loader = Loader(lent, scorer, mask, self.model, self.device) if scorer else lent
+        loader: Loader | _LentPipeline = lent
+        if scorer:
+            loader = Loader(lent, scorer, mask, self.model, self.device)
         try:
             return self.rate(name, loader.next_batch, batch, max(clips // batch, 1), warm_up, seconds, least)
         finally:
@@ -191,21 +195,19 @@ class Bench:
         self.cpu_ms.setdefault(name, []).append(1000 * (cpu_seconds() - cpu) / count / batch)
         return count * batch / taken
 
-    def noise(self, kind: Literal["random", "tube"]) -> Scorer:
-        return NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device)
+    def noise(self, kind: Literal["random", "tube"]) -> BoundScorer:
+        return BoundScorer(NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device), None)
 
-    def text(self, mask: MaskConfig) -> Scorer:
-        from tgmae.masks.scorer import make_scorer
-
+    def text(self, mask: MaskConfig) -> BoundScorer:
         config = InputConfig(data=self.data, model=self.model, mask=mask, clip=CLIPConfig(model="shapes"))
-        return make_scorer(config, self.manifest, self.device)
+        return bind_scorer(config, self.manifest, self.device)
 
 
 class _LentPipeline:
     """A pipeline that outlives the loader that uses it."""
 
     def __init__(self, pipeline: ClipPipeline) -> None:
-        self.next_batch = pipeline.next_batch
+        self.next_batch, self.describe = pipeline.next_batch, pipeline.describe
 
     def close(self) -> None:
         """Do nothing: `Bench.close` closes the pipeline."""

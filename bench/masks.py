@@ -50,7 +50,7 @@ from tgmae.config import InputConfig, TrainConfig
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.masks.agreement import count_gflop, load_clips
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.attention import choose_attention
 from tgmae.presets import PRESETS
@@ -77,7 +77,7 @@ class Strategy:
     """One row: scores and masks of batches in memory."""
 
     config: InputConfig
-    scorer: Scorer
+    scorer: BoundScorer
     batches: Sequence[ClipBatch]
     seconds: float
     gflop: float | None  # CLIP's, for a clip

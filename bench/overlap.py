@@ -50,7 +50,7 @@ from tgmae.config import InputConfig
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.masks.agreement import load_clips
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS
@@ -86,7 +86,7 @@ class Overlap:
         clip = make_random_clip() if self.on_cuda and set(self.names) & set(WITH_CLIP) else None
         seen = InputConfig(model=preset.model, data=preset.data, mask=MaskConfig(kind="tube"))
         (self.clips,) = load_clips(seen, videos.manifest, self.batch, self.batch, device)
-        self.scorers: dict[str, Scorer] = {}
+        self.scorers: dict[str, BoundScorer] = {}
         for name in self.names:
             mask = choose_mask(name, preset.mask, videos, options.ratio)
             self.scorers[name] = make_strategy_scorer(replace(seen, mask=mask), videos, device, options.engine, clip)

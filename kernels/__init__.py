@@ -1,1 +1,4 @@
-"""Token operations of the training step, one file each. Imports nothing of tgmae."""
+"""Token operations of the training step, and the row quantisation of FP8 layers. One file per operation.
+
+Imports no other package of the project.
+"""

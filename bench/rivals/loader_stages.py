@@ -59,7 +59,8 @@ def time_stages(
     noise = NoiseScorer("tube", model.num_slots, model.patches_per_slot, torch.device("cpu"))
     frames = torch.zeros((_BATCH, model.num_frames, model.image_size, model.image_size, 3), dtype=torch.uint8)
     for first in range(0, len(requests), _BATCH):
-        clips = ClipBatch(frames=frames, requests=tuple(requests[first : first + _BATCH]))
+        batch = tuple(requests[first : first + _BATCH])
+        clips = ClipBatch(frames=frames, requests=batch, videos=tuple(manifest[request.row] for request in batch))
         timed("dali", "mask", partial(_draw_tube_masks, noise, clips, model))
     names = ["dali", *(f"VideoMAE, {decoder}" for decoder in decoders)]
     for name in names[1:]:

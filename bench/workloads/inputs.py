@@ -24,8 +24,7 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.maps.build_scores import build_scores
-from tgmae.masks.scorer import Scorer, make_scorer
-from tgmae.masks.text_scorer import TextScorer
+from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.distillation import DistillConfig
@@ -88,7 +87,7 @@ def choose_mask(strategy: str, preset: MaskConfig, videos: Videos, ratio: float)
 
 def make_strategy_scorer(
     config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: CLIPModel | None = None
-) -> Scorer:
+) -> BoundScorer:
     """Make the scorer of `config.mask`. Text-guided scorers use the tiny CLIP, or `clip` if it is given.
 
     Scorer student has random weights; its cost does not depend on them.
@@ -98,8 +97,8 @@ def make_strategy_scorer(
         make_random_student(videos.student, clip or load_clip(config.clip), config.model.patch_size)
     if clip is not None and config.mask.kind == "tgm" and config.mask.scorer != "cached":
         large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
-        return TextScorer(large, videos.manifest, device, clip)
-    return make_scorer(config, videos.manifest, device)
+        return bind_scorer(large, videos.manifest, device, clip)
+    return bind_scorer(config, videos.manifest, device)
 
 
 def make_random_clip() -> CLIPModel:

@@ -238,7 +238,7 @@ def _read_clips(path: Path, count: int, height: int, width: int) -> tuple[Tensor
         side = min(video.width, video.height)
         crop = CropBox(x=(video.width - side) // 2, y=(video.height - side) // 2, width=side, height=side)
         request = ClipRequest(
-            row=row, epoch=0, position=row, frames=(video.num_frames // 2,), crop=crop, flip=False, caption=0,
+            row=row, epoch=0, position=row, frames=(video.start + video.length // 2,), crop=crop, flip=False, caption=0,
             mask_seed=0,
         )  # fmt: skip
         try:
@@ -246,7 +246,7 @@ def _read_clips(path: Path, count: int, height: int, width: int) -> tuple[Tensor
         except DecodeError as error:
             print(f"left out {video.path}: {error}")
             continue
-        captions.extend(video.captions[:1])
+        captions.extend(caption.text for caption in video.captions[:1])
     if not frames:
         raise ValueError(f"not one of the videos of {path} could be read")
     return torch.cat(frames), tuple(dict.fromkeys(captions))[:8] or _CAPTIONS

@@ -25,7 +25,7 @@ class Masks(ClipCommand):
 
     def run(self) -> None:
         from tgmae.masks.agreement import load_clips
-        from tgmae.masks.scorer import make_scorer
+        from tgmae.masks.scorer import bind_scorer
         from tgmae.pictures.masks import draw_masks
 
         if self.count < 1:
@@ -33,7 +33,7 @@ class Masks(ClipCommand):
         config, manifest = self.read()
         device = choose_device(config.device)
         scorers = {
-            kind: make_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
+            kind: bind_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
             for kind in get_args(MaskKind)
             if (kind != "tgm" or config.mask.kind == "tgm") and (kind not in MOTION_KINDS or config.mask.motion)
         }

@@ -80,7 +80,7 @@ class VideoMAE(nn.Module):
 
     def __init__(self, config: ModelConfig, attention: Backend = "sdpa") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.attention = config, attention
         width, inner = config.width, config.decoder_width
         self.patch_embed = nn.Linear(config.values_per_token, width)
         self.encoder = nn.ModuleList(

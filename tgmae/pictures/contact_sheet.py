@@ -22,14 +22,14 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
     for row in rows:
         video = manifest[row]
         try:
-            [(_, frame)] = decode_frames(manifest.file(row), video, [video.num_frames // 2], seek=True)
+            [(_, frame)] = decode_frames(manifest.file(row), video, [video.start + video.length // 2], seek=True)
         except DecodeError as error:
             pictures.append((np.zeros((9, 16, 3), np.uint8), f"{shorten(video.path)}\n{shorten(str(error))}"))
             continue
         picture = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
         name = f"{video.label}: {Path(video.path).name}" if video.label else video.path
-        words = shorten(video.captions[0] if video.captions else name)
-        pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.num_frames} frames"))
+        words = shorten(video.captions[0].text if video.captions else name)
+        pictures.append((picture, f"{words}\n{video.width}×{video.height} {video.codec}, {video.length} frames"))
     columns = min(6, len(pictures))
     lines = -(-len(pictures) // columns)
     figure, axes = plt.subplots(

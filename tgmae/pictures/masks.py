@@ -49,7 +49,7 @@ def draw_masks(
         request = clips.requests[place]
         video = manifest[request.row]
         block = blocks[place]
-        caption = f"“{shorten(video.captions[request.caption])}”   " if video.captions else ""
+        caption = f"“{shorten(video.captions[request.caption].text)}”   " if video.captions else ""
         block.suptitle(caption + shorten(video.path), fontsize=8, parse_math=False)
         axes = block.subplots(len(moments), num_columns, squeeze=False)
         for line, slot in enumerate(moments):

@@ -243,7 +243,9 @@ def make_shapes(
         metadata={"seed": str(seed), "num_objects": str(num_objects)},
     )
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / "boxes.parquet", compression="zstd")
-    return index_folder(out, out / "manifest.parquet", csv_path=out / "captions.csv", num_workers=num_workers)
+    return index_folder(
+        out, out / "manifest.parquet", csv_path=out / "captions.csv", caption_source="shapes", num_workers=num_workers
+    )
 
 
 def _outline(shape: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from dali_pipelines.processes import make_pool
-from engines.clip_model import SHAPES_CLIP
+from engines.config import SHAPES_CLIP
 from tgmae.shapes.tiny_clip_card import describe, write_readme
 from tgmae.shapes.tiny_clip_data import Picture, draw_crops, draw_pictures, make_crop_generator
 from tgmae.shapes.tiny_clip_eval import evaluate, make_true_clips

@@ -68,7 +68,7 @@ def make_true_clips(
     for request in plan(0):
         video = videos[request.row]
         frames = read_clip(videos.file(request.row), video, request, SIZE)
-        clips.append(TrueClip(frames, request, objects[video.path], video.captions))
+        clips.append(TrueClip(frames, request, objects[video.path], tuple(caption.text for caption in video.captions)))
     return clips
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from engines.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -17,9 +18,7 @@ class MetricsWriter:
     def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
         path = run_dir / METRICS_FILE
         kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
         self._board = None
         if tensorboard:

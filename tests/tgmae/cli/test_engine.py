@@ -213,7 +213,7 @@ def test_check_leaves_out_what_cannot_be_read(
             ("build", "--clip.engine", "tensorrt_rtx", "--target", "sm80"),
             "how much goes through a plan at once follows",
         ),
-        (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: take"),
+        (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: use"),
         (("export", "--height", "100"), "--height and --width must be multiples of --patch-size, got 100, 224 and 16"),
         (("check", "--patch-size", "0"), "a frame of 224×224 has no patches of 0 pixels"),
         (("check", "--frames", "0"), "--frames must be at least 1, got 0"),

@@ -7,10 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.videos import make_video
-from tgmae.data.manifest import ROOT_KEY
-from tgmae.data.manifest import SCHEMA
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
+from tgmae.data.manifest import FORMAT_KEY, ROOT_KEY, Manifest, read_manifest, write_manifest
 
 
 def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
@@ -82,8 +79,8 @@ def test_paths_that_leave_the_root(tmp_path: Path, video_path: str) -> None:
         write_manifest(path, [make_video(), make_video(path=video_path)], tmp_path)
     assert not path.exists()
 
-    columns = {name: [getattr(make_video(path=video_path), name)] for name in SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata({ROOT_KEY: b"."})), path)
+    table = Manifest.of([make_video(path=video_path)], tmp_path).table
+    pq.write_table(table.replace_schema_metadata({ROOT_KEY: b".", FORMAT_KEY: b"2"}), path)
     with pytest.raises(ValueError, match="leaves the root"):
         read_manifest(path)
 

@@ -12,7 +12,7 @@ from torchvision.models.optical_flow import raft_small
 from torchvision.transforms.functional import normalize
 
 from dali_pipelines.types import ClipBatch, CropBox
-from tests.support.videos import make_video
+from tests.support.videos import clip_batch, make_video
 from tests.tgmae.masks.test_motion_field import request
 from tgmae.config import InputConfig
 from tgmae.data.manifest import read_manifest, write_manifest
@@ -36,7 +36,7 @@ def clips(size: int, frames: int = 4, count: int = 2) -> ClipBatch:
     pictures = torch.randint(0, 256, (count, frames, size, size, 3), dtype=torch.uint8)
     crop = CropBox(x=7, y=9, width=50, height=40)
     requests = tuple(request(0, range(frames), crop, flip=True, mask_seed=n) for n in range(count))
-    return ClipBatch(frames=pictures, requests=requests)
+    return clip_batch(pictures, requests)
 
 
 def test_flow_is_torchvisions(checkpoint: Path) -> None:

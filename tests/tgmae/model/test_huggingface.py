@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
+from dali_pipelines.types import ClipRequest, CropBox
 from kernels.gather_tokens import MEAN, STD
+from tests.support.videos import clip_batch
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
@@ -133,7 +134,7 @@ def inputs(config: ModelConfig, kind: str, seed: int, batch: int = 3) -> tuple[T
     )
     mask = MaskConfig(kind=kind, ratio=0.7)  # type: ignore[arg-type]
     scorer = NoiseScorer(kind, config.num_slots, config.patches_per_slot, torch.device("cpu"))  # type: ignore[arg-type]
-    return frames, select_masks(mask, config, scorer(ClipBatch(frames=frames, requests=requests)))
+    return frames, select_masks(mask, config, scorer(clip_batch(frames, requests)))
 
 
 def pixel_values(frames: Tensor, dtype: torch.dtype) -> Tensor:

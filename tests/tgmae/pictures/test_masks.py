@@ -14,7 +14,7 @@ from PIL import Image
 
 import tgmae.pictures.masks
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
-from tests.support.videos import make_video
+from tests.support.videos import clip_batch, make_video
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.masks.config import MaskConfig, MaskKind
@@ -43,7 +43,7 @@ def clips(count: int) -> ClipBatch:
         ClipRequest(row=n % 3, epoch=0, position=n, frames=(0,) * 6, crop=crop, flip=False, caption=n % 2, mask_seed=n)
         for n in range(count)
     )
-    return ClipBatch(frames=frames, requests=requests)
+    return clip_batch(frames, requests)
 
 
 def scores(batch: ClipBatch) -> dict[MaskKind, torch.Tensor]:

@@ -204,7 +204,7 @@ def test_captions_labels_and_splits_agree(made: Path) -> None:
         assert len(video.keyframes) >= 3  # so that a clip from the middle is reached by a jump
         assert video.label == boxes[video.path, 0]["motion"] in MOTIONS
         assert len(video.captions) == 2
-        for place, caption in enumerate(video.captions):
+        for place, caption in enumerate(video.texts):
             thing = boxes[video.path, place]
             words = caption.split()
             assert words[0] == ("an" if words[1][0] in "aeiou" else "a")

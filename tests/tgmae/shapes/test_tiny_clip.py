@@ -13,7 +13,7 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from engines.clip_model import SHAPES_CLIP
+from engines.config import SHAPES_CLIP
 from tgmae.shapes.scenes import COLORS, MOTIONS, SHAPES, clip_objects, draw_object
 from tgmae.shapes.tiny_clip import MODEL, Options, encode_text, save, train
 from tgmae.shapes.tiny_clip_card import describe, write_readme

@@ -55,7 +55,7 @@ def test_objects_are_those_of_the_clips(made: Path) -> None:
     assert sorted(objects) == sorted(manifest[row].path for row in range(len(manifest)))
     for row in range(len(manifest)):
         path = manifest[row].path
-        assert manifest[row].captions == tuple(thing.caption for thing in objects[path])
+        assert manifest[row].texts == tuple(thing.caption for thing in objects[path])
         for number, thing in enumerate(objects[path]):
             assert boxes[path, number] == [list(thing.box(frame)) for frame in range(NUM_FRAMES)]
 

@@ -1,4 +1,4 @@
-"""Read the motion vectors of a manifest's videos once: `tgmae-data motion`."""
+"""Read the motion vectors of a manifest's videos once, for `tgmae-data motion`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tgmae.masks.motion_field import COMMAND, MOTION_KEY
 
 
 def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0, shares: int = 1) -> BuildResult:
-    """Write the parts `share`, `share` + `shares`, … of the manifest's motion vectors that are not there yet.
+    """Write the missing parts among `share`, `share` + `shares`, … of the manifest's motion vectors.
 
     Raises ValueError where `out` holds maps of something else.
     """
