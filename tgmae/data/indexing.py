@@ -238,7 +238,10 @@ def index_folder(
             continue
         video = known.get(entry.path)
         if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
-            videos[entry.path] = replace(video, label=entry.label, captions=entry.captions, split=entry.split)
+            # The manifest that was there may hold segments; this one holds whole files.
+            videos[entry.path] = replace(
+                video, label=entry.label, captions=entry.captions, split=entry.split, segment=None
+            )
         else:
             todo.append(entry)
     num_reused = len(videos)

@@ -43,8 +43,8 @@ def _read_tile(manifest: Manifest, row: int) -> tuple[NDArray[np.uint8], str]:
     try:
         [(_, frame)] = decode_frames(manifest.file(row), video, [video.start + video.length // 2], seek=True)
     except DecodeError as error:
-        return _MISSING, f"{shorten(video.path)}\n{shorten(str(error))}"
+        return _MISSING, f"{shorten(video.name)}\n{shorten(str(error))}"
     upright = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
-    name = f"{video.label}: {Path(video.path).name}" if video.label else video.path
+    name = f"{video.label}: {Path(video.name).name}" if video.label else video.name
     caption = shorten(video.captions[0].text if video.captions else name)
     return upright, f"{caption}\n{video.width}×{video.height} {video.codec}, {video.length} frames"

@@ -53,7 +53,7 @@ def draw_masks(
         video = manifest[request.row]
         block = blocks[clip]
         caption = f"“{shorten(video.captions[request.caption].text)}”   " if video.captions else ""
-        block.suptitle(caption + shorten(video.path), fontsize=8, parse_math=False)
+        block.suptitle(caption + shorten(video.name), fontsize=8, parse_math=False)
         axes = block.subplots(len(slots), num_columns, squeeze=False)
         for line, slot in enumerate(slots):
             frame = clips.frames[clip, slot * model.tubelet_size].cpu().numpy()
