@@ -202,13 +202,17 @@ def test_the_same_clip_under_another_name(
 
 
 def test_an_identity_changes_with_a_file(tmp_path: Path) -> None:
-    """In a folder by any file, for a checkpoint by the file itself; a tag has nothing but its name."""
+    """In a folder by weights and configuration, for a checkpoint by the file itself; a tag has nothing but its name."""
     folder = Path(shutil.copytree(SHAPES_CLIP, tmp_path / "clip"))
     before = CLIPConfig(model=str(folder)).identity()
     assert before == CLIPConfig(model=str(folder), weights="not used").identity()
-    weights = folder / "open_clip_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    assert CLIPConfig(model=str(folder)).identity() != before
+    (folder / "README.md").write_text("other words")
+    assert CLIPConfig(model=str(folder)).identity() == before
+    for name in ("open_clip_model.safetensors", "open_clip_config.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content + b" ")
+        assert CLIPConfig(model=str(folder)).identity() != before, name
+        before = CLIPConfig(model=str(folder)).identity()
     file = tmp_path / "weights.pt"
     file.write_bytes(b"one")
     named = CLIPConfig(model="ViT-B-32", weights=str(file)).identity()

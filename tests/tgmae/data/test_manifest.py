@@ -30,7 +30,7 @@ def test_failed_write_leaves_the_old_manifest(tmp_path: Path) -> None:
     write_manifest(path, [make_video()], tmp_path)
     before = path.read_bytes()
     with pytest.raises((pa.ArrowException, OverflowError)):
-        write_manifest(path, [make_video(), make_video(num_frames=2**40)], tmp_path)
+        write_manifest(path, [make_video(), make_video(path="b.mp4", num_frames=2**40)], tmp_path)
     assert path.read_bytes() == before
 
 

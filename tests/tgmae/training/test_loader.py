@@ -53,7 +53,7 @@ def config(cache_dir: Path) -> TrainConfig:
 @contextmanager
 def loading(config: TrainConfig, manifest: Manifest) -> Iterator[Loader]:
     bound = bind_scorer(config, manifest, CPU)
-    loader = make_loader(config, manifest, bound.scorer, bound.captions, 0, CPU)
+    loader = make_loader(config, manifest, bound, 0, CPU)
     try:
         yield loader
     finally:
