@@ -18,7 +18,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engines.files import replacing
+from engines.files import replacing, write_atomically
 from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import check_shapes
@@ -82,7 +82,7 @@ def export_hf(model: VideoMAE, folder: Path) -> None:
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
     with replacing(folder / "model.safetensors") as temporary:
         save_file(cpu, temporary, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(make_hf_config(config), indent=2) + "\n")
+    write_atomically(folder / "config.json", (json.dumps(make_hf_config(config), indent=2) + "\n").encode())
 
 
 def import_hf(model: VideoMAE, folder: Path) -> None:
