@@ -171,7 +171,7 @@ def test_counts_of_a_run_start_at_one(name: str) -> None:
 
 
 def test_batch_that_repeats_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--device-batch-size .* data\.repeat, got 64 and 3"):
+    with pytest.raises(ValueError, match=r"--device-batch-size .* --data\.repeat, got 64 and 3"):
         TrainConfig(data=DataConfig(repeat=3))
     assert TrainConfig(data=DataConfig(repeat=4)).data.repeat == 4
 

@@ -1,4 +1,4 @@
-"""tgmae-viz masks | loss | bench: pictures of masks, of a run, and of what was measured."""
+"""tgmae-viz masks | loss: pictures of masks and of a run."""
 
 from __future__ import annotations
 
@@ -61,26 +61,8 @@ class Loss:
         print(f"loss curve: {path}")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Draw the reports that `make bench` wrote on one device: a panel for each of their tables."""
-
-    folder: Annotated[Path, tyro.conf.Positional] = Path("bench/results")
-    device: str | None = None  # cpu, h200, …: as in the reports' names; by default the one that was written last
-    out: Path | None = None  # PNG to write; by default bench.DEVICE.png in the folder
-
-    def run(self) -> None:
-        from bench.pictures.reports import draw_reports, read_reports
-
-        reports = read_reports(self.folder, self.device)
-        out = self.out or self.folder / f"bench.{reports[0].device}.png"
-        draw_reports(reports, out)
-        tables = sum(len(report.content["tables"]) for report in reports)
-        print(f"{tables} tables of {len(reports)} reports: {out}")
-
-
 def main() -> None:
-    run_subcommand("tgmae-viz", __doc__, {"masks": Masks, "loss": Loss, "bench": Bench})
+    run_subcommand("tgmae-viz", __doc__, {"masks": Masks, "loss": Loss})
 
 
 if __name__ == "__main__":

@@ -280,8 +280,8 @@ def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], con
         by_path.setdefault(before.path, []).append((before, after))
     rows, is_same = [], True
     # The boxes are of a whole file; each of its segments takes those of its own frames.
-    cut = [(row, *pair) for row in table.to_pylist() for pair in by_path.get(row["path"], ())]
-    for row, before, after in cut:
+    tracks = [(track, pair) for track in table.to_pylist() for pair in by_path.get(track["path"], ())]
+    for row, (before, after) in tracks:
         frames, _ = choose_frames(str(root / before.path), before, config)
         boxes = np.array(row["boxes"], np.int64)
         if boxes.shape != (before.num_frames, 4):

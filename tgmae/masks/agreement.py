@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
@@ -27,6 +25,7 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import Scorer, make_scorer
 from tgmae.model.config import ModelConfig
+from tgmae.telemetry.flops import count_flops
 
 _ROUNDS = 3
 
@@ -135,12 +134,11 @@ def count_gflop(clip: CLIPModel, model: ModelConfig, mask: MaskConfig) -> float:
     if mask.scorer == "cached":
         return 0.0
     tower = make_tower(clip, mask.tower(), model.patch_size, model.image_size, model.image_size).eval()
-    # torch counts matrix products only; attention shows as such under its plain kernel.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        tower(torch.zeros(1, *tower.input_shape))
+    with torch.inference_mode():
+        flops = count_flops(lambda: tower(torch.zeros(1, *tower.input_shape)))
     per_frame = 1 if mask.scorer == "dense" else model.patches_per_slot
     frames = model.num_slots * mask.frames_per_tubelet
-    return float(counter.get_total_flops()) * per_frame * frames / 1e9
+    return float(flops) * per_frame * frames / 1e9
 
 
 def _score(
