@@ -247,6 +247,8 @@ def _check_rows(manifest: Manifest) -> None:
     """Raise ValueError for rows that nothing can be made of, naming the first."""
     for video_path in manifest.table.column("path").to_pylist():
         check_relative(video_path)
+    import pyarrow.compute as pc
+
     start, end, count = (manifest.table.column(name) for name in ("start_frame", "end_frame", "num_frames"))
     lengths = [pc.list_value_length(manifest.table.column(name)) for name in ("captions", "caption_sources")]
     is_outside = pc.or_(pc.or_(pc.less(start, 0), pc.greater(end, count)), pc.less_equal(end, start))

@@ -56,7 +56,7 @@ def _open_board(folder: Path, first_step: int) -> SummaryWriter:
     """Open TensorBoard's files. Importing it takes half a second, which the first step need not wait for."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
