@@ -47,7 +47,7 @@ bench: $(SETUP)
 	for name in decode loader masks overlap engines kernels step train; do \
 	  $(PYTHON) -m bench.$$name || failed="$$failed $$name"; \
 	done; \
-	$(PYTHON) -m tgmae.cli.viz bench || failed="$$failed picture"; \
+	$(PYTHON) -m bench.pictures || failed="$$failed pictures"; \
 	[ -z "$$failed" ] || { echo "make bench: failed:$$failed"; exit 1; }
 
 tiny-clip: $(SETUP)

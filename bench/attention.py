@@ -1,10 +1,11 @@
 """Which operator does xformers choose, and how does it compare with torch's scaled_dot_product_attention and cuDNN's?
 
-    python -m bench.attention [--rounds 5] [--batch 64]
+    python -m bench.attention
+    python -m bench.attention --batch 128 --rounds 3
 
-Forward and backward of one block's attention at the shapes of ViT-B: the encoder on the visible tokens of every mask
-ratio, the decoder on all tokens. TFLOP/s counts the two products forward and five backward; on a CPU only SDPA runs, on
-one clip in float32. Writes bench/results/attention.<cpu or GPU>.json. Not run on a GPU yet.
+Times forward and backward of one block's attention at the shapes of ViT-B: the encoder on the visible tokens of every
+mask ratio, and the decoder on all tokens. TFLOP/s counts two matrix products forward and five backward. A CPU runs SDPA
+only, on one clip in float32. Writes bench/results/attention.<cpu or GPU>.json. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -17,32 +18,29 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend
 
-from bench.harness.report import Row, Table, measure, run_from_shell, save_report, write_report
+from bench.harness.command_line import run_from_shell
+from bench.harness.measure import measure
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
+from bench.workloads.attention import available_attention, make_attention_inputs
 from tgmae.masks.config import MaskConfig
-from tgmae.model.attention import Backend, attend, choose_attention
+from tgmae.model.attention import Backend, attend
 from tgmae.model.config import ModelConfig
 from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)
 class Options:
-    rounds: int = 5
+    rounds: int = 5  # measurements of every row, taken in turn
     batch: int = 64  # clips, on CUDA
-    repeats: int = 20  # in a round, on CUDA
-
-
-def make_inputs(batch: int, tokens: int, heads: int, width: int, device: torch.device) -> list[torch.Tensor]:
-    """q, k and v [B, L, H, C], in half precision on CUDA."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    shape = (batch, tokens, heads, width // heads)
-    return [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    repeats: int = 20  # forward and backward passes in a round, on CUDA
 
 
 def tflops(inputs: list[torch.Tensor], backend: Backend, repeats: int) -> float:
-    """Forward and backward of so many repeats."""
+    """Return the TFLOP/s of forward and backward over `repeats` repeats."""
     q, k, v = inputs
     synchronize: Callable[[], None] = torch.cuda.synchronize if q.is_cuda else lambda: None
-    for count in (1, repeats):  # the first warms up
+    for count in (1, repeats):  # the first is a warm-up
         synchronize()
         started = time.perf_counter()
         for _ in range(count):
@@ -55,7 +53,7 @@ def tflops(inputs: list[torch.Tensor], backend: Backend, repeats: int) -> float:
 
 
 def chosen_operator(inputs: list[torch.Tensor]) -> str:
-    """The name of what xformers dispatches to."""
+    """Return the names of the forward and backward operators that xformers dispatches to."""
     from xformers.ops import fmha
 
     q, k, v = inputs
@@ -65,26 +63,9 @@ def chosen_operator(inputs: list[torch.Tensor]) -> str:
 
 
 def chosen_by_sdpa(inputs: list[torch.Tensor]) -> str:
-    """The kernel behind torch's scaled_dot_product_attention: on Hopper cuDNN's, where there is a recent one."""
+    """Return the kernel behind torch's scaled_dot_product_attention: cuDNN's on Hopper, if it is recent enough."""
     q, k, v = (x.transpose(1, 2) for x in inputs)
     return SDPBackend(torch._fused_sdp_choice(q, k, v)).name
-
-
-def available_attention(device: torch.device) -> list[Backend]:
-    """sdpa and what else runs here; prints why the others do not."""
-    found: list[Backend] = ["sdpa"]
-    others: list[Backend] = ["xformers", "cudnn"] if device.type == "cuda" else []
-    for backend in others:
-        try:
-            inputs = make_inputs(1, 64, 2, 128, device)
-            q, k, v = inputs
-            out = attend(q, k, v, choose_attention(backend, device))
-            torch.autograd.grad(out, inputs, out)
-        except (ValueError, RuntimeError) as error:  # not installed; no kernel for this GPU
-            print(f"{backend} attention is left out: {error}")
-        else:
-            found.append(backend)
-    return found
 
 
 def run(options: Options) -> None:
@@ -98,7 +79,7 @@ def run(options: Options) -> None:
     shapes[f"decoder: {model.num_tokens} tokens"] = (model.num_tokens, model.decoder_num_heads, model.decoder_width)
     tables, operators, kernels = [], {}, {}
     for title, (tokens, heads, width) in shapes.items():
-        inputs = make_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
+        inputs = make_attention_inputs(options.batch if on_gpu else 1, tokens, heads, width, device)
         work: dict[str, Callable[[], float]] = {
             backend: partial(tflops, inputs, backend, options.repeats if on_gpu else 1) for backend in backends
         }

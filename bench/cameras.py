@@ -1,10 +1,13 @@
-"""Which masks find the object, before a still camera and before one that pans? The paper's motivation, in numbers.
+"""Which masks find the object when the camera stands still, and when it pans? The paper's motivation, in numbers.
 
-    python -m bench.cameras [--clips 96] [--ratio 0.6] [--work-dir data/bench]
+    python -m bench.cameras
+    python -m bench.cameras --clips 32 --ratio 0.75
 
-Shapes clips under one seed show the same objects before the same backgrounds; the backgrounds stand still, drift slower
-than the objects (the demo), or pass as fast as they move. Every strategy masks the same clips; its scores are judged
-against the patches that the object covers at least half. About two minutes on 2 cores, most of it drawing the clips.
+Takes about two minutes on two cores, most of it for drawing the clips. Writes bench/results/cameras.<cpu or GPU>.json.
+
+With the same seed, shapes clips show the same objects before the same backgrounds. The backgrounds stand still, drift
+more slowly than the objects (as in the demo), or pass as fast as the objects move. Every strategy masks the same clips,
+and its scores are judged by the patches that the object covers at least half.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness.report import Row, Table, run_from_shell, save_report, write_report
+from bench.harness.command_line import run_from_shell
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
 from dali_pipelines.processes import count_cores
 from dali_pipelines.types import ClipBatch
 from tgmae.config import InputConfig
@@ -24,25 +29,25 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import load_clips
 from tgmae.masks.config import MaskKind
 from tgmae.masks.maps.build_motion import build_motion
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import judge
 from tgmae.shapes.scenes import Camera, make_shapes
 from tgmae.shapes.truth import object_coverage, read_objects
 from tgmae.training.parallel import choose_device
 
-SEED = 77003  # no clip of the demo's or of its CLIP's training
+SEED = 77003  # its clips are in neither the demo nor its CLIP's training
 
 
 @dataclass(frozen=True)
 class Options:
-    clips: int = 96
-    ratio: float = 0.6
-    work_dir: Path = Path("data/bench")  # clips and their motion stay here
+    clips: int = 96  # clips for each camera
+    ratio: float = 0.6  # mask ratio
+    work_dir: Path = Path("data/bench")  # folder for clips and their motion vectors
 
 
 def prepare(folder: Path, camera: Camera, clips: int) -> Manifest:
-    """Shapes clips of a camera with their motion, made where they are missing."""
+    """Create shapes clips of a camera and their motion vectors, unless they exist."""
     path = folder / "manifest.parquet"
     if not path.exists():
         make_shapes(
@@ -54,7 +59,7 @@ def prepare(folder: Path, camera: Camera, clips: int) -> Manifest:
 
 
 def find_truth(manifest: Manifest, batches: list[ClipBatch], config: InputConfig) -> list[NDArray[np.bool_]]:
-    """For each clip the patches that its object covers at least half, [S, N]."""
+    """Return for each clip the patches that its object covers at least half: bool [S, N]."""
     objects, model = read_objects(manifest.root), config.model
     return [
         object_coverage(
@@ -67,6 +72,7 @@ def find_truth(manifest: Manifest, batches: list[ClipBatch], config: InputConfig
 
 
 def judge_camera(folder: Path, manifest: Manifest, options: Options) -> list[Row]:
+    """Score the clips of one camera with every strategy, and judge the masks."""
     demo, device = PRESETS["demo"], choose_device("auto")
     mask = replace(demo.mask, ratio=options.ratio, motion=folder / "motion")
     config = InputConfig(model=demo.model, clip=demo.clip, mask=mask, data=replace(demo.data, split=""))
@@ -74,7 +80,7 @@ def judge_camera(folder: Path, manifest: Manifest, options: Options) -> list[Row
     truth, num_masked = find_truth(manifest, batches, config), mask.masked_per_slot(config.model.patches_per_slot)
     rows = []
     for kind in get_args(MaskKind):
-        scorer = make_scorer(replace(config, mask=replace(mask, kind=kind)), manifest, device)
+        scorer = bind_scorer(replace(config, mask=replace(mask, kind=kind)), manifest, device)
         scores = [score.cpu().numpy() for clips in batches for score in scorer(clips)]
         found = judge(truth, scores, num_masked)
         rows.append(Row(kind, [found["masked_top"]], {"AUC in a slot": found["auc_slot"], "found": found["found"]}))

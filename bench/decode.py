@@ -1,27 +1,31 @@
-"""How fast does each decoder deliver clips from random places, by codec, group of pictures, size and workers?
+"""How fast does each decoder deliver clips from random places, by codec, keyframe interval, size and workers?
 
-    python -m bench.decode data/shapes/manifest.parquet [--videos 24] [--rounds 3] [--workers 1 2] [--tables codec size]
+    python -m bench.decode
+    python -m bench.decode data/mine.parquet --tables codec size --workers 1 2 4
 
-Takes a minute on two cores, and once another to re-encode the videos. Writes bench/results/decode.<name>.<device>.json,
-named after the manifest or its folder.
+Takes a minute on two cores, and on the first run another to re-encode the videos. Writes
+bench/results/decode.<name>.<cpu or GPU>.json, named after the manifest or its folder.
 
-The first videos of the manifest are re-encoded by the project's own `tgmae.data.compact` into a handful of variants,
-which stay under --work-dir. Only decoding is measured: 16 frames, stride 2, from a random place of a file
-that is opened for it, into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one thing around a base:
-H.264, a keyframe every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame a decoder
-must go through, from the keyframe before the window to its end ("frames a clip"). Decoders, in bench/decoders.py:
+The first videos of the manifest are re-encoded into several variants by this project's `tgmae.data.compact`; they stay
+below --work-dir. Only decoding is measured: opening a file, seeking to a random place, and decoding 16 frames at
+stride 2 into whole RGB frames uint8 [T, H, W, 3] in memory. Each table varies one thing and keeps the others: H.264, a
+keyframe every 12 frames, the largest of --short-sides, all workers. "frames/s" counts every frame that a decoder goes
+through, from the keyframe before the window to the window's end ("frames a clip"). The decoders are in
+bench/rivals/decoders.py:
 
   PyAV         FFmpeg through PyAV with the manifest's keyframes: how this project decodes on a CPU
-  PyAV, YUV    the same without the conversion to RGB: what is left is FFmpeg
-  decord       where it is installed       torchcodec   likewise, with seek_mode="approximate"
-  DALI CPU     fn.decoders.video: VP8 and VP9 only here, so it is missing where the codec is another
+  PyAV, YUV    the same without the conversion to RGB, which leaves FFmpeg alone
+  decord       if it is installed
+  torchcodec   if it is installed, with seek_mode="approximate"
+  DALI CPU     fn.decoders.video, which on a CPU takes VP8 and VP9 only; left out for other codecs
   DALI GPU     the same with NVDEC, which takes H.264 and HEVC too; frames stay on the GPU
 
-DALI decodes excerpts (dali_pipelines/excerpt.py) that are cut before the clock starts: in training the workers do that.
+DALI decodes excerpts (dali_pipelines/video/excerpt.py) that are cut before the clock starts; in training the workers
+cut them.
 
-A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. The table "turns"
-has several DALI pipelines decode at once, as training does: with NVDEC, on a CPU VP9. "engines busy" is
-nvidia-smi's decoder utilisation, the mean over the measurement, times the number of NVDEC's engines.
+A worker is a process that decodes clip after clip on one thread; for DALI it is one of its threads. In the table turns
+several DALI pipelines decode at once, as in training: with NVDEC, or VP9 on a CPU. "engines busy" is nvidia-smi's
+decoder utilisation, averaged over the measurement, times the number of NVDEC engines.
 """
 
 from __future__ import annotations
@@ -39,22 +43,24 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bench.harness.gpu_watch import GpuWatch
-from bench.harness.report import Row, Table, first_line, measure, run_from_shell, save_report, source_name, write_report
-from bench.rivals.decoders import DECODERS, INSTALL, Clip, import_decoder, rate_in_workers, rate_of_dali
+from bench.gpu_report.watch import GpuWatch
+from bench.harness.command_line import first_line, run_from_shell
+from bench.harness.measure import measure
+from bench.harness.report import save_report, source_name, write_report
+from bench.harness.tables import Row, Table
+from bench.rivals.decoders import DECODERS, INSTALL, import_decoder, rate_in_workers, rate_of_dali
+from bench.workloads.variants import Variant, make_variant
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.processes import make_pool
 from dali_pipelines.worker import dali_decodes
 from tgmae.data.compact import CompactConfig, compact
 from tgmae.data.config import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.data.sampling import ClipSampler
 from tgmae.shapes.demo import provide_demo
 
-NUM_FRAMES, STRIDE = 16, 2
 BASE_GOP, GOPS, CODECS = 12, (4, 12, 60, 250), ("h264", "hevc", "vp9")
 Kind = Literal["codec", "turns", "keyframes", "size", "workers"]  # of a table
-# Pipelines and threads of each. NVDEC has up to eight engines, and training takes 4 × 4 for seven.
+# Pipelines, and threads of each. NVDEC has up to eight engines; for seven, training uses 4 × 4.
 PAIRS_ON_GPU = ((1, 1), (1, 4), (1, 16), (2, 8), (4, 4), (7, 2), (8, 4))
 PAIRS_ON_CPU = ((1, 1), (1, 2), (2, 1), (2, 2))
 
@@ -66,51 +72,30 @@ def _powers_of_two() -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    videos: int = 24  # taken from the manifest
-    tables: tuple[Kind, ...] = ("codec", "turns", "keyframes", "size", "workers")  # in this order
-    clips: int | None = None  # different ones; by default one a video, 128 on CUDA: two of DALI's batches there
-    seconds: float = 0.4  # of one measurement at least, in whole passes over the clips
-    rounds: int = 3
-    workers: tuple[int, ...] = field(default_factory=_powers_of_two)  # by default powers of two up to the cores
-    short_sides: tuple[int, ...] = (128, 256)  # pixels; smaller videos give their own and half of it
-    work_dir: Path = Path("data/bench/decode")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Videos of one kind, and the clips that are decoded of them."""
-
-    name: str
-    clips: list[Clip]
-    codecs: frozenset[str]
-    kib: float  # of a video, mean
-
-    @property
-    def frames_a_clip(self) -> float:
-        return statistics.mean(clip.frames_passed for clip in self.clips)
-
-
-def make_variant(name: str, manifest: Manifest, num_clips: int) -> Variant:
-    """Windows of the first clips that training would draw."""
-    data = DataConfig(stride=STRIDE)
-    plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=num_clips, seed=0)
-    clips = [Clip(manifest.file(r.row), manifest[r.row], r.frames) for r in plan(0)]
-    columns = {column: manifest.table.column(column).to_pylist() for column in ("codec", "num_bytes")}
-    return Variant(name, clips, frozenset(columns["codec"]), statistics.mean(columns["num_bytes"]) / 1024)
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    tables: tuple[Kind, ...] = ("codec", "turns", "keyframes", "size", "workers")  # tables to measure, in this order
+    rounds: int = 3  # measurements of every row, taken in turn
+    # Numbers of workers; by default powers of two up to the number of cores.
+    workers: tuple[int, ...] = field(default_factory=_powers_of_two)
+    videos: int = 24  # videos taken from the manifest
+    clips: int | None = None  # distinct clips; by default one for each video, on CUDA 128: two of DALI's batches
+    seconds: float = 0.4  # least seconds of one measurement, in whole passes over the clips
+    # Short sides of the variants, in pixels. If the videos are smaller, their own short side and half of it.
+    short_sides: tuple[int, ...] = (128, 256)
+    work_dir: Path = Path("data/bench/decode")  # folder for the re-encoded videos
 
 
 class Bench:
-    """The variants, made when they are first asked for, and what decodes them."""
+    """The variants, created when they are first used, and the decoders."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.on_gpu = options, torch.cuda.is_available()
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
-        self.decoding = choose_placement(DataConfig(), self.device)
+        self.placement = choose_placement(DataConfig(), self.device)
         whole = read_manifest(options.manifest)
         self.source = Manifest(whole.table.slice(0, options.videos), whole.root)
-        # nvidia-smi looks five times a second, at figures that are means of up to a second themselves; and a second is
-        # long beside a batch.
+        # nvidia-smi is read five times a second, and its figures are means over up to a second. A second is also long
+        # compared with a batch.
         self.seconds_on_gpu = max(options.seconds, 1.0) if options.seconds else 0.0
         self.num_clips = options.clips or (128 if self.on_gpu else len(self.source))
         sizes = zip(*(self.source.table.column(name).to_pylist() for name in ("width", "height")), strict=True)
@@ -122,7 +107,7 @@ class Bench:
         self.variants: dict[tuple[str, int, int], Variant] = {}
         self.working: dict[str, dict[str, Callable[[int], float]]] = {}  # by the variant's name
         self.decoders = list(DECODERS)
-        self.missing: list[str] = [f"no NVDEC: {self.decoding.reason}"] if self.decoding.reason else []
+        self.missing: list[str] = [f"no NVDEC: {self.placement.reason}"] if self.placement.reason else []
         for name, install in INSTALL.items():
             try:
                 self.pool.submit(import_decoder, name).result()
@@ -131,33 +116,33 @@ class Bench:
                 self.missing.append(f"{name} is missing ({install})")
 
     def variant(self, codec: str, side: int, gop: int) -> Variant:
-        """Re-encoded videos; taken over from an earlier run where they are the same."""
+        """Re-encode the videos, or reuse an earlier run's if they are the same."""
         if (codec, side, gop) not in self.variants:
             name = f"{codec}-{side}-gop{gop}"
             out = self.options.work_dir / source_name(self.options.manifest) / name
             print(f"re-encoding into {out}", flush=True)
             config = CompactConfig(short_side=side, codec=codec, gop=gop)  # type: ignore[arg-type]
             made = compact(self.source, out, config, self.workers)
-            if made.excluded:  # all variants and the originals hold the same videos
+            if made.excluded:  # so that all variants and the originals hold the same videos
                 self.source = Manifest(self.source.table.take(list(made.rows)), self.source.root)
-                self.missing.append(f"{len(made.excluded)} videos are left out, {made.report} says why")
+                self.missing.append(f"{len(made.excluded)} videos are left out; {made.report} says why")
             self.variants[codec, side, gop] = make_variant(name, read_manifest(made.manifest), self.num_clips)
         return self.variants[codec, side, gop]
 
     def ways(self, variant: Variant) -> dict[str, Callable[[int], float]]:
-        """What can decode a variant, (workers) → clips/s; each has decoded a little of it when this returns."""
+        """Return a function from workers to clips/s for each decoder of a variant, after trying it on a few clips."""
         if variant.name in self.working:
             return self.working[variant.name]
-        few = variant.clips[: 2 * self.workers]  # two a worker, so that each has imported the decoder
+        few = variant.windows[: 2 * self.workers]  # two for each worker, so that it imports the decoder
         ways: dict[str, Callable[[int], float]] = {}
         for name in self.decoders:
-            ways[name] = partial(rate_in_workers, name, variant.clips, self.pool, self.options.seconds)
-        for name, on_gpu, limits in (("DALI CPU", False, None), ("DALI GPU", True, self.decoding.limits)):
+            ways[name] = partial(rate_in_workers, name, variant.windows, self.pool, self.options.seconds)
+        for name, on_gpu, limits in (("DALI CPU", False, None), ("DALI GPU", True, self.placement.limits)):
             if on_gpu and limits is None:
                 continue
-            if all(dali_decodes(clip.video.coded, limits) for clip in variant.clips):
+            if all(dali_decodes(window.video.coded, limits) for window in variant.windows):
                 seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
-                ways[name] = partial(rate_of_dali, variant.clips, on_gpu, seconds)
+                ways[name] = partial(rate_of_dali, variant.windows, on_gpu, seconds)
             elif on_gpu:
                 self.missing.append(f"NVDEC does not take {variant.name} here")
         for name in list(ways):
@@ -166,14 +151,14 @@ class Bench:
                     rate_in_workers(name, few, self.pool, 0, self.workers)
                 else:
                     rate_of_dali(few, name == "DALI GPU", 0, self.workers)
-            except Exception as error:  # whatever a decoder raises that is not ours, the others go on
+            except Exception as error:  # other projects' decoders may raise anything; the rest still run
                 del ways[name]
                 self.missing.append(f"{name} cannot decode {variant.name}: {first_line(error)}")
         self.working[variant.name] = ways
         return ways
 
     def table(self, title: str, rows: Sequence[tuple[str, Variant, int]], base: str) -> Table:
-        """Every decoder on every (label, variant, workers), compared with PyAV on the one labelled `base`."""
+        """Measure every decoder on every (label, variant, workers), compared with PyAV on the row labelled `base`."""
         work: dict[str, Callable[[], float]] = {}
         variants: dict[str, Variant] = {}
         for label, variant, workers in rows:
@@ -193,26 +178,26 @@ class Bench:
         return Table(title, "clips/s", measured, relative_to=first if first in work else None, note=note)
 
     def table_of_turns(self, variants: Sequence[Variant]) -> Table:
-        """DALI alone, by pipelines that decode at once and the threads of each.
+        """Measure DALI alone, by the number of pipelines that decode at once and the threads of each.
 
-        variants   the first of them by every pair, the others by one thread alone and by what training takes
+        variants   the first is measured with every pair, the others with one thread and with what training uses
         """
-        on_gpu, busy, failed = self.decoding.limits is not None, dict[str, list[float]](), dict[str, str]()
+        on_gpu, busy, failed = self.placement.limits is not None, dict[str, list[float]](), dict[str, str]()
         seconds = self.seconds_on_gpu if on_gpu else self.options.seconds
-        usual = (self.decoding.pipelines, self.decoding.threads)
+        usual = (self.placement.pipelines, self.placement.threads)
         first, *others = variants
         cases = {_name_pair(*pair): (first, *pair) for pair in (*(PAIRS_ON_GPU if on_gpu else PAIRS_ON_CPU), usual)}
         cases |= {f"{_name_pair(*pair)}, {other.name}": (other, *pair) for other in others for pair in ((1, 1), usual)}
 
         def rate(name: str, is_trial: bool = False) -> float:
             variant, pipelines, threads = cases[name]
-            clips, least, batch = variant.clips, seconds, None
-            if is_trial:  # one clip a thread
-                clips, least, batch = clips[: pipelines * threads], 0.0, threads
+            windows, least, batch = variant.windows, seconds, None
+            if is_trial:  # one clip for each thread
+                windows, least, batch = windows[: pipelines * threads], 0.0, threads
             try:
                 with TemporaryDirectory() as folder, GpuWatch(Path(folder) / "smi.csv") as watch:
-                    found = rate_of_dali(clips, on_gpu, least, threads, pipelines, watch.forget, batch)
-            except Exception as error:  # whatever DALI raises, the other pairs go on
+                    found = rate_of_dali(windows, on_gpu, least, threads, pipelines, watch.forget, batch)
+            except Exception as error:  # DALI may raise anything; the other pairs still run
                 failed[name] = first_line(error)
                 return math.nan
             if (mean := watch.read().get("utilization.decoder, mean")) is not None and not is_trial:
@@ -230,15 +215,15 @@ class Bench:
             facts = {"frames/s": statistics.median(rates) * cases[name][0].frames_a_clip}
             if on_gpu and name in busy:
                 mean = statistics.mean(busy[name])
-                facts |= {"decoder, %": mean, "engines busy": mean / 100 * self.decoding.engines}
+                facts |= {"decoder, %": mean, "engines busy": mean / 100 * self.placement.engines}
             rows.append(Row(name, rates, facts))
         notes = ["a pipeline has one CUDA stream"] if on_gpu else []
         notes += [f"{name} is left out: {reason}" for name, reason in failed.items()]
         if busy:
             notes.append(
-                f"engines busy: nvidia-smi's decoder utilisation times {self.decoding.engines} engines, right only if "
-                "the driver averages over engines; 1 pipeline × 1 thread, which keeps one busy at most, shows whether "
-                "it does"
+                f"engines busy: nvidia-smi's decoder utilisation times {self.placement.engines} engines, correct only "
+                "if the driver averages over engines; 1 pipeline × 1 thread, which keeps at most one busy, shows "
+                "whether it does"
             )
         return Table(title, "clips/s", rows, relative_to=rows[0].name if rows else None, note="\n".join(notes))
 
@@ -248,11 +233,11 @@ def _name_pair(pipelines: int, threads: int) -> str:
 
 
 def make_table(bench: Bench, kind: Kind) -> Table:
-    """Re-encodes what it needs."""
+    """Measure one table, after re-encoding the videos it needs."""
     side, workers = bench.sides[-1], bench.workers
     gop, sized, working = f"keyframe every {BASE_GOP}", f"short side {side}", f"{workers} workers"
     if kind == "turns":
-        codecs = ("vp9",) if bench.decoding.limits is None else CODECS
+        codecs = ("vp9",) if bench.placement.limits is None else CODECS
         return bench.table_of_turns([bench.variant(codec, side, BASE_GOP) for codec in codecs])
     if kind == "codec":
         title, base = f"By codec: {sized}, {gop}, {working}", "h264"
@@ -288,7 +273,7 @@ def run(options: Options) -> None:
         rows = [row for row in table.rows if "YUV" not in row.name]
         if best := max(rows, key=lambda row: statistics.median(row.values), default=None):
             headline[table.title] = f"fastest is {best.name}, {statistics.median(best.values):.3g} clips/s"
-    results = {"clips": bench.num_clips, "nvdec": {k: asdict(v) for k, v in (bench.decoding.limits or {}).items()}}
+    results = {"clips": bench.num_clips, "nvdec": {k: asdict(v) for k, v in (bench.placement.limits or {}).items()}}
     write_report(f"decode.{source_name(options.manifest)}", tables, headline, bench.device, results)
 
 

@@ -1,19 +1,20 @@
-"""How fast does each scorer run on each engine and precision, and how far do its masks move?
+"""How fast does each scorer run on each engine and precision, and how much do its masks change?
 
-    python -m bench.engines [MANIFEST] [--rounds 3] [--student FILE]
+    python -m bench.engines
+    python -m bench.engines data/mine.parquet --student student.safetensors
 
 Takes under a minute on two idle cores, about a minute on a GPU. Writes bench/results/engines.<cpu or GPU>.json.
 
-Rows of speed are clips/s of scores, frames in memory, in passes of the engine's full size; "of limit" is their
-arithmetic as a share of the fastest large matrix product in the same rounds (bfloat16 on CUDA, so FP8 may pass 1).
-"open s" is the time until an engine is ready, with nothing kept from before: export, build, CUDA graph. On CUDA CLIP is
-ViT-B/32 with random weights at 16×224², on a CPU the tiny CLIP at the demo's size; the student of the speed tables has
-random weights, 1024 wide. On CUDA one table shows the patch scorer by size of pass, with the CUDA graph and without;
-"launch ms" is how long a pass keeps the thread that asks for it.
+Rows of speed are clips/s of scores, with frames in memory and passes of the engine's full size. "of limit" is their
+arithmetic as a share of the fastest large matrix product in the same rounds (bfloat16 on CUDA, so FP8 may exceed 1),
+and "open s" the time until an engine is ready when nothing is cached: export, build, CUDA graph. On CUDA, CLIP is
+ViT-B/32 with random weights at 16×224²; on a CPU it is the tiny CLIP at the demo's size. The student in the speed
+tables has random weights and is 1024 wide. On CUDA one table has the patch scorer by size of pass, with and without the
+CUDA graph. "launch ms" is how long a pass occupies the thread that launches it.
 
-Rows of agreement compare masks at γ .6 with those of torch in float32, with the tiny CLIP on the manifest's clips (the
-demo's by default, made where they are missing): the mean over slots, and beside it the 5th percentile, Spearman's rank
-correlation and the largest difference of a cosine. --student is one of the tiny CLIP's.
+Rows of agreement compare masks at γ .6 with those of torch in float32, with the tiny CLIP on the manifest's clips: the
+mean over slots, the 5th percentile, Spearman's rank correlation and the largest difference of a cosine. --student must
+have been distilled from the tiny CLIP.
 
 An engine that is not installed, or a precision that does not run here, is left out and named.
 """
@@ -34,19 +35,12 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from bench.harness.inputs import Engine, make_random_clip, make_random_student
-from bench.harness.report import (
-    Row,
-    Table,
-    first_line,
-    measure,
-    now,
-    prepare_each,
-    run_from_shell,
-    save_report,
-    write_report,
-)
-from bench.step import MATMUL, matmul_ceiling
+from bench.harness.ceilings import MATMUL, matmul_ceiling
+from bench.harness.command_line import first_line, run_from_shell
+from bench.harness.measure import measure, now, prepare_each
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
+from bench.workloads.inputs import Engine, make_random_clip, make_random_student
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
@@ -57,7 +51,7 @@ from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.text_scorer import TextScorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.demo import provide_demo
@@ -66,22 +60,22 @@ from tgmae.training.parallel import choose_device
 ScorerName = Literal["patch", "dense", "student"]
 Precision = Literal["fp16", "bf16", "fp8", "fp32"]
 SCORERS: tuple[ScorerName, ...] = ("patch", "dense", "student")
-PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp8")  # beside fp32, which they are compared with
-PASS_SIZES = (256, 1024, 2048, 4096, 8192, 16384)  # what the smallest touches fits an L2 cache
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp8")  # each is compared with fp32
+PASS_SIZES = (256, 1024, 2048, 4096, 8192, 16384)  # patches; the smallest pass fits into an L2 cache
 
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    rounds: int = 3
-    seconds: float = 0.3  # of scoring in a round; at least one call
-    clips: int = 64  # for agreement
-    student: Path | None = None  # of the tiny CLIP, for agreement
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    student: Path | None = None  # student of the tiny CLIP, for agreement
+    rounds: int = 3  # measurements of every row, taken in turn
+    clips: int = 64  # clips for agreement
+    seconds: float = 0.3  # seconds of scoring in a round; at least one call
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row: what runs a scorer."""
+    """One row: the engine that runs a scorer, and its settings."""
 
     engine: Engine = "torch"
     precision: Precision = "fp16"
@@ -94,7 +88,7 @@ class Case:
         return f"{size}{self.engine} {self.precision}{'' if self.graph else ', no graph'}"
 
     def config(self, cache_dir: Path) -> CLIPConfig:
-        """Raises ValueError for what no engine can."""
+        """Return the configuration. Raises ValueError for a combination that no engine supports."""
         return CLIPConfig(
             model="shapes", engine=self.engine, precision=self.precision, cuda_graph=self.graph, batch=self.batch,
             cache_dir=cache_dir,
@@ -103,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What speed is measured on: a CLIP, clips of a size, and where files may go."""
+    """What speed is measured on: a CLIP, clips of one size, and a folder for files."""
 
     clip: CLIPModel
     model: ModelConfig
@@ -124,21 +118,21 @@ class Setting:
 
 
 class Opened:
-    """An engine that is ready, with two full passes of random frames."""
+    """An open engine, with two full passes of random frames."""
 
     def __init__(self, case: Case, scorer: ScorerName, setting: Setting) -> None:
         model, device = setting.model, setting.device
         started = now(device)
-        with tempfile.TemporaryDirectory(dir=setting.folder) as cache:  # so that nothing is there already
+        with tempfile.TemporaryDirectory(dir=setting.folder) as cache:  # so that nothing is cached
             config = case.config(Path(cache))
             size, spec = model.image_size, setting.mask(scorer).tower()
-            self.features: PatchSimilarity = make_patch_similarity(
+            self.similarity: PatchSimilarity = make_patch_similarity(
                 setting.clip, config, spec, model.patch_size, size, size, device
             )  # fmt: skip
         self.open_s = now(device) - started
         self.frames_per_clip, self.device = setting.frames_per_clip, device
         one = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        count = 2 * self.features.frames_per_pass(one)
+        count = 2 * self.similarity.frames_per_pass(one)
         draw = torch.Generator(device).manual_seed(0)
         shape = (count, size, size, 3)
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=draw)
@@ -148,9 +142,10 @@ class Opened:
         self.score()
 
     def score(self) -> Tensor:
-        return self.features.compare(self.frames, self.texts)
+        return self.similarity.compare(self.frames, self.texts)
 
     def clips_per_s(self, seconds: float) -> float:
+        """Score for at least `seconds`; return clips/s."""
         started, count = now(self.device), 0
         while not count or time.perf_counter() - started < seconds:
             self.score()
@@ -162,17 +157,17 @@ class Opened:
     def _launch_ms(self) -> float:
         frames = self.frames[: len(self.frames) // 2]
         started = now(self.device)
-        self.features.embed(frames)
+        self.similarity.embed(frames)
         return (time.perf_counter() - started) * 1000
 
 
 def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: Setting, options: Options) -> Table:
-    """clips/s of each case, and of a matrix product in the same rounds."""
+    """Measure clips/s of each case, and a matrix product in the same rounds."""
     opened, left_out = {}, []
     for name, case in prepare_each({case.name: case for case in cases}, f"opening, {title}"):
         try:
             opened[name] = Opened(case, scorer, setting)
-        except (ValueError, RuntimeError, ImportError) as error:  # no such engine; no memory; no kernel
+        except (ValueError, RuntimeError, ImportError) as error:  # no such engine; out of memory; no kernel
             left_out.append(f"left out: {name} ({first_line(error)})")
     work: dict[str, Callable[[], float]] = {
         name: partial(one.clips_per_s, options.seconds) for name, one in opened.items()
@@ -185,7 +180,7 @@ def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: 
     for name, values in found.items():
         tflops, one = gflop * median(values) / 1000, opened[name]
         facts: dict[str, float | str] = {
-            "GFLOP a clip": gflop, "TFLOP/s": tflops, "of limit": tflops / limit, "a pass": float(one.features.batch),
+            "GFLOP a clip": gflop, "TFLOP/s": tflops, "of limit": tflops / limit, "a pass": float(one.similarity.batch),
             "open s": one.open_s,
         }  # fmt: skip
         if setting.device.type == "cuda":
@@ -196,7 +191,7 @@ def speed_table(title: str, cases: Sequence[Case], scorer: ScorerName, setting: 
 
 
 def plan_cases(device: torch.device) -> list[Case]:
-    """The rows of a speed table."""
+    """List the rows of a speed table."""
     if device.type == "cpu":
         return [Case(precision="fp32"), Case(engine="onnxruntime", precision="fp32")]
     half: list[Case] = [Case(engine=engine) for engine in ("onnxruntime", "tensorrt", "tensorrt_rtx")]
@@ -206,7 +201,7 @@ def plan_cases(device: torch.device) -> list[Case]:
 
 
 def agreement_table(options: Options, manifest: Manifest, folder: Path, device: torch.device) -> Table:
-    """Masks of every precision against those of float32, scorer by scorer."""
+    """Compare the masks of every precision with those of float32, scorer by scorer."""
     demo = PRESETS["demo"]
     seen = InputConfig(model=demo.model, data=demo.data, mask=MaskConfig(kind="tube"))
     batches = load_clips(seen, manifest, options.clips, 16, device)
@@ -218,7 +213,7 @@ def agreement_table(options: Options, manifest: Manifest, folder: Path, device: 
         mask = replace(demo.mask, scorer=scorer, student=options.student)
 
         def score(case: Case, mask: MaskConfig = mask) -> Tensor:
-            scorer = TextScorer(replace(seen, mask=mask, clip=case.config(folder)), manifest, device, clip)
+            scorer = bind_scorer(replace(seen, mask=mask, clip=case.config(folder)), manifest, device, clip)
             return torch.cat([scorer(clips).cpu() for clips in batches])
 
         exact = score(Case(precision="fp32"))
@@ -237,16 +232,15 @@ def agreement_table(options: Options, manifest: Manifest, folder: Path, device: 
             }
             rows.append(Row(name, [float(share.mean())], facts))
     title = f"masks against torch fp32, the tiny CLIP, {sum(len(clips.requests) for clips in batches)} clips"
-    note = (
-        f"{k} of {demo.model.patches_per_slot} patches masked; chance agrees on {k / demo.model.patches_per_slot:.2f}"
-    )
+    patches = demo.model.patches_per_slot
+    note = f"{k} of {patches} patches masked; agreement by chance: {k / patches:.2f}"
     return Table(title, "agreement", rows, note="\n".join([note, *left_out]))
 
 
 def run(options: Options) -> None:
     device = choose_device("auto")
     on_cuda = device.type == "cuda"
-    # What can be wrong with files shows before a report is overwritten.
+    # Errors in the files must show before a report is overwritten.
     provide_demo(options.manifest)
     manifest, _ = require_captions(read_manifest(options.manifest), "label")
     if options.student:

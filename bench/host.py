@@ -1,12 +1,13 @@
-"""What is left for the host where NVDEC decodes: how many clips a second can it plan, read and hand to DALI?
+"""When NVDEC decodes, how many clips a second can the host plan, read and hand to DALI?
 
-    python -m bench.host [MANIFEST] [--workers 1 2] [--rounds 3]
+    python -m bench.host
+    python -m bench.host data/mine.parquet --workers 1 2 4
 
-Takes half a minute and needs no GPU: it is a GPU's loader up to the decoder's input, with the same worker processes and
-the same hand-over of excerpts, and a copy in the place of the decoder. Batches of 64 clips, 16 frames each, one
-pipeline. Rows are clips/s by number of workers; "main ms" is the time that the main process's thread works for a clip,
-which the training loop's Python shares with it. After the first round the page cache holds the files.
-Writes bench/results/host.<name>.cpu.json.
+Takes half a minute and needs no GPU. It runs a GPU's loader up to the decoder's input, with the same worker processes
+that hand over the same excerpts, and with a copy in place of the decoder: one pipeline, batches of 64 clips of 16
+frames. Rows are clips/s by number of workers. "main ms" is how long a clip occupies the main process's thread, which
+the training loop's Python needs too. From the second round on the page cache holds the files. Writes
+bench/results/host.<name>.cpu.json.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from typing import Annotated, Any
 import tyro
 from nvidia.dali import fn, pipeline_def
 
-from bench.harness.gpu_targets import LOADER_CLIPS_S
-from bench.harness.report import Row, Table, measure, run_from_shell, source_name, write_report
+from bench.gpu_report.targets import LOADER_CLIPS_S
+from bench.harness.command_line import run_from_shell
+from bench.harness.measure import measure
+from bench.harness.report import source_name, write_report
+from bench.harness.tables import Row, Table
 from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.processes import count_cores
@@ -41,19 +45,20 @@ ANY_SIZE = CodecLimits(
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    # Numbers of worker processes, a row for each; by default 1 to the number of cores, at most 4.
     workers: tuple[int, ...] = field(default_factory=lambda: tuple(range(1, count_cores() + 1))[:4])
-    batches: int = 30  # in a round
-    rounds: int = 3
+    rounds: int = 3  # measurements of every row, taken in turn
+    batches: int = 30  # batches in a round
 
 
 class Feeder:
-    """Worker processes that read clips' files, and the graph that takes them."""
+    """Worker processes that read files, and a DALI graph that takes what they read."""
 
     def __init__(self, manifest: Manifest, num_workers: int) -> None:
-        plan = ClipSampler(manifest=manifest, data=DataConfig(stride=2), num_frames=16, batch_size=BATCH, seed=0)
+        sampler = ClipSampler(manifest=manifest, data=DataConfig(stride=2), num_frames=16, batch_size=BATCH, seed=0)
         source = ClipWorker(
-            videos=manifest, sampler=plan, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
+            videos=manifest, sampler=sampler, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
             step=1, distrusted=frozenset(),
         )  # fmt: skip
 
@@ -65,12 +70,12 @@ class Feeder:
 
         self.pipe = graph()
         self.pipe.build()
-        for _ in range(4):  # until the queues are filled
+        for _ in range(4):  # fills the queues
             self.pipe.run()
-        self.main_ms: list[float] = []  # of a clip, by round
+        self.main_ms: list[float] = []  # per clip, by round
 
     def rate(self, batches: int) -> float:
-        """Clips a second."""
+        """Return clips/s over `batches` batches."""
         started, worked = time.perf_counter(), time.thread_time()
         for _ in range(batches):
             self.pipe.run()
@@ -87,7 +92,7 @@ def run(options: Options) -> None:
     rows = [Row(name, rates, {"main ms": median(feeders[name].main_ms)}) for name, rates in found.items()]
     size = mean(manifest.table.column("num_bytes").to_pylist()) / 1024
     table = Table(
-        f"Files to DALI, {size:.0f} KiB each", "clips/s", rows, rows[0].name, note=f"wanted: {LOADER_CLIPS_S} clips/s"
+        f"Files to DALI, {size:.0f} KiB each", "clips/s", rows, rows[0].name, note=f"target: {LOADER_CLIPS_S} clips/s"
     )
     headline = {row.name: f"{median(row.values):,.0f} clips/s, {row.facts['main ms']:.3f} ms a clip" for row in rows}
     write_report(f"host.{source_name(options.manifest)}", [table], headline)

@@ -1,10 +1,11 @@
-"""Which launch is best for each kernel on this GPU?
+"""Which launch is the fastest for each kernel on this GPU?
 
-    python -m bench.kernel_tuning [--rounds 3]        # CUDA only
+    python -m bench.kernel_tuning
+    python -m bench.kernel_tuning --rounds 5
 
-Every sensible launch (kernels/launch.py) of every kernel at one size, in turn in every round, each checked against the
-reference before it is timed. Rows are microseconds; "now" marks what the kernel takes by itself. To take over the best,
-edit kernels/launch.py. Writes bench/results/kernel_tuning.<GPU>.json.
+Needs CUDA. Times every sensible launch (kernels/launch.py) of every kernel at one size, in turn in every round, after
+checking its result against the reference. Rows are in microseconds; "default" marks the launch that the kernel chooses
+itself. To adopt a faster one, edit kernels/launch.py. Writes bench/results/kernel_tuning.<GPU>.json.
 """
 
 from __future__ import annotations
@@ -17,17 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.harness.report import (
-    Row,
-    Table,
-    first_line,
-    measure,
-    prepare_each,
-    run_from_shell,
-    save_report,
-    write_report,
-)
-from bench.kernels import COPY, OPERATIONS, Inputs, Size, seconds_of
+from bench.harness.command_line import first_line, run_from_shell
+from bench.harness.measure import measure, prepare_each
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
+from bench.workloads.kernel_operations import COPY, OPERATIONS, Inputs, Size, seconds_of
 from kernels.launch import Launch, block_of_values, whole_block
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
@@ -38,26 +33,26 @@ WARPS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Options:
-    rounds: int = 3
-    repeats: int = 20  # runs of each launch a round
-    copy_mib: int = 1024  # size of the buffer that empties the caches
+    rounds: int = 3  # measurements of every launch, taken in turn
+    repeats: int = 20  # runs of each launch in a round
+    copy_mib: int = 1024  # MiB of the buffer that empties the caches
 
 
 def launches(operation: str, model: ModelConfig) -> list[Launch]:
-    """What is worth trying; today's is the first.
+    """List the launches worth trying, the kernel's own choice first.
 
-    Top-k and the loss's forward hold everything at once, so that only the warps are free; the others have four bytes of
-    the frames a lane at least.
+    A program of topk_mask or masked_mse forward holds all its items in one block, so that only the number of warps is
+    free. The others give each lane at least four bytes of the frames.
     """
     pixels = model.tubelet_size * model.patch_size**2
     if operation in ("topk_mask", "masked_mse forward"):
-        now = whole_block(model.patches_per_slot if operation == "topk_mask" else pixels)
-        blocks, fewest = [now.block], 1
+        default = whole_block(model.patches_per_slot if operation == "topk_mask" else pixels)
+        blocks, fewest = [default.block], 1
     else:
-        now = block_of_values(3 * pixels)
-        blocks, fewest = [now.block, now.block // 2, now.block // 4], 4
+        default = block_of_values(3 * pixels)
+        blocks, fewest = [default.block, default.block // 2, default.block // 4], 4
     tried = [Launch(block, warps) for block in blocks for warps in WARPS if block >= fewest * 32 * warps]
-    return list(dict.fromkeys([now, *tried]))
+    return list(dict.fromkeys([default, *tried]))
 
 
 def name_of(launch: Launch) -> str:
@@ -65,12 +60,12 @@ def name_of(launch: Launch) -> str:
 
 
 def check(operation: str, inputs: Inputs, launch: Launch) -> None:
-    """Raises AssertionError where a launch changes the result: top-k exactly, others but for rounding."""
+    """Raise AssertionError if a launch changes the result: of top-k at all, of the others by more than rounding."""
     got, expected = (_result(inputs, operation, kernel, launch) for kernel in (True, False))
     for one, other in zip(got, expected, strict=True):
         if operation == "topk_mask":
             torch.testing.assert_close(one, other, rtol=0, atol=0)
-        else:  # what is stored may differ by a unit, and what it is computed from in float32 by some
+        else:  # one unit of the stored dtype, and the rounding of the float32 arithmetic behind it
             rounding, computed = torch.finfo(one.dtype).eps, 1e-5
             torch.testing.assert_close(
                 one, other, rtol=max(2 * rounding, computed), atol=computed * float(other.detach().abs().max())
@@ -83,7 +78,7 @@ def _result(inputs: Inputs, operation: str, on_kernel: bool, launch: Launch) -> 
 
 
 def tune(size: Size, rounds: int, repeats: int, copy_mib: int, device: torch.device) -> Iterator[tuple[Table, str]]:
-    """Kernel by kernel its table, and which launch was best."""
+    """Yield the table of each kernel, and a sentence about its fastest launch."""
     inputs = Inputs(size, device)
     source, target = (torch.ones(copy_mib * 2**20, dtype=torch.uint8, device=device) for _ in range(2))
     for operation in OPERATIONS:
@@ -93,8 +88,8 @@ def tune(size: Size, rounds: int, repeats: int, copy_mib: int, device: torch.dev
         for name, launch in prepare_each({name_of(launch): launch for launch in tried}, f"checking, {operation}"):
             try:
                 check(operation, inputs, launch)
-            except Exception as error:  # another result, or whatever the compiler says; the others go on
-                wrong.append(f"{name} is out: {first_line(error)}")
+            except Exception as error:  # a wrong result, or any compiler error; the others still run
+                wrong.append(f"{name} is left out: {first_line(error)}")
             else:
                 work[name] = inputs.operation(operation, True, launch)
         timed = {name: partial(seconds_of, run, target, repeats) for name, run in work.items()}
@@ -104,29 +99,33 @@ def tune(size: Size, rounds: int, repeats: int, copy_mib: int, device: torch.dev
 
 
 def _table(
-    operation: str, size: Size, seconds: dict[str, list[float]], copied: list[float], bytes_copied: int, now: str,
-    wrong: list[str],
+    operation: str, size: Size, seconds: dict[str, list[float]], copied: list[float], bytes_copied: int,
+    default: str, wrong: list[str],
 ) -> tuple[Table, str]:  # fmt: skip
     moved = size.bytes_moved(operation)
     medians = {name: statistics.median(spent) for name, spent in seconds.items()}
     rows = []
     for name in sorted(medians, key=lambda name: medians[name]):
         rates = [moved / spent / (bytes_copied / copy) for spent, copy in zip(seconds[name], copied, strict=True)]
-        facts: dict[str, float | str] = {"of copy": statistics.median(rates), "": "now" if name == now else ""}
+        facts: dict[str, float | str] = {"of copy": statistics.median(rates), "": "default" if name == default else ""}
         rows.append(Row(name, [1e6 * spent for spent in seconds[name]], facts))
     if not rows:
         return Table(f"{operation}, {size.name}", "µs", [], note="\n".join(wrong)), "no launch works"
     best = rows[0].name
-    gain = f"{medians[now] / medians[best]:.3g} times as fast as now ({now})" if now in medians else f"{now} is out"
-    said = f"best is {best}, {'as now' if best == now else gain}"
-    base = now if now in medians else None
+    if default not in medians:
+        said = f"fastest is {best}; the default ({default}) is left out"
+    elif best == default:
+        said = f"fastest is {best}, the default"
+    else:
+        said = f"fastest is {best}, {medians[default] / medians[best]:.3g} times as fast as the default ({default})"
+    base = default if default in medians else None
     return Table(f"{operation}, {size.name}", "µs", rows, relative_to=base, note="\n".join(wrong)), said
 
 
 def run(options: Options) -> None:
     device = choose_device("auto")
     if device.type != "cuda":
-        raise ValueError("this needs a CUDA device: it times the kernels, and a CPU takes their references")
+        raise ValueError("bench.kernel_tuning needs a CUDA device: a CPU runs the references, which have no launch")
     size = Size("64 clips 16×224², γ 0.6", PRESETS["ssv2"].model, 64, 0.6, torch.bfloat16)
     tables: list[Table] = []
     headline: dict[str, str] = {}

@@ -1,31 +1,31 @@
-"""How many clips a second does the loader deliver, against a plain VideoMAE-style loader, and where does the time go?
+"""How many clips a second does the loader deliver, beside a plain VideoMAE-style loader, and where does the time go?
 
-    python -m bench.loader data/shapes/manifest.parquet [--clips 64] [--rounds 3] [--workers 2]
+    python -m bench.loader
+    python -m bench.loader data/mine.parquet --workers 4 --clips 96
 
-About a minute and a half on two cores; the default manifest is made where it is missing. Writes
-bench/results/loader.<name>.<device>.json, named after the manifest or its folder.
+Takes about a minute and a half on two cores. Writes bench/results/loader.<name>.<cpu or GPU>.json, named after the
+manifest or its folder.
 
-Clips of 16 frames, stride 2, multi-scale crop to 224², in batches of 8; every loader gets the same requests and runs
-alone, in turn in every round. Start-up is not counted. Nothing is done with the batches:
+Clips have 16 frames at stride 2, cropped at several scales to 224², in batches of 8. Every loader gets the same
+requests and runs alone, in turn in every round. Start-up does not count, and nothing is done with the batches:
 
-  VideoMAE, decord   bench/videomae_loader.py: torch workers, PIL, float32, tube masks; where decord is installed
+  VideoMAE, decord   bench/rivals/videomae_loader.py: torch workers, PIL, float32, tube masks; needs decord
   VideoMAE, PyAV     the same, decoding with PyAV
   pyav               our readable pipeline, in one process, tube masks
-  dali               our loader: on CUDA it decodes on the GPU
-  dali, random/tgm   its other masks; tgm is the paper's scorer with the demo's tiny CLIP and few clips
-  dali, no masks     the pipeline alone
+  dali               our loader, tube masks; on CUDA it decodes on the GPU
+  dali, random/tgm   the same with other masks; tgm is the paper's scorer with the demo's tiny CLIP, on few clips
+  dali, no masks     its pipeline alone
 
-On CUDA dali's batches have 64 clips, as in training. What its pipelines made ready while others had their turn is
-thrown away, and a turn of ours ends after two seconds if it has not done its clips by then.
+On CUDA dali's batches have 64 clips, as in training. Batches that its pipelines prepared during the others' turns are
+discarded, and a turn ends after two seconds even if not all its clips are done.
 
-On a CPU the stages of a loader are timed one by one in a process of their own; "hand-over" is what the whole loader
-takes, all its processes together, beyond them: planning, collating, queues, copies between processes.
+On a CPU the stages of a loader are timed one by one in a separate process. "hand-over" is what the whole loader, with
+all its processes, takes beyond them: planning, collating, queues, copies between processes.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import statistics
 import time
@@ -38,9 +38,13 @@ from typing import Annotated, Any, Literal
 import pyarrow.compute as pc
 import tyro
 
-from bench.harness.report import Row, Table, measure, now, run_from_shell, source_name, write_report
+from bench.harness.command_line import run_from_shell
+from bench.harness.measure import cpu_seconds, measure, now
+from bench.harness.report import source_name, write_report
+from bench.harness.tables import Row, Table
 from bench.rivals.loader_stages import stage_table, time_stages
 from bench.rivals.videomae_loader import INSTALL_DECORD, Decoder, VideoMAEDataset, find_decoders, make_videomae_loader
+from dali_pipelines.open import open_pipeline
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
@@ -52,39 +56,30 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
-from tgmae.training.loader import Loader, make_pipeline
+from tgmae.training.loader import Loader
 from tgmae.training.parallel import choose_device
 
 BATCH, STRIDE, WARM_UP = 8, 2, 2  # clips, frames, batches
-CUDA_BATCH, CUDA_BATCHES, CUDA_SECONDS = 64, 20, 2.0  # of a turn of dali's on CUDA
+CUDA_BATCH, CUDA_BATCHES, CUDA_SECONDS = 64, 20, 2.0  # a turn of dali on CUDA: clips, batches, seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    # Of one measurement, a multiple of dali's batch; by default 48, on CUDA 1280. The pyav pipeline takes a third.
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    rounds: int = 3  # measurements of every row, taken in turn
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # worker processes; default: all cores
+    # Clips of one measurement, a multiple of dali's batch; by default 48, on CUDA 1280. The pyav pipeline does a third.
     clips: int | None = None
-    tgm_clips: int = 16  # tgm's on a CPU
-    rounds: int = 3
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    image_size: int = 224  # pixels
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and its living children so far."""
-    total = time.process_time()
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+    tgm_clips: int = 16  # clips of one measurement with tgm masks, on a CPU
+    image_size: int = 224  # width and height of a clip, in pixels
 
 
 @dataclass
 class Cycle(ClipSampler):
-    """The same batches over and over, so that every measurement takes the same clips wherever it begins."""
+    """The same batches over and over, so that every measurement has the same clips wherever it begins."""
 
     num_batches: int = 1
 
@@ -93,47 +88,48 @@ class Cycle(ClipSampler):
 
 
 class Bench:
-    """Everything that is measured, as functions that return clips/s; `cpu_ms` gathers CPU time a clip beside them."""
+    """Everything that is measured, as functions that return clips/s. `cpu_ms` collects the CPU time a clip."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, choose_device("auto")
         self.on_gpu = self.device.type == "cuda"
-        self.batch = CUDA_BATCH if self.on_gpu else BATCH  # of the DALI pipeline
+        self.batch = CUDA_BATCH if self.on_gpu else BATCH  # clips in the DALI pipeline's batches
         self.clips = options.clips or (CUDA_BATCH * CUDA_BATCHES if self.on_gpu else 48)
         if self.clips < self.batch or self.clips % self.batch:
             raise ValueError(f"--clips must be a multiple of {self.batch}, got {self.clips}")
         whole = read_manifest(options.manifest)
-        # The plain loader knows nothing of rotated pictures.
+        # The plain loader does not handle rotated videos.
         upright = whole.table.filter(pc.equal(whole.table.column("rotation"), 0))
         self.manifest = Manifest(upright, whole.root)
-        self.no_text = ""  # why there is no text-guided mask
+        self.no_text = ""  # why there are no text-guided masks
         try:
             self.manifest, _ = require_captions(self.manifest, "label")
         except ValueError as error:
             self.no_text = str(error)
         self.model = ModelConfig(image_size=options.image_size)
         self.data = DataConfig(manifest=options.manifest, split="", stride=STRIDE, num_workers=options.workers)
-        self.decoding = choose_placement(self.data, self.device)
+        self.placement = choose_placement(self.data, self.device)
         # The same clips in the same order.
-        self.plan, self.dali_plan = self.make_plan(BATCH), self.make_plan(self.batch)
+        self.sampler, self.dali_sampler = self.make_sampler(BATCH), self.make_sampler(self.batch)
         self.pipelines: dict[str, ClipPipeline] = {}
         self.cpu_ms: dict[str, list[float]] = {}
 
-    def make_plan(self, batch: int) -> Cycle:
+    def make_sampler(self, batch: int) -> Cycle:
         return Cycle(
             manifest=self.manifest, data=self.data, num_frames=self.model.num_frames, batch_size=batch, seed=0,
             num_batches=self.clips // batch,
         )  # fmt: skip
 
     def requests(self, batches: Iterable[int]) -> list[ClipRequest]:
-        return [request for batch in batches for request in self.plan(batch)]
+        return [request for batch in batches for request in self.sampler(batch)]
 
     def videomae(self, decoder: Decoder) -> float:
-        num_batches, ahead = self.clips // BATCH, 2 * self.options.workers  # torch's workers have two each under way
+        """Measure the plain loader."""
+        num_batches, ahead = self.clips // BATCH, 2 * self.options.workers  # torch workers prepare two batches each
         warm_up = WARM_UP
-        if self.on_gpu:  # with many workers, which begin together: their first batches come all at once
+        if self.on_gpu:  # its many workers start together, so that their first batches come all at once
             num_batches, warm_up = -(-num_batches // 2), ahead + WARM_UP
-        # More than is taken, so that the workers are busy to the end, as ours are.
+        # More requests than are taken keep the workers busy to the end, as ours are.
         requests = self.requests(range(warm_up + num_batches + ahead + 1))
         dataset = VideoMAEDataset(decoder, self.manifest, requests, self.model, MaskConfig(kind="tube"))
         batches = make_videomae_loader(dataset, BATCH, self.options.workers, pin_memory=self.on_gpu)
@@ -143,37 +139,40 @@ class Bench:
                 part.to(self.device, non_blocking=True)
 
         rate = self.rate(f"VideoMAE, {decoder}", take, BATCH, num_batches, warm_up)
-        for _ in batches:  # a worker that is stopped while it hands over a batch may abort
+        for _ in batches:  # a worker that is stopped while handing over a batch may abort
             pass
         return rate
 
-    def ours(self, name: str, kind: Literal["dali", "pyav"], mask: MaskConfig, scorer: Scorer | None) -> float:
-        """The whole loader, or the pipeline alone where there is no scorer."""
+    def ours(self, name: str, kind: Literal["dali", "pyav"], mask: MaskConfig, scorer: BoundScorer | None) -> float:
+        """Measure our whole loader, or the pipeline alone if there is no scorer."""
         clips, warm_up, seconds, least = self.clips, WARM_UP, math.inf, 2
-        batch, plan = (self.batch, self.dali_plan) if kind == "dali" else (BATCH, self.plan)
+        batch, sampler = (self.batch, self.dali_sampler) if kind == "dali" else (BATCH, self.sampler)
         if kind == "pyav":
             clips //= 3
-        elif kind not in self.pipelines:  # workers start, and memory is touched for the first time, for a second or so
+        elif kind not in self.pipelines:  # for a second workers start and memory is touched for the first time
             warm_up = 24
         if name == "dali, tgm" and not self.on_gpu:
             clips = self.options.tgm_clips
         if self.on_gpu:
             seconds = CUDA_SECONDS
-            if kind == "dali":  # what DALI and its workers have ready, and one under way in the loader
-                warm_up = self.decoding.pipelines * (2 + self.decoding.prefetch) + WARM_UP
-                least = 2 * self.decoding.pipelines
-        config = InputConfig(data=self.data, model=self.model, mask=mask)
-        pipeline = self.pipelines.get(kind) or make_pipeline(config, kind, self.manifest, plan, 0, self.device)
+            if kind == "dali":  # batches that DALI and its workers have ready, and one under way in the loader
+                warm_up = self.placement.pipelines * (2 + self.placement.prefetch) + WARM_UP
+                least = 2 * self.placement.pipelines
+        pipeline = self.pipelines.get(kind) or open_pipeline(
+            kind, self.manifest, sampler, self.data, self.model.image_size, 0, self.device
+        )
         self.pipelines[kind] = pipeline
-        kept = _Kept(pipeline)
-        loader = Loader(kept, scorer, mask, self.model, self.device) if scorer else kept
+        lent = _LentPipeline(pipeline)
+        loader: Loader | _LentPipeline = lent
+        if scorer:
+            loader = Loader(lent, scorer, mask, self.model, self.device)
         try:
             return self.rate(name, loader.next_batch, batch, max(clips // batch, 1), warm_up, seconds, least)
         finally:
             loader.close()
 
     def close(self) -> float:
-        """End our worker processes, so that they take nothing from the next loader."""
+        """End our worker processes, so that they take no CPU time from the next loader. Returns 0."""
         while self.pipelines:
             self.pipelines.popitem()[1].close()
         return 0.0
@@ -182,9 +181,9 @@ class Bench:
         self, name: str, take: Callable[[], Any], batch: int, num_batches: int, warm_up: int,
         seconds: float = math.inf, least: int = 1,
     ) -> float:  # fmt: skip
-        """Clips/s after the first batches, which start the workers or lay ready.
+        """Return clips/s after `warm_up` batches, which start the workers or were ready before.
 
-        seconds   after which the turn ends, with fewer than `num_batches` but at least `least`
+        seconds   end the turn after them, with fewer than `num_batches` but at least `least` batches
         """
         for _ in range(warm_up):
             take()
@@ -196,24 +195,22 @@ class Bench:
         self.cpu_ms.setdefault(name, []).append(1000 * (cpu_seconds() - cpu) / count / batch)
         return count * batch / taken
 
-    def noise(self, kind: Literal["random", "tube"]) -> Scorer:
-        return NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device)
+    def noise(self, kind: Literal["random", "tube"]) -> BoundScorer:
+        return BoundScorer(NoiseScorer(kind, self.model.num_slots, self.model.patches_per_slot, self.device), None)
 
-    def text(self, mask: MaskConfig) -> Scorer:
-        from tgmae.masks.scorer import make_scorer
-
+    def text(self, mask: MaskConfig) -> BoundScorer:
         config = InputConfig(data=self.data, model=self.model, mask=mask, clip=CLIPConfig(model="shapes"))
-        return make_scorer(config, self.manifest, self.device)
+        return bind_scorer(config, self.manifest, self.device)
 
 
-class _Kept:
-    """A pipeline that outlives the loader it is lent to."""
+class _LentPipeline:
+    """A pipeline that outlives the loader that uses it."""
 
     def __init__(self, pipeline: ClipPipeline) -> None:
-        self.next_batch = pipeline.next_batch
+        self.next_batch, self.describe = pipeline.next_batch, pipeline.describe
 
     def close(self) -> None:
-        """Done by `Bench.close`."""
+        """Do nothing: `Bench.close` closes the pipeline."""
 
 
 def run(options: Options) -> None:
@@ -237,8 +234,8 @@ def run(options: Options) -> None:
     with make_pool(1) as pool:
 
         def time_all_stages() -> float:
-            """A round's share of the clips, in a process of its own: decord brings a second FFmpeg."""
-            started, num_batches = time.perf_counter(), bench.plan.num_batches
+            """Time the stages on a round's share of the clips, in another process: decord brings a second FFmpeg."""
+            started, num_batches = time.perf_counter(), bench.sampler.num_batches
             done = len(stage_ms["dali"].get("mask", []))
             share = range(done, num_batches, options.rounds) or [done % num_batches]
             requests = bench.requests(share)

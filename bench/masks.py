@@ -1,16 +1,18 @@
 """What does a mask cost, by strategy and scorer, beside the training step it is for?
 
-    python -m bench.masks [MANIFEST] [--rounds 3] [--engine tensorrt]
+    python -m bench.masks
+    python -m bench.masks data/mine.parquet --engine tensorrt --no-large
 
 Takes about a minute on two idle cores. Writes bench/results/masks.<cpu or GPU>.json.
 
-Rows are milliseconds a clip, clips in memory: the scores of a batch and the top-k of each slot, timed one after the
-other and added. "of limit" is the arithmetic of CLIP by that time, as a share of what the fastest large matrix product
-reaches in the same rounds. Motion vectors and score maps are read from disk, after the first time from the page cache.
-They are made below --work-dir where they are missing, and the demo data set too.
+Rows are milliseconds a clip, with clips in memory: the scores of a batch, and top-k in each slot, timed separately and
+added. "of limit" is CLIP's arithmetic divided by that time, as a share of the fastest large matrix product in the same
+rounds. Motion vectors and score maps are read from disk, after the first time from the page cache. They are created
+below --work-dir if they are missing, and so is the demo data set.
 
-Tables: the demo's clips (8×96², its tiny CLIP) and clips of production size (16×224²). There CLIP is ViT-B/32 with
-random weights, which cost what others cost; a CPU leaves those scorers out. The student has random weights too.
+One table has the demo's clips (8×96², its tiny CLIP), the other clips of production size (16×224²). There CLIP is
+ViT-B/32 with random weights, which take as long as trained ones; a CPU leaves its scorers out. The student has random
+weights too.
 """
 
 from __future__ import annotations
@@ -26,9 +28,21 @@ from typing import Annotated
 import torch
 import tyro
 
-from bench.harness.inputs import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.harness.report import Row, Table, measure, now, run_from_shell, save_report, write_report
-from bench.step import MATMUL, Case, Trainer, matmul_ceiling
+from bench.harness.ceilings import MATMUL, matmul_ceiling
+from bench.harness.command_line import run_from_shell
+from bench.harness.measure import measure, now
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
+from bench.workloads.inputs import (
+    STRATEGIES,
+    WITH_CLIP,
+    Engine,
+    choose_mask,
+    make_random_clip,
+    make_strategy_scorer,
+    prepare_videos,
+)
+from bench.workloads.training_step import StepCase, StepTimer
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
@@ -36,44 +50,42 @@ from tgmae.config import InputConfig, TrainConfig
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.masks.agreement import count_gflop, load_clips
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.attention import choose_attention
 from tgmae.presets import PRESETS
 from tgmae.training.parallel import choose_device
 
-STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")
-WITH_CLIP = ("tgm patch", "tgm dense", "tgm student")
 STEP = "training step"
-_BATCHES = 2  # taken in turn
+_BATCHES = 2  # scored in turn
 
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    work_dir: Path = Path("data/bench")  # motion vectors, score maps and caches
-    rounds: int = 3
-    seconds: float = 0.3  # of scoring in a round, and as much of top-k; at least one batch
-    ratio: float = 0.6
-    batch: int | None = None  # clips; by default 16 of the demo's, and of production size 8 on a CPU, 64 on CUDA
-    engine: Engine = "torch"  # that runs CLIP
-    large: bool = True  # --no-large measures the demo's size only
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    rounds: int = 3  # measurements of every row, taken in turn
+    batch: int | None = None  # clips; by default 16 at the demo's size; at production size 8 on a CPU, 64 on CUDA
+    engine: Engine = "torch"  # engine that runs CLIP
+    ratio: float = 0.6  # mask ratio
+    large: bool = True  # measure production size too, not only the demo's
+    seconds: float = 0.3  # seconds of scoring in a round, and as many of top-k; at least one batch
+    work_dir: Path = Path("data/bench")  # folder for motion vectors, score maps and caches
 
 
 @dataclass
 class Strategy:
-    """One row: scores and masks of batches that are in memory."""
+    """One row: scores and masks of batches in memory."""
 
     config: InputConfig
-    scorer: Scorer
+    scorer: BoundScorer
     batches: Sequence[ClipBatch]
     seconds: float
-    gflop: float | None  # of CLIP for a clip
-    score_ms: list[float] = field(default_factory=list)  # a clip, by round
+    gflop: float | None  # CLIP's, for a clip
+    score_ms: list[float] = field(default_factory=list)  # per clip, by round
     topk_ms: list[float] = field(default_factory=list)
 
     def run(self) -> float:
-        """Milliseconds a clip."""
+        """Return milliseconds a clip."""
         scores = [self.scorer(clips) for clips in self.batches]
         masks = [partial(select_masks, self.config.mask, self.config.model, x) for x in scores]
         self.score_ms.append(self._time([partial(self.scorer, clips) for clips in self.batches]))
@@ -81,7 +93,7 @@ class Strategy:
         return self.score_ms[-1] + self.topk_ms[-1]
 
     def _time(self, work: Sequence[Callable[[], object]]) -> float:
-        """Milliseconds a clip of work on a batch, done again and again; the first time is not counted."""
+        """Repeat work on batches and return milliseconds a clip; the first call does not count."""
         device = self.batches[0].frames.device
         work[0]()
         started, count = now(device), 0
@@ -91,6 +103,7 @@ class Strategy:
         return (now(device) - started) * 1000 / count / len(self.batches[0].requests)
 
     def facts(self, limit: float) -> dict[str, float | str]:
+        """Return further columns; `limit` is the matrix product's TFLOP/s."""
         score, topk = median(self.score_ms), median(self.topk_ms)
         found: dict[str, float | str] = {"clips/s": 1000 / (score + topk), "score ms": score, "top-k ms": topk}
         if self.gflop is not None:
@@ -101,11 +114,11 @@ class Strategy:
 def measure_size(
     title: str, preset: TrainConfig, names: Sequence[str], batch: int, options: Options, device: torch.device
 ) -> Table:
-    """The table of one clip size."""
+    """Measure all strategies at one clip size."""
     is_demo, on_cuda = preset.clip.model == "shapes", device.type == "cuda"
-    # Large score maps of all videos take a CPU minutes.
+    # Large score maps of all videos would take a CPU minutes.
     first = None if is_demo or on_cuda else _BATCHES * batch
-    videos = prepare(options.work_dir, options.manifest, preset.model, device, first)
+    videos = prepare_videos(options.work_dir, options.manifest, preset.model, device, first)
     clip = load_clip(CLIPConfig(model="shapes")) if is_demo else None
     if clip is None and set(names) & set(WITH_CLIP):
         clip = make_random_clip()
@@ -114,20 +127,15 @@ def measure_size(
     strategies = {}
     for name in names:
         config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio))
-        scorer = make_strategy(config, videos, device, options.engine, None if is_demo else clip)
+        scorer = make_strategy_scorer(config, videos, device, options.engine, None if is_demo else clip)
         gflop = count_gflop(clip, preset.model, config.mask) if clip and name in WITH_CLIP else None
         strategies[name] = Strategy(config, scorer, batches, options.seconds, gflop)
     work: dict[str, Callable[[], float]] = {name: strategy.run for name, strategy in strategies.items()}
-    if is_demo or on_cuda:  # a CPU takes seconds for a step of the large network: bench.step has it
+    if is_demo or on_cuda:  # a step of the large network takes a CPU seconds; bench.step measures it
         attention = choose_attention("auto", device)
-        case = Case(preset, batch, options.ratio, attention, steps=5 if on_cuda else 2, warmup=2 if on_cuda else 1)
-        trainer = Trainer(case, batch, device)
-
-        def step() -> float:
-            trainer.run(case)
-            return case.milliseconds[-1] / batch
-
-        work[STEP] = step
+        case = StepCase(preset, batch, options.ratio, attention, steps=5 if on_cuda else 2, warmup=2 if on_cuda else 1)
+        timer = StepTimer(case, batch, device)
+        work[STEP] = lambda: timer.run(case) / batch
     work[MATMUL] = partial(matmul_ceiling, device)
     found = measure(work, options.rounds, title)
     limit = median(found.pop(MATMUL))

@@ -1,15 +1,17 @@
-"""What does a clip cost, which stage binds on a GPU, and how near has the project come? Needs no GPU: it counts.
+"""What does a clip cost, which stage binds on a GPU, and how close has the project come?
 
-    python -m bench.roofline [MANIFEST] [--gpu H200] [--ratio 0.6] [--batch 64]
+    python -m bench.roofline
+    python -m bench.roofline data/mine.parquet --gpu H100 --ratio 0.75
 
-For a clip of the production model (ViT-B, 16×224²) and the videos of a manifest, bytes and floating-point operations of
-every stage are counted from shapes (bench/clip_costs.py, bench/traffic.py), and divided by what the GPU can do at most
-by its data sheet (bench/chips.py). A stage's limit is what it would reach if nothing else ran and it met that bound.
-NVDEC, PCIe and the SMs work side by side, so of these the slowest binds; on the SMs the stages' times add up.
+Needs no GPU: nothing is timed. For a clip of the production model (ViT-B, 16×224²) and the videos of a manifest, it
+counts every stage's bytes and floating-point operations from shapes (bench/costs) and divides them by what the GPU can
+do at most, by its data sheet (bench/harness/chips.py). A stage's limit is what it would reach if nothing else ran and
+it met that bound. NVDEC, PCIe and the SMs work side by side, so the slowest of them binds; on the SMs the times of the
+stages add up.
 
-"of a step" is a stage's time by that of a step at the target, 45 % of the tensor cores' peak. "reached" is measured on
-such a GPU, from the reports in bench/results. Writes bench/results/roofline.<name>.<gpu>.json and .png, named after the
-manifest or its folder, and prints the tables in Markdown as well.
+The column "of a step" is a stage's time as a share of a step's at the target, 45 % of the tensor cores' peak,
+and "reached" what the reports in bench/results measured on such a GPU. Writes bench/results/roofline.<name>.<gpu>.json
+and .png, named after the manifest or its folder, and prints the tables, with --markdown as Markdown.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ import tyro
 
 from bench.costs.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
 from bench.costs.traffic import count_traffic
+from bench.gpu_report.targets import STEP_SHARE
 from bench.harness.chips import FULL_HD, Chip, find_chip, short_name
+from bench.harness.command_line import run_from_shell
+from bench.harness.environment import environment
 from bench.harness.figures import Reports, best, find_rows, load_reports, values
-from bench.harness.gpu_targets import STEP_SHARE
-from bench.harness.report import RESULTS, Row, Table, environment, markdown, print_table, run_from_shell, source_name
+from bench.harness.report import RESULTS, source_name
+from bench.harness.tables import Row, Table, markdown, print_table
 from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
 from tgmae.presets import PRESETS
@@ -39,17 +44,17 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    gpu: str = ""  # a chip of bench/chips.py; by default the one at hand, or H200
-    ratio: float = 0.6  # of masked patches
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    gpu: str = ""  # a chip of bench/harness/chips.py; by default this machine's GPU, or H200 without one
+    ratio: float = 0.6  # mask ratio
     batch: int = 64  # clips in a forward pass, and in an optimiser step
-    picture: bool = True  # --no-picture for machines without matplotlib
-    markdown: bool = False  # print the tables as docs/performance.md has them
-    since: float = 0.0  # seconds since 1970: what was reached before does not count
+    picture: bool = True  # draw the picture, which needs matplotlib
+    markdown: bool = False  # print the tables as Markdown, as in docs/performance.md
+    since: float = 0.0  # seconds since 1970; older reports do not count as reached
 
 
 def seconds(stage: Stage, chip: Chip) -> float | None:
-    """The least time a stage can take for one clip on its own; None where the limit is not known."""
+    """Return the least time in seconds that a stage alone can take for one clip; None if the limit is not known."""
     if stage.resource == "PCIe":
         return stage.moved / (chip.pcie_gb_s * 1e9)
     if stage.resource == "NVDEC":
@@ -63,7 +68,7 @@ def _percent(share: float) -> str:
 
 
 def target_clips_s(stages: Sequence[Stage], chip: Chip) -> float:
-    """Clips/s of a step whose matrix products keep the tensor cores as busy as the target says."""
+    """Return the clips/s of a step whose matrix products reach the target share of the tensor cores' peak."""
     (products,) = (stage.operations for stage in stages if stage.name == "matrix products")
     return STEP_SHARE * chip.tensor_tflops * 1e12 / products
 
@@ -71,6 +76,7 @@ def target_clips_s(stages: Sequence[Stage], chip: Chip) -> float:
 def stage_table(
     stages: Sequence[Stage], chip: Chip, target: float, reached: dict[str, float], title: str, note: str
 ) -> Table:
+    """Make a row for each stage: its limit, what limits it, and what was reached."""
     rows = []
     for stage in stages:
         if (spent := seconds(stage, chip)) is None:
@@ -94,7 +100,7 @@ def binding_table(
     loading: Sequence[Stage], scorers: dict[str, Stage], step: Sequence[Stage], chip: Chip, target: float,
     reached: dict[str, float], title: str,
 ) -> Table:  # fmt: skip
-    """What binds, scorer by scorer: the busiest of NVDEC, PCIe and SMs, and on the SMs the longest stage."""
+    """Find what binds with each scorer: the busiest of NVDEC, PCIe and SMs, and the longest stage on it."""
     rows = []
     for name, stages in {
         "step alone": list(step),
@@ -119,12 +125,12 @@ def binding_table(
 
 
 def find_reached(reports: Reports, ratio: float, batch: int) -> dict[str, float]:
-    """Measured clips/s of stages and of whole strategies, by the names of this benchmark's rows."""
+    """Return measured clips/s of stages and of whole strategies, by the names of this benchmark's rows."""
     found: dict[str, float | None] = {
         "decode": best(
             [
                 *find_rows(reports, "decode.*", "", "^h264.*DALI GPU$"),
-                *find_rows(reports, "decode.*", "NVDEC", "threads?$"),  # of H.264; others say so
+                *find_rows(reports, "decode.*", "NVDEC", "threads?$"),  # H.264's rows; those of other codecs name them
             ]
         ),
         "step alone": best(find_rows(reports, "step", "ViT-B", rf"^γ {ratio},.*batch {batch}(,|$)"), "clips/s"),
@@ -143,18 +149,18 @@ def find_reached(reports: Reports, ratio: float, batch: int) -> dict[str, float]
 
 
 def describe(footage: Footage, chip: Chip, target: float) -> str:
+    """Describe the videos, and NVDEC's limit, in the note below the stages."""
     note = (
-        f"Means of {footage.clips} clips: a file of {footage.file_bytes / 1024:,.0f} KiB, at the target "
+        f"Means over {footage.clips} clips: a file of {footage.file_bytes / 1024:,.0f} KiB, at the target "
         f"{footage.file_bytes * target / 1e6:,.0f} MB/s from disk; {footage.frames_passed:.3g} frames of "
         f"{footage.pixels:,.0f} pixels ({', '.join(sorted(footage.codecs))}) decoded for the clip's 16."
     )
     if chip.h264_frames_s is None:
-        return (
-            f"{note}\nNo frames/s are known for {chip.name}'s {chip.nvdec_engines} NVDEC engines: no limit of decoding."
-        )
+        engines = f"{chip.name}'s {chip.nvdec_engines} NVDEC engines"
+        return f"{note}\nNo limit of decoding: the frames/s of {engines} are not known."
     note += f"\nNVDEC: H.264 on {chip.nvdec_engines} engines, scaled by pixels, which flatters small frames."
     if footage.codecs != {"h264"}:
-        note += " These videos are not all H.264, for which alone there is a figure."
+        note += " Only H.264 has a figure, and not all of these videos are H.264."
     return note
 
 
@@ -169,13 +175,13 @@ def run(options: Options) -> None:
     step = step_stages(config, options.ratio, options.batch)
     assert tuple(stage.name for stage in step) == STEP
     target = target_clips_s(step, chip)
-    device = short_name(chip.name)  # as the other reports of such a GPU are called
+    device = short_name(chip.name)  # as in the names of such a GPU's other reports
     reached = find_reached(load_reports(RESULTS, device, options.since), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
-    what = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
+    setting = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
     tables = [
-        stage_table(stages, chip, target, reached, f"stages of a clip, {what}", describe(footage, chip, target)),
-        binding_table(loading, scorers, step, chip, target, reached, f"what binds, {what}"),
+        stage_table(stages, chip, target, reached, f"stages of a clip, {setting}", describe(footage, chip, target)),
+        binding_table(loading, scorers, step, chip, target, reached, f"what binds, {setting}"),
     ]
     plain = [table.to_dict() for table in tables]
     if options.markdown:
@@ -194,15 +200,14 @@ def run(options: Options) -> None:
     path = RESULTS / f"roofline.{source_name(options.manifest)}.{device}.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if options.picture:
-        draw(stages, chip, reached, path.with_name(f"{path.stem}.png"), what)
+        draw(stages, chip, reached, path.with_name(f"{path.stem}.png"), setting)
     print(f"written to {path.name}{' and .png' * options.picture} in bench/results")
 
 
 def draw(stages: Sequence[Stage], chip: Chip, reached: dict[str, float], path: Path, title: str) -> None:
-    from bench.pictures.roofline import (
-        Point,
-        draw_roofline,  # matplotlib, which a GPU machine may lack
-    )
+    """Draw every stage with arithmetic as a PNG."""
+    # Imports matplotlib, which a GPU machine may lack.
+    from bench.pictures.roofline import Point, draw_roofline
 
     points = []
     for stage in stages:

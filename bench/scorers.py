@@ -1,10 +1,11 @@
-"""Every scorer on shapes clips: agreement with patch, how well it finds the object, and what it costs.
+"""How well does each scorer agree with `patch`, how well does it find the object, and what does it cost?
 
-    python -m bench.scorers SHAPES_FOLDER [--student FILE] [--scores FOLDER] \
-        [--two TWO_OBJECTS_FOLDER] [--two-scores FOLDER]
+    python -m bench.scorers data/one
+    python -m bench.scorers data/one --scores data/one/scores --student student.safetensors --two data/two
 
-The folders are made by `tgmae-data shapes` under a seed the tiny CLIP has not seen. The second part counts the
-arithmetic of each scorer at production size (CLIP ViT-B/32, 16 frames of 224²); weights do not matter for that.
+The folders hold shapes clips, made by `tgmae-data shapes` with a seed that the tiny CLIP was not trained on. The second
+part counts the arithmetic of each scorer at production size (CLIP ViT-B/32, 16 frames of 224²), with random weights,
+which do not matter for it. Writes bench/results/scorers.<cpu or GPU>.json.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import open_clip
 import torch
 import tyro
 from numpy.typing import NDArray
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.harness.report import Row, Table, run_from_shell, write_report
+from bench.harness.command_line import run_from_shell
+from bench.harness.report import write_report
+from bench.harness.tables import Row, Table
+from bench.workloads.inputs import make_random_clip
 from dali_pipelines.types import ClipBatch
-from engines.clip_model import CLIPModel
 from engines.towers.student import read_about
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
@@ -34,18 +34,19 @@ from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import area_under_curve, judge, mean_of
 from tgmae.shapes.truth import object_coverage, read_objects
+from tgmae.telemetry.flops import count_flops
 from tgmae.training.parallel import choose_device
 
 
 @dataclass(frozen=True)
 class Options:
-    folder: Annotated[Path, tyro.conf.Positional]  # of clips with one object
+    folder: Annotated[Path, tyro.conf.Positional]  # folder of clips with one object
+    student: Path | None = None  # student of the tiny CLIP; without it scorer student is left out
+    scores: Path | None = None  # score maps of FOLDER; without them scorer cached is left out
     two: Path | None = None  # folder of clips with two objects
-    student: Path | None = None
-    scores: Path | None = None  # score maps of `folder`
-    two_scores: Path | None = None  # score maps of `two`
-    clips: int = 128
-    batch: int = 8
+    two_scores: Path | None = None  # score maps of --two
+    clips: int = 128  # clips that are scored
+    batch: int = 8  # clips scored at a time
 
 
 def run(options: Options) -> None:
@@ -89,7 +90,7 @@ def run(options: Options) -> None:
 def _truth(
     folder: Path, batches: list[ClipBatch], config: InputConfig, manifest: Manifest
 ) -> list[list[NDArray[np.bool_]]]:
-    """For each clip, and each of its objects, the patches that it covers at least half: bool [S, N]."""
+    """Return for each clip, and each of its objects, the patches that the object covers at least half: bool [S, N]."""
     objects, model = read_objects(folder), config.model
     found = []
     for request in (request for clips in batches for request in clips.requests):
@@ -105,7 +106,10 @@ def _truth(
 
 
 def _two_objects(folder: Path, config: InputConfig, options: Options, device: torch.device) -> dict[str, Any]:
-    """Area under the ROC curve of the named object's patches against the other's, for either name and every scorer."""
+    """Return how well each scorer tells the named object from the other, for either name.
+
+    The figure is the area under the ROC curve of the named object's patches against the other's.
+    """
     manifest = read_manifest(folder / "manifest.parquet")
     config = replace(config, mask=replace(config.mask, scores=options.two_scores))
     batches = load_clips(config, manifest, options.clips, options.batch, device)
@@ -127,14 +131,12 @@ def _two_objects(folder: Path, config: InputConfig, options: Options, device: to
 
 
 def _production_cost() -> dict[str, float]:
-    model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).eval()
-    clip = CLIPModel(model=model, tokenizer=None, mean=(0, 0, 0), std=(1, 1, 1), fingerprint="")
-    shape = ModelConfig()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator is not counted
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        clip.visual(torch.zeros(1, 3, 224, 224))
+    """Count each scorer's GFLOP a clip with CLIP ViT-B/32 on 16 frames of 224²."""
+    clip, shape = make_random_clip(), ModelConfig()
+    with torch.inference_mode():
+        enlarged = count_flops(lambda: clip.visual(torch.zeros(1, 3, 224, 224)))
     frames, patches = shape.num_frames, shape.patches_per_slot
-    cost = {"patch, enlarging each patch": counter.get_total_flops() * frames * patches / 1e9}
+    cost = {"patch, enlarging each patch": enlarged * frames * patches / 1e9}
     cost["patch"] = count_gflop(clip, shape, MaskConfig(scorer="patch"))
     cost["patch, first frame"] = count_gflop(clip, shape, MaskConfig(scorer="patch", frames_per_tubelet=1))
     for last_block in ("maskclip", "sclip", "clearclip", "naclip"):

@@ -1,18 +1,21 @@
-"""End to end: what do text-guided masks cost in wall clock beside motion-guided ones, and how far from the step alone?
+"""What do text-guided masks cost in wall clock beside motion-guided ones, and how close is training to the step alone?
 
-    python -m bench.train [MANIFEST] [--rounds 3] [--model vit-b] [--strategies "tgm cached" mgm] [--engine tensorrt]
+    python -m bench.train
+    python -m bench.train data/mine.parquet --model vit-b --strategies "tgm cached" mgm --engine tensorrt
 
-Takes about three minutes on two cores; on CUDA it has not run yet. Writes bench/results/train.<cpu or GPU>.json.
+Takes about three minutes on two cores; not yet run on CUDA. Writes bench/results/train.<cpu or GPU>.json.
 
-Rows are clips/s of training: files, decoding, scores, masks and the step of train.py, in turn in every round. "ceiling"
-is that step on a batch that lies on the device, without a loader. First at one ratio, as the paper timed it (TGM 15 h,
-MGM 13 h: 1.154), then each strategy at its own. "waiting" is the share of the time in which the step waited for input;
-load, score and mask are the loader's stages, in ms a batch, beside the step; TFLOP/s counts the step's arithmetic only.
+Rows are clips/s of training end to end: files, decoding, scores, masks and the step of train.py, in turn in every
+round. "ceiling" is that step alone, on a batch that is already on the device. The first table has all strategies at one
+mask ratio, as the paper timed them (TGM 15 h, MGM 13 h: 1.154), the second each at its own. "waiting" is the share of
+the time that the step waited for input. load, score and mask are the loader's stages in ms a batch, which run beside
+the step. TFLOP/s counts the step's arithmetic only.
 
-CPU: the demo's network and clips (8×96², batch 16), its tiny CLIP. CUDA: ViT-B, 16×224², bfloat16, batch 64, and CLIP
-ViT-B/32 with random weights. The hours are 168,913 videos (SSv2) × 200 epochs by clips/s on one such machine, with the
-videos of the manifest, which are smaller than SSv2's; for the demo's network they are projected from one forward and
-backward of ViT-B alone. Motion vectors and score maps are made below --work-dir where they are missing.
+A CPU trains the demo's network on its clips (8×96², batch 16) with the tiny CLIP. CUDA trains ViT-B at 16×224² in
+bfloat16 with batches of 64, and CLIP ViT-B/32 with random weights. The hours are 168,913 videos (SSv2) × 200 epochs
+divided by the clips/s of one such machine, on the manifest's videos, which are smaller than SSv2's. For the demo's
+network they are projected from a single forward and backward of ViT-B. Motion vectors and score maps are created below
+the folder --work-dir if they are missing.
 """
 
 from __future__ import annotations
@@ -28,12 +31,21 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from bench.harness.inputs import Engine, choose_mask, make_random_clip, make_strategy, prepare
-from bench.harness.report import Row, Table, measure, now, run_from_shell, save_report, write_report
+from bench.costs.step_flops import count_step_gflop
+from bench.harness.command_line import run_from_shell
+from bench.harness.measure import cpu_seconds, measure, now
+from bench.harness.report import save_report, write_report
+from bench.harness.tables import Row, Table
 from bench.harness.wall_clock import CEILING, ratios, ssv2_hours, summarise
-from bench.loader import cpu_seconds
-from bench.masks import WITH_CLIP
-from bench.step import Case, Trainer, count_gflop, make_step
+from bench.workloads.inputs import (
+    WITH_CLIP,
+    Engine,
+    choose_mask,
+    make_random_clip,
+    make_strategy_scorer,
+    prepare_videos,
+)
+from bench.workloads.training_step import StepCase, StepTimer, make_step
 from dali_pipelines.processes import count_cores
 from kernels.topk_mask import topk_mask
 from tgmae.data.config import DEMO_MANIFEST
@@ -44,34 +56,34 @@ from tgmae.presets import PRESETS
 from tgmae.training.loader import Loader, make_loader
 from tgmae.training.parallel import choose_device
 
-NATIVE = {
+NATIVE = {  # each strategy's own mask ratio
     "tgm patch": 0.6, "tgm dense": 0.6, "tgm student": 0.6, "tgm cached": 0.6, "mgm": 0.75, "tube": 0.9,
 }  # fmt: skip
-_WARM_UP, _LEAST = 2, 3  # steps: before the timed ones; timed, however slow
-_PATIENCE_S = 20.0  # with loaders that do not come to rest; how busy they are is in the report
+_WARM_UP, _LEAST = 2, 3  # steps before the timed ones; steps timed at least, however slow
+_PATIENCE_S = 20.0  # for loaders to come to rest; the report says how busy they still were
 
 
 @dataclass(frozen=True)
 class Options:
-    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # the default is made where it is missing
-    work_dir: Path = Path("data/bench")  # motion vectors, score maps and caches
-    rounds: int = 3
-    steps: int | None = None  # timed in a turn; by default 10 on a CPU, 20 on CUDA
-    seconds: float = 10.0  # after which a turn ends, with fewer steps
-    ratio: float = 0.65  # of the first table
-    strategies: tuple[str, ...] = tuple(NATIVE)
-    model: Literal["auto", "demo", "vit-b"] = "auto"  # auto: vit-b on CUDA
+    manifest: Annotated[Path, tyro.conf.Positional] = DEMO_MANIFEST  # manifest; the demo's is created if missing
+    rounds: int = 3  # measurements of every row, taken in turn
+    strategies: tuple[str, ...] = tuple(NATIVE)  # mask strategies; mgm must be one of them
+    model: Literal["auto", "demo", "vit-b"] = "auto"  # network to train; auto: vit-b on CUDA, demo on a CPU
     batch: int | None = None  # clips; by default 16 for the demo, 64 for vit-b
-    workers: int | None = None  # of each loader; by default 2 for the demo, up to 8 for vit-b
-    decode: Literal["auto", "gpu", "cpu"] = "auto"
-    engine: Engine = "torch"  # that runs CLIP
-    compile: bool = False  # the step's blocks, anew for every ratio
-    project: bool = True  # --no-project leaves out the step of ViT-B that the demo's hours come from
+    workers: int | None = None  # workers of each loader; by default 2 for the demo, up to 8 for vit-b
+    decode: Literal["auto", "gpu", "cpu"] = "auto"  # where videos are decoded
+    engine: Engine = "torch"  # engine that runs CLIP
+    ratio: float = 0.65  # mask ratio of the first table
+    steps: int | None = None  # steps timed in a turn; by default 10 on a CPU, 20 on CUDA
+    seconds: float = 10.0  # end a turn after this many seconds, with fewer steps
+    compile: bool = False  # compile the network's blocks, once for every mask ratio
+    project: bool = True  # project the demo's hours from a step of ViT-B
+    work_dir: Path = Path("data/bench")  # folder for motion vectors, score maps and caches
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a strategy did with its turn."""
+    """What was seen of a strategy in its turn."""
 
     step_ms: float
     waiting: float = 0.0  # share of the time
@@ -79,7 +91,7 @@ class Turn:
 
 
 class Contest:
-    """One network, and a loader for each strategy that lives through all rounds."""
+    """One network, and a loader for each strategy, which is kept through all rounds."""
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options, self.device = options, device
@@ -91,16 +103,16 @@ class Contest:
         sizes = {"batch_size": batch, "device_batch_size": batch}
         self.config = replace(preset, data=data, compile=options.compile, **sizes)  # type: ignore[arg-type]
         self.num_steps = options.steps or (20 if device.type == "cuda" else 10)
-        videos = prepare(options.work_dir, options.manifest, preset.model, device)
+        videos = prepare_videos(options.work_dir, options.manifest, preset.model, device)
         clip = None if self.is_demo or not set(WITH_CLIP) & set(options.strategies) else make_random_clip()
         self.step = make_step(self.config, device)
         self.turns: dict[tuple[str, float], list[Turn]] = {}
-        self.idle_cores: list[float] = []  # what all loaders used before each turn
+        self.idle_cores: list[float] = []  # CPU cores that all loaders together used just before each turn
         masks = {name: choose_mask(name, preset.mask, videos, options.ratio) for name in options.strategies}
         configs = {name: replace(self.config, mask=mask) for name, mask in masks.items()}
-        # All scorers before the first loader, whose thread would replay one's CUDA graph while another's is recorded.
+        # All scorers before the first loader: its thread would replay a CUDA graph while another is being captured.
         scorers = {
-            name: make_strategy(config, videos, device, options.engine, clip) for name, config in configs.items()
+            name: make_strategy_scorer(config, videos, device, options.engine, clip) for name, config in configs.items()
         }
         self.loaders: dict[str, Loader] = {}
         for name, config in configs.items():
@@ -108,18 +120,19 @@ class Contest:
         self.frames = self.loaders[options.strategies[0]].next_batch().clips.frames.clone()
 
     def run(self, name: str, ratio: float) -> float:
-        """A turn of a strategy or of the ceiling: clips/s."""
+        """Give a strategy or the ceiling its turn; return clips/s."""
         self._settle()
         turn, rate = self._run_ceiling(ratio) if name == CEILING else self._run_strategy(self.loaders[name], ratio)
         self.turns.setdefault((name, ratio), []).append(turn)
         return rate
 
     def _run_strategy(self, loader: Loader, ratio: float) -> tuple[Turn, float]:
-        # Nothing is under way now, and what lies ready was made with the ratio of the turn before.
+        """Train on the loader's batches; return what was seen, and clips/s."""
+        # The loader is at rest, and the batches in its queues still have the last turn's ratio.
         loader.mask = replace(loader.mask, ratio=ratio)
-        # While others had their turn this loader filled its queues: a batch of its own, two of DALI's and those of the
-        # workers. They would come for nothing, so they are thrown away. One that has to be waited for this long is
-        # slower than the step, and what lies before its scorer does not matter.
+        # It filled those queues during the others' turns: one batch of its own, two of DALI's, and the workers'. They
+        # would cost this turn nothing, so they are discarded. A loader that takes longer than this is slower than the
+        # step, and batches before its scorer do not matter.
         started = time.perf_counter()
         for _ in range(self.config.data.prefetch + 3):
             loader.next_batch()
@@ -144,6 +157,7 @@ class Contest:
         return turn, len(self.frames) * count / seconds
 
     def _run_ceiling(self, ratio: float) -> tuple[Turn, float]:
+        """Train on one batch that is on the device; return what was seen, and clips/s."""
         model = self.config.model
         scores = torch.rand(len(self.frames), model.num_slots, model.patches_per_slot, device=self.device)
         visible, masked = topk_mask(scores, MaskConfig(ratio=ratio).masked_per_slot(model.patches_per_slot))
@@ -154,7 +168,7 @@ class Contest:
         return Turn(1000 * seconds / count), len(self.frames) * count / seconds
 
     def _time(self, step: Callable[[], None]) -> tuple[float, int]:
-        """Seconds, and the number of steps done in them."""
+        """Return the seconds taken and the number of steps done."""
         started, count = now(self.device), 0
         while count < self.num_steps:
             step()
@@ -164,19 +178,19 @@ class Contest:
         return now(self.device) - started, count
 
     def _settle(self) -> None:
-        """Wait until the loaders have filled their queues, so that they take nothing from the next turn."""
+        """Wait until all loaders have filled their queues and take no CPU time from the next turn."""
         started = now(self.device)
         while True:
             begin, used = now(self.device), cpu_seconds()
             time.sleep(0.2)
             cores = (cpu_seconds() - used) / (now(self.device) - begin)
-            # A worker's clock ticks in hundredths of a second.
+            # A worker's clock ticks every hundredth of a second.
             if cores < 0.15 or time.perf_counter() - started > _PATIENCE_S:
                 self.idle_cores.append(cores)
                 return
 
     def table(self, title: str, rates: Mapping[tuple[str, float], Sequence[float]], same_ratio: bool) -> Table:
-        """Rows of strategies and ratios, each with its share of the ceiling at that ratio."""
+        """Make a row for each strategy and ratio, with its share of the ceiling at that ratio."""
         rows = []
         for (name, ratio), values in rates.items():
             turns = self.turns[name, ratio]
@@ -186,13 +200,11 @@ class Contest:
                 facts["of ceiling"] = median(ratios(values, rates[CEILING, ratio]))
                 stages = [turn.stage_ms for turn in turns if turn.stage_ms]
                 facts |= {f"{stage} ms": median(ms[stage] for ms in stages) for stage in ("load", "score", "mask")}
-            facts["TFLOP/s"] = median(values) * count_gflop(self.config.model, ratio) / 1000
+            facts["TFLOP/s"] = median(values) * count_step_gflop(self.config.model, ratio) / 1000
             rows.append(Row(name if same_ratio else f"{name}, γ {ratio}", values, facts))
         limit = median(rates[CEILING, self.options.ratio]) if same_ratio else None
         clip = "the tiny CLIP" if self.is_demo else "CLIP ViT-B/32, random weights"
-        note = (
-            f"batch {len(self.frames)}; scored with {clip}; all loaders idle used {median(self.idle_cores):.2f} cores"
-        )
+        note = f"batch {len(self.frames)}; scored with {clip}; loaders at rest used {median(self.idle_cores):.2f} cores"
         return Table(title, "clips/s", rows, "mgm" if same_ratio else f"mgm, γ {NATIVE['mgm']}", limit, note)
 
     def close(self) -> None:
@@ -201,28 +213,28 @@ class Contest:
 
 
 def project_clips_per_s(device: torch.device, ratio: float) -> float:
-    """ViT-B's forward and backward alone, once: clips/s."""
+    """Time ViT-B's forward and backward once; return clips/s."""
     batch = 64 if device.type == "cuda" else 1
-    case = Case(PRESETS["ssv2"], batch, ratio, choose_attention("auto", device), steps=1, warmup=1)
-    Trainer(case, batch, device).run(case)
+    case = StepCase(PRESETS["ssv2"], batch, ratio, choose_attention("auto", device), steps=1, warmup=1)
+    milliseconds = StepTimer(case, batch, device).run(case)
     share = sum(case.shares[stage][0] for stage in ("forward", "backward"))
-    return batch / (case.milliseconds[0] / 1000 * share)
+    return batch / (milliseconds / 1000 * share)
 
 
 def run(options: Options) -> None:
     if "mgm" not in options.strategies or set(options.strategies) - set(NATIVE):
         raise ValueError(
-            f"--strategies takes mgm and others of {', '.join(NATIVE)}; got {', '.join(options.strategies)}"
+            f"--strategies needs mgm to compare with and takes {', '.join(NATIVE)}; got {', '.join(options.strategies)}"
         )
     device = choose_device("auto")
     contest = Contest(options, device)
     equal = [(name, options.ratio) for name in (*options.strategies, CEILING)]
     native = [(name, NATIVE[name]) for name in options.strategies]
     native += [(CEILING, ratio) for ratio in sorted({ratio for _, ratio in native})]
-    turns = dict.fromkeys([*equal, *native])  # once, where a strategy's own ratio is that of the first table
+    turns = dict.fromkeys([*equal, *native])  # a strategy whose own ratio is the first table's is measured once
     network = "the demo's network, 8×96²" if contest.is_demo else "ViT-B, 16×224²"
 
-    def report(found: Mapping[str, Sequence[float]]) -> tuple[list[Table], dict[str, str], dict[str, Any]]:
+    def make_report(found: Mapping[str, Sequence[float]]) -> tuple[list[Table], dict[str, str], dict[str, Any]]:
         rates = {(name, ratio): found[f"{name}, γ {ratio}"] for name, ratio in turns}
         title = f"training, {network}"
         tables = [
@@ -233,7 +245,7 @@ def run(options: Options) -> None:
         return tables, headline, results | {"idle_cores": contest.idle_cores}
 
     def save(found: Mapping[str, Sequence[float]]) -> None:
-        tables, headline, results = report(found)
+        tables, headline, results = make_report(found)
         save_report("train", tables, headline, device, results)
 
     try:
@@ -241,7 +253,7 @@ def run(options: Options) -> None:
         found = measure(work, options.rounds, "clips/s", after_round=save)
     finally:
         contest.close()
-    tables, headline, results = report(found)
+    tables, headline, results = make_report(found)
     if contest.is_demo and options.project:
         rate = project_clips_per_s(device, options.ratio)
         results["projected_hours"] = {"ViT-B, forward and backward alone": ssv2_hours(rate)}

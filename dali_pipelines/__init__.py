@@ -1,1 +1,1 @@
-"""Pipelines from compressed video to uint8 clips. Import nothing of tgmae but `types`, `config`, `workers`."""
+"""Pipelines from compressed video to uint8 clips. Imports none of the other packages."""

@@ -1,16 +1,18 @@
 """The DALI pipeline: compressed video to uint8 clips, on the CPU or the GPU.
 
-    worker processes (parallel external source)          DALI graph
-    cut packets ── what DALI decodes on this device ───► decode → crop, resize, flip → turn ─┐
-    └─ the rest: PyAV decodes; crop, resize, turn ─────► flip ───────────────────────────────┴─► [B, T, H, W, 3]
+    worker processes (parallel external source)         DALI graph
+    cut packets, where DALI decodes on this device ───► decode → crop, resize, flip → transpose ─┐
+    decode with PyAV elsewhere, crop, resize ─────────► flip ────────────────────────────────────┴─► [B, T, H, W, 3]
 
-`fn.decoders.video` is DALI's only operator that decodes the samples of a batch in parallel. On a CPU it is given
-VP8 and VP9, on a GPU what NVDEC takes. It does not survive a broken file, so a worker passes on only what still has the
-size of its index entry, and if the pipeline dies all the same it is rebuilt with the culprits left to PyAV (lane.py).
+`fn.decoders.video` is the only DALI operator that decodes the samples of a batch in parallel. On a CPU it gets VP8 and
+VP9; on a GPU, what NVDEC supports. It does not survive a corrupt file. Workers therefore pass on a file only if it
+still has the size that was indexed, and a pipeline that dies all the same is rebuilt, with the culprits left to PyAV
+(resilient.py).
 
-Its threads wait for each other on the pipeline's one CUDA stream, so several pipelines take turns with the batches.
+The threads of one DALI pipeline wait for each other on its single CUDA stream, so several pipelines serve the batches
+round-robin.
 
-Dimensions: U decodes a batch, R clips from each decode (data.repeat), B = U · R, T frames, S height and width.
+Dimensions: U decodes per batch, R clips per decode (data.repeat), B = U · R, T frames, S height and width.
 """
 
 from __future__ import annotations
@@ -22,130 +24,155 @@ from typing import Any
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from dali_pipelines.config import DecodeConfig
 from dali_pipelines.placement import Placement, choose_placement, find_clashes
 from dali_pipelines.pyav_pipeline import find_stand_in, replace_skipped
-from dali_pipelines.resilient import Job, ResilientPipeline
+from dali_pipelines.resilient import PipelineSpec, ResilientPipeline
 from dali_pipelines.types import BatchSampler, ClipBatch, ClipRequest, CodedFormat, SkippedVideo, VideoTable
-from tgmae.data.config import DataConfig
+from dali_pipelines.video.excerpt import why_no_excerpt
 
 _CPU = torch.device("cpu")
 _SHARED_MEMORY = "/dev/shm"
-_UNDER_WAY = 2  # batches of a pipeline besides those that its workers run ahead
+_IN_FLIGHT = 2  # batches per pipeline besides those that its workers prepare ahead
+_EXCERPTS_TRIED = 16  # videos whose packets are looked at before a run starts
 
 
 class DaliPipeline:
     """A `ClipPipeline` on DALI.
 
-    videos       the manifest        sampler   the requests of batch 0, 1, …
-    size         height and width of the clips, pixels
-    first_batch  where to start, for resuming
-    device       where clips come out; the `decoding` that is chosen for it says where videos are decoded
+    videos       the manifest        sampler   gives the requests of batch 0, 1, …
+    size         height and width of the clips, in pixels
+    first_batch  batch to start from, for resuming
+    device       device on which clips come out; `placement` says where videos are decoded for it
 
-    On CUDA a batch may be DALI's own memory, of which torch's allocator knows nothing: keep it until the work on it is
-    done, not merely queued.
-
-    Raises ValueError where --data.decode asks for what is not there.
+    On CUDA a batch may be DALI's own memory, which torch's allocator does not know. Keep it until the work on it is
+    done, not merely queued. Raises ValueError where --data.decode asks for what is not there.
     """
 
     def __init__(
-        self, videos: VideoTable, sampler: BatchSampler, data: DataConfig, size: int, first_batch: int = 0,
+        self, videos: VideoTable, sampler: BatchSampler, config: DecodeConfig, size: int, first_batch: int = 0,
         device: torch.device = _CPU,
     ) -> None:  # fmt: skip
-        self.placement = choose_placement(data, device)
+        self.placement = choose_placement(config, device)
         limits = self.placement.limits
         clashing = set[CodedFormat]() if limits is None else find_clashes(videos.coded(), limits)
         distrusted = {row for row, coded in enumerate(videos.coded()) if coded in clashing} if clashing else set[int]()
-        self.job = Job(
-            videos=videos,
-            sampler=sampler,
-            size=size,
-            repeat=data.repeat,
-            placement=self.placement,
+        self.spec = PipelineSpec(
+            videos=videos, sampler=sampler, size=size, repeat=config.repeat, placement=self.placement,
             distrusted=distrusted,
-        )
+        )  # fmt: skip
         requests = sampler(first_batch)
+        self.span = max(request.frames[-1] - request.frames[0] + 1 for request in requests)
         _check_shared_memory(len(requests) * len(requests[0].frames) * 3 * size**2, self.placement)
         self.batch = first_batch
         step = self.placement.pipelines
-        self.lanes = [
-            ResilientPipeline(self.job, first_batch + place, step) for place in range(step)
-        ]  # next batch first
+        self.turns = [
+            ResilientPipeline(self.spec, first_batch + place, step) for place in range(step)
+        ]  # next one first
         self.is_started = False
         self._copied: tuple[torch.cuda.Event, list[torch.Tensor]] | None = None
 
     def next_batch(self) -> ClipBatch:
-        """One batch on the device, in the order of the current stream.
+        """Return one batch on the device, in the order of the current stream.
 
-        Raises ValueError where it cannot be decoded, by PyAV either.
+        Raises ValueError where not even PyAV can decode it.
         """
-        self._let_go()
+        self._release_copied()
         if not self.is_started:
-            for lane in self.lanes:
-                lane.start()
+            for pipeline in self.turns:
+                pipeline.start()
             self.is_started = True
         device_id = self.placement.device_id
         stream = None if device_id is None else torch.cuda.current_stream(device_id)
-        *outputs, errors = self.lanes[0].take(stream)
-        self.lanes.append(self.lanes.pop(0))
-        requests = self.job.sampler(self.batch)
+        *outputs, errors = self.turns[0].take(stream)
+        self.turns.append(self.turns.pop(0))
+        requests = self.spec.sampler(self.batch)
         self.batch += 1
         clips = [from_dlpack(output.as_tensor()) for output in outputs]
         skipped = self._read_errors(errors, requests)
         if len(clips) == 1 and not skipped:
             # DALI's executor gives every run new buffers and frees those that nobody holds.
-            return ClipBatch(frames=clips[0], requests=requests)
+            return ClipBatch(frames=clips[0], requests=requests, videos=self._videos(requests))
         batch = self._copy(clips, requests, skipped)
         if stream is not None:
             self._copied = torch.cuda.Event(), clips  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._copied[0].record(stream)
         return batch
 
+    def _videos(self, requests: tuple[ClipRequest, ...]) -> tuple[Any, ...]:
+        return tuple(self.spec.videos[request.row] for request in requests)
+
     def _copy(
         self, clips: list[torch.Tensor], requests: tuple[ClipRequest, ...], skipped: tuple[SkippedVideo, ...]
     ) -> ClipBatch:
-        """R tensors [U, T, S, S, 3] as one batch [U·R, T, S, S, 3], with stand-ins for the clips of skipped videos."""
+        """R tensors [U, T, S, S, 3] → one batch [U·R, T, S, S, 3], with stand-ins for the clips of skipped videos."""
         if not skipped:
-            return ClipBatch(frames=torch.stack(clips, dim=1).flatten(0, 1), requests=requests)
+            frames = torch.stack(clips, dim=1).flatten(0, 1)
+            return ClipBatch(frames=frames, requests=requests, videos=self._videos(requests))
         rows = {video.row for video in skipped}
         in_turn = [clip[unit] for unit in range(len(clips[0])) for clip in clips]
         readable = [None if request.row in rows else clip for clip, request in zip(in_turn, requests, strict=True)]
 
         def stand_in() -> tuple[torch.Tensor, ClipRequest]:
-            clip, request = find_stand_in(self.job.videos, self.job.sampler, self.batch, self.job.size)
+            clip, request = find_stand_in(self.spec.videos, self.spec.sampler, self.batch, self.spec.size)
             return clip.to(clips[0].device), request
 
-        return replace_skipped(readable, requests, skipped, stand_in)
+        return replace_skipped(readable, requests, self.spec.videos, skipped, stand_in)
 
     def _read_errors(self, errors: Any, requests: tuple[ClipRequest, ...]) -> tuple[SkippedVideo, ...]:
         skipped = []
         for unit in range(len(errors)):
             if text := errors.at(unit).tobytes().strip(b"\0").decode():
-                row = requests[unit * self.job.repeat].row
-                skipped.append(SkippedVideo(row=row, path=self.job.videos[row].path, reason=text))
+                row = requests[unit * self.spec.repeat].row
+                skipped.append(SkippedVideo(row=row, path=self.spec.videos[row].name, reason=text))
         return tuple(skipped)
 
-    def _let_go(self) -> None:
-        """Free what the last batch was copied from, when the GPU has copied it: DALI would use the memory again."""
+    def _release_copied(self) -> None:
+        """Free what the last batch was copied from once the GPU has copied it: DALI would reuse the memory."""
         if self._copied is not None:
             self._copied[0].synchronize()
             self._copied = None
 
+    def describe(self) -> str:
+        """Say where videos are decoded, and why not all of them go to NVDEC."""
+        return f"dali, {describe_decoding(self.placement, self.spec.videos, self.span)}"
+
     def close(self) -> None:
         """Stop all worker processes."""
-        self._let_go()
-        for lane in self.lanes:
-            lane.close()
+        self._release_copied()
+        for pipeline in self.turns:
+            pipeline.close()
 
 
 def _check_shared_memory(batch_bytes: int, placement: Placement) -> None:
-    """Warn where the workers may not have room for the clips that they decode: they would die of it without a word."""
+    """Warn where workers may lack room for the clips that they decode: they would die of it without a message."""
     room = os.statvfs(_SHARED_MEMORY)
-    batches = placement.pipelines * (placement.prefetch + _UNDER_WAY) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    batches = placement.pipelines * (placement.prefetch + _IN_FLIGHT) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free, needed = room.f_bavail * room.f_frsize, batches * batch_bytes
     if free < needed:
         warnings.warn(
-            f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, and through it DALI's workers hand over what they decode, "
-            f"up to {needed >> 20:,} MiB. Give a container more (docker run --shm-size={-(-needed >> 30)}g), or take "
+            f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, but DALI's workers hand over clips through it and need up "
+            f"to {needed >> 20:,} MiB. Give the container more (docker run --shm-size={-(-needed >> 30)}g), or use "
             "--pipeline pyav",
             stacklevel=3,
         )
+
+
+def describe_decoding(placement: Placement, videos: VideoTable, span: int) -> str:
+    """Say where the videos of a data set are decoded, and why not all of them go to NVDEC.
+
+    span   frames from the first to the last of a clip
+    """
+    said = placement.describe(videos.coded())
+    kinds = placement.native(videos.coded())
+    native = [row for row, kind in enumerate(videos.coded()) if kind in kinds] if kinds else []
+    # Only the file shows packets that NVDEC must not get, so a few files are tried.
+    tried = native[:: max(1, -(-len(native) // _EXCERPTS_TRIED))]
+    reasons = [reason for row in tried if (reason := why_no_excerpt(videos.file(row), videos[row], span))]
+    if not reasons:
+        return said
+    listed = ", ".join(sorted(set(reasons)))
+    return (
+        f"{said}; but {len(reasons)} of {len(tried)} videos tried go to PyAV too ({listed}): "
+        "tgmae-data compact fixes that"
+    )

@@ -1,6 +1,6 @@
-"""What NVDEC, the video decoder of NVIDIA's GPUs, takes: its engines and limits by codec, as the driver tells them.
+"""Engines and limits of NVDEC, the video decoder of NVIDIA's GPUs, by codec, as the driver reports them.
 
-Worker processes import this module, which does without torch; only the main process asks the driver.
+Worker processes import this module, so it does without torch. Only the main process asks the driver.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 LIBRARY = "libnvcuvid.so.1"  # comes with the driver
-# FFmpeg's names of what fn.decoders.video decodes on a GPU, and their numbers in cudaVideoCodec (NVIDIA's cuviddec.h).
-# DALI 2.4 takes every picture that NVDEC decodes for one that is shown and numbers them by the packets' time stamps.
-# That is wrong for AV1, whose packets hold pictures that are not shown, and for MPEG-4 in AVI, which packs two pictures
-# into a packet and stores no time stamps. It refuses MJPEG.
+# The codecs that fn.decoders.video decodes on a GPU: FFmpeg's names, and their numbers in cudaVideoCodec (cuviddec.h).
+# DALI 2.4 assumes that every frame NVDEC decodes is shown, and numbers frames by the packets' time stamps. That is
+# wrong for AV1, whose packets hold frames that are not shown, and for MPEG-4 in AVI, which packs two frames into a
+# packet and stores no time stamps. DALI refuses MJPEG.
 CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10}
 _YUV420 = 1  # cudaVideoChromaFormat
 
 
 class NoNvdec(Exception):
-    """NVDEC cannot be used; the message is the reason and what to do about it."""
+    """NVDEC cannot be used. The message says why and what to do about it."""
 
 
 class DecodeCaps(ctypes.Structure):
-    """CUVIDDECODECAPS of cuviddec.h: the first three fields ask, the others are the answer."""
+    """CUVIDDECODECAPS of cuviddec.h. The first three fields are the question, the others the answer."""
 
     _fields_ = (
         ("codec", ctypes.c_int),
@@ -52,17 +52,17 @@ GetCaps = Callable[[Any], int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecLimits:
-    """What NVDEC decodes of one codec, 8 bits a sample, 4:2:0. Pixels are those of the coded picture."""
+    """NVDEC's limits for one codec at 8 bits per sample, 4:2:0, in pixels of the coded frame."""
 
     engines: int
     min_width: int
     min_height: int
     max_width: int
     max_height: int
-    max_macroblocks: int  # of 16×16 pixels, in a picture
+    max_macroblocks: int  # of 16×16 pixels, per frame
 
     def fit(self, width: int, height: int) -> bool:
-        """Whether pictures of so many pixels can be decoded."""
+        """Return whether frames of this size can be decoded."""
         macroblocks = -(-width // 16) * -(-height // 16)
         return (
             self.min_width <= width <= self.max_width
@@ -72,7 +72,7 @@ class CodecLimits:
 
 
 def load_library() -> GetCaps:
-    """cuvidGetDecoderCaps of the driver's library. Raises NoNvdec where there is none."""
+    """Load cuvidGetDecoderCaps from the driver's library. Raises NoNvdec where there is none."""
     try:
         get_caps: GetCaps = ctypes.CDLL(LIBRARY).cuvidGetDecoderCaps
     except (OSError, AttributeError) as error:
@@ -84,9 +84,9 @@ def load_library() -> GetCaps:
 
 
 def read_limits(get_caps: GetCaps) -> dict[str, CodecLimits]:
-    """What can be decoded on the device of the calling thread's current CUDA context, by FFmpeg's codec name.
+    """Ask what the device of the calling thread's current CUDA context decodes, by FFmpeg's codec name.
 
-    Raises NoNvdec where that is nothing.
+    Raises NoNvdec where it decodes nothing.
     """
     limits, errors = {}, set()
     for name, number in CODECS.items():

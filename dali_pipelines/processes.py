@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive their parent. Imports nothing of tgmae."""
+"""Worker processes that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ Result = TypeVar("Result")
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def make_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Spawned workers, so that no lock of this process is copied into one; they end when it is killed."""
+    """Start a pool whose workers end when this process is killed.
+
+    Workers are spawned, not forked, so that none inherits a lock that is held here.
+    """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=end_with_parent)
 
 
 def end_with_parent() -> None:
-    """In a worker process: end it when its parent ends, even by kill −9. In any other process: do nothing."""
+    """End this worker process when its parent ends, even by kill −9. Does nothing in any other process."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -37,9 +40,9 @@ def end_with_parent() -> None:
 
 
 def map_in_workers(work: Callable[[int], Result], rows: list[int], num_workers: int) -> Iterator[Result]:
-    """work(row) for each of `rows` in turn, a few ahead of who takes them; `work` is sent to each process once.
+    """Yield work(row) for each of `rows`, in order, computed a few rows ahead in worker processes.
 
-    Without workers it is done in this process.
+    `work` is sent to each process once. With no workers it runs in this process.
     """
     from torch.utils.data import DataLoader, Dataset
 

@@ -1,4 +1,7 @@
-"""One DALI pipeline of those that take turns with the batches, and what becomes of it when a file kills its decoder."""
+"""One of the DALI pipelines that serve batches round-robin.
+
+It rebuilds itself when a corrupt file crashes the decoder.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,37 @@ from dali_pipelines.worker import ClipWorker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What all lanes work on."""
+class PipelineSpec:
+    """The task that all pipelines of one loader share."""
 
     videos: VideoTable
     sampler: BatchSampler
-    size: int  # pixels
-    repeat: int  # clips from a decode
+    size: int  # height and width of the clips, in pixels
+    repeat: int  # clips per decode
     placement: Placement
-    distrusted: set[int]  # rows that DALI must not decode; whoever finds one tells the others
+    distrusted: set[int]  # rows that DALI must not decode; whichever pipeline finds one tells the others
 
 
 class ResilientPipeline:
     """A DALI pipeline for the batches `batch`, `batch` + `step`, `batch` + 2 · `step`, …; `batch` is the next one."""
 
-    def __init__(self, job: Job, batch: int, step: int) -> None:
-        self.job, self.batch, self.step = job, batch, step
-        self.failures = 0  # in a row that single files do not explain
+    def __init__(self, spec: PipelineSpec, batch: int, step: int) -> None:
+        self.spec, self.batch, self.step = spec, batch, step
+        self.failures = 0  # consecutive failures that no single file explains
         self._build()
 
     def _build(self) -> None:
-        job = self.job
+        spec = self.spec
         self.worker = ClipWorker(
-            videos=job.videos, sampler=job.sampler, size=job.size, repeat=job.repeat, limits=job.placement.limits,
-            first_batch=self.batch, step=self.step, distrusted=frozenset(job.distrusted),
+            videos=spec.videos, sampler=spec.sampler, size=spec.size, repeat=spec.repeat, limits=spec.placement.limits,
+            first_batch=self.batch, step=self.step, distrusted=frozenset(spec.distrusted),
         )  # fmt: skip
-        self.pipe = build_clips(self.worker, job.placement, len(job.sampler(self.batch)) // job.repeat)
+        self.pipe = build_clips(self.worker, spec.placement, len(spec.sampler(self.batch)) // spec.repeat)
         self.is_ahead = False
         self.problem: RuntimeError | None = None
 
     def start(self) -> None:
-        """Begin the first batches without waiting for them; what goes wrong is told when they are taken."""
+        """Start the first batches without waiting for them. A failure is raised when they are taken."""
         try:
             self.pipe.schedule_run()
         except RuntimeError as error:
@@ -53,7 +56,7 @@ class ResilientPipeline:
         self.is_ahead = True
 
     def take(self, stream: Any) -> list[Any]:
-        """The graph's outputs for the next batch, ready for what is queued on a CUDA stream from now on.
+        """Return the graph's outputs for the next batch, ready for whatever is queued on a CUDA stream from now on.
 
         Raises ValueError where DALI fails batch after batch.
         """
@@ -78,13 +81,13 @@ class ResilientPipeline:
         return outputs
 
     def _recover(self, error: RuntimeError) -> None:
-        """Build the pipeline again without the files that broke it: those that DALI cannot decode alone either.
+        """Rebuild the pipeline without the files that broke it: the ones that DALI cannot decode alone either.
 
-        Where that is none of them, or every one although PyAV reads it, all are left to PyAV, and the third such
-        failure in a row is an error: then it is not about single files.
+        If DALI decodes each of them alone, or none of them although PyAV can, the fault is not in single files. The
+        whole batch then goes to PyAV, and the third such failure in a row is an error.
         """
         self.close()
-        requests = {request.row: request for request in self.job.sampler(self.batch)}
+        requests = {request.row: request for request in self.spec.sampler(self.batch)}
         native = {row: request for row, request in requests.items() if self.worker.is_native(row)}
         reasons = {row: reason for row, request in native.items() if (reason := self._try_alone(request))}
         readable = [row for row in reasons if self._is_readable(requests[row])]
@@ -93,35 +96,37 @@ class ResilientPipeline:
             if self.failures > 2:
                 raise ValueError(
                     f"DALI fails batch after batch where PyAV does not: {short_reason(error)}. "
-                    "Choose --data.decode cpu or --pipeline pyav; tgmae-info says what this machine has"
+                    "Use --data.decode cpu or --pipeline pyav; tgmae-info says what this machine has"
                 ) from error
         if not reasons:
             readable = list(native)
-        if news := [row for row in readable if row not in self.job.distrusted]:
+        if news := [row for row in readable if row not in self.spec.distrusted]:
             listed = "\n".join(
-                f"  {self.job.videos[row].path}: {reasons.get(row, short_reason(error))}" for row in news
+                f"  {self.spec.videos[row].name}: {reasons.get(row, short_reason(error))}" for row in news
             )
-            warnings.warn(f"DALI cannot decode what PyAV can, and from now on PyAV does:\n{listed}", stacklevel=4)
-        self.job.distrusted.update(reasons or native)
+            warnings.warn(f"DALI cannot decode these videos, so PyAV decodes them from now on:\n{listed}", stacklevel=4)
+        self.spec.distrusted.update(reasons or native)
         self._build()
 
     def _try_alone(self, request: ClipRequest) -> str | None:
-        videos, row = self.job.videos, request.row
+        """Return why DALI fails on one clip, or None where it does not."""
+        videos, row = self.spec.videos, request.row
         try:
-            return decode_alone(videos.file(row), videos[row], request, self.job.placement)
-        except NoExcerpt:  # DALI has never seen it
+            return decode_alone(videos.file(row), videos[row], request, self.spec.placement)
+        except NoExcerpt:  # DALI never gets this file
             return None
-        except DecodeError as error:  # gone since: the worker will say so
+        except DecodeError as error:  # the file is gone; its worker will report that
             return str(error)
 
     def _is_readable(self, request: ClipRequest) -> bool:
-        videos, row = self.job.videos, request.row
+        """Return whether PyAV decodes a clip."""
+        videos, row = self.spec.videos, request.row
         try:
-            decode_clips(videos.file(row), videos[row], [request], self.job.size)
+            decode_clips(videos.file(row), videos[row], [request], self.spec.size)
         except DecodeError:
             return False
         return True
 
     def close(self) -> None:
-        """Stop the worker processes; DALI does so when the pipeline is collected."""
+        """Stop the worker processes. DALI does so when the pipeline is garbage-collected."""
         self.pipe = None

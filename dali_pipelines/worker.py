@@ -1,8 +1,8 @@
-"""What the worker processes of the DALI pipeline do: read a file, and decode it where DALI cannot.
+"""The work of a DALI worker process: read a file, and decode it where DALI cannot.
 
-Workers import this module: it does without torch (1.5 s and 300 MB each).
+Workers import this module. It does without torch, which would cost each of them 1.5 s and 300 MB.
 
-Dimensions: R clips from a decode (data.repeat), T frames, S height and width.
+Dimensions: R clips per decode (data.repeat), T frames, D distinct frames, S height and width.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from dali_pipelines.video.decode import DecodeError, decode_clips
 from dali_pipelines.video.excerpt import NoExcerpt, cut_excerpt
 from dali_pipelines.video.geometry import Orientation, coded_crop, orientation
 
-if TYPE_CHECKING:  # what is said here of DALI's choices must also be said where it is not installed
+if TYPE_CHECKING:  # `dali_decodes` must also work where DALI is not installed
     from nvidia.dali import types
 
-# What fn.decoders.video of DALI 2.4 decodes on a CPU, without MJPEG: a damaged file of it may crash the process.
+# The codecs that fn.decoders.video of DALI 2.4 decodes on a CPU, without MJPEG: a damaged one may crash the process.
 CPU_CODECS = frozenset({"vp8", "vp9"})
-NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})  # 8 bits, 4:2:0: what `CodecLimits` is about
-_NO_PICTURE: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
+NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})  # 8 bits, 4:2:0: the formats that `CodecLimits` describes
+_NO_FRAME: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
 _NO_BYTES: NDArray[np.uint8] = np.zeros(1, np.uint8)
 
 
 def dali_decodes(coded: CodedFormat, limits: Mapping[str, CodecLimits] | None) -> bool:
-    """Whether videos of this kind go to DALI's decoder rather than to PyAV.
+    """Return whether videos of this format go to DALI's decoder rather than to PyAV.
 
-    limits   of NVDEC; None where DALI decodes on the CPU, which takes pictures of any size
+    limits   what NVDEC can decode; None where DALI decodes on the CPU, which accepts frames of any size
     """
     if limits is None:
         return coded.codec in CPU_CODECS
@@ -57,15 +57,13 @@ class ClipWorker:
     sampler: BatchSampler
     size: int
     repeat: int
-    limits: Mapping[str, CodecLimits] | None  # of NVDEC; None where DALI decodes on the CPU
+    limits: Mapping[str, CodecLimits] | None  # what NVDEC can decode; None where DALI decodes on the CPU
     first_batch: int
     step: int
     distrusted: frozenset[int]  # rows that DALI must not decode
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrival in a worker process: Ctrl-C and SIGTERM leave it alone, so that the step can finish; it ends with its
-        parent.
-        """
+        """Arrive in a worker process: ignore Ctrl-C and SIGTERM, so that a step can finish, and end with the parent."""
         self.__dict__.update(state)
         end_with_parent()
         if multiprocessing.parent_process() is not None:
@@ -73,30 +71,33 @@ class ClipWorker:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def __call__(self, sample: types.SampleInfo) -> tuple[NDArray[Any], ...]:
-        """One decode for `_graph`.
+        """Do one decode for the graph (`graph._clips`).
 
         Returns
-          encoded  uint8: an excerpt of the file, for DALI to decode, or nothing (one byte)
-          frames   int32 [D]: numbers in the excerpt of the distinct frames; DALI would start again for one that repeats
-          order    int32 [T]: which of them each of the clip's frames is
+          encoded  uint8: an excerpt of the file for DALI to decode, or nothing (one byte)
+          frames   int32 [D]: numbers, in the excerpt, of the distinct frames; DALI would start over for a repeated one
+          order    int32 [T]: which of these each frame of the clip is
           native   int32 [3]: 1 where DALI decodes; 1 where it must then swap rows and columns; 1 where it must then
                    apply `colours`
-          cuts     float32 [R, 6], for what DALI decodes: top, left, bottom, right in the coded picture; height and
-                   width that this becomes, negative where it is turned over
+          cuts     float32 [R, 6], where DALI decodes: top, left, bottom, right in the coded frame; then the height and
+                   width that this becomes, negative where it is flipped
           colours  float32 [3, 3]: a matrix for red, green and blue (`colour_matrix`)
-          flips    int32 [R, 2], for what is decoded here: top to bottom, left to right
+          flips    int32 [R, 2], where the worker decodes: top to bottom, left to right
           error    uint8: why the video could not be read, in UTF-8, or a zero
-          decoded  R times uint8 [T, S, S, 3]: clips that want no more than their flips, or nothing (one pixel)
+          decoded  R times uint8 [T, S, S, 3]: clips that need no more than their flips, or nothing (one pixel)
         """
         requests = self._requests(self.first_batch + sample.iteration * self.step, sample.idx_in_batch)
         row = requests[0].row
         video, file = self.videos[row], self.videos.file(row)
 
-        encoded, decoded, error = _NO_BYTES, [_NO_PICTURE] * self.repeat, ""
+        # All requests of a decode share their frames, and only the flip can differ in how clips are turned upright.
+        encoded, decoded, error = _NO_BYTES, [_NO_FRAME] * self.repeat, ""
         native, frames = self.is_native(row), requests[0].frames
         distinct, first, colours = sorted(set(frames)), 0, None
         turns = [orientation(video, request.flip) for request in requests]
-        transpose = turns[0].transpose  # the video's, whatever the flips
+        transpose = turns[0].transpose
+
+        # Either DALI gets an excerpt, or the clips are decoded here. An error becomes a text, and the clips are black.
         try:
             if native:
                 try:
@@ -129,7 +130,7 @@ class ClipWorker:
         )
 
     def is_native(self, row: int) -> bool:
-        """Whether DALI decodes a video, if it is still the one that was indexed."""
+        """Return whether DALI decodes a video, provided that its file is still the one that was indexed."""
         video = self.videos[row]
         return (
             row not in self.distrusted
@@ -138,14 +139,14 @@ class ClipWorker:
         )
 
     def _requests(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
-        """The requests of one decode."""
+        """Return the requests of one decode."""
         if isinstance(self.sampler, UnitSampler):
             return self.sampler.unit(batch, unit)
         return self.sampler(batch)[unit * self.repeat : (unit + 1) * self.repeat]
 
 
 def _extents(turn: Orientation, size: int) -> tuple[int, int]:
-    """Height and width of a clip before it is transposed, negative where it is flipped: fn.resize does both at once.
+    """Return height and width of a clip before it is transposed, negative where fn.resize must flip it.
 
     An `Orientation` flips what is already transposed.
     """
@@ -156,7 +157,7 @@ def _extents(turn: Orientation, size: int) -> tuple[int, int]:
 
 
 def _has_indexed_size(file: str, video: Video) -> bool:
-    """Size but not date: a copy of a data set has new dates."""
+    """Compare the size but not the date: a copy of a data set has new dates."""
     try:
         return os.stat(file).st_size == video.num_bytes
     except OSError:

@@ -1,1 +1,1 @@
-"""CLIP in the forms the scorers need. Imports nothing of tgmae but its types and configuration."""
+"""CLIP in the forms that the scorers need. Imports kernels, and nothing else of the project."""

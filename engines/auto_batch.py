@@ -1,14 +1,14 @@
 """How many patches or frames go through a tower at once.
 
-On a CPU few, so that what a pass touches stays in the cache. On CUDA as many as keep the chip busy and no more:
+On a CPU a pass is small, so that its data stay in the cache. On CUDA its size has two limits:
 
-* Enough. A matrix product is cut into tiles of 128 × 256 outputs, of which every multiprocessor computes one at a time;
-  the last round of tiles leaves some of them idle. With `_ROUNDS` full rounds in the narrowest product of a block that
-  is at most 1/32 of its time, and less in the others, which are three and four times as wide. More would only take
-  memory.
-* Not too much. What a pass holds at its widest point stays within 1/16 of the GPU's memory, which training needs.
+* Large enough to keep the chip busy. A matrix product is cut into tiles of 128 × 256 outputs, and every multiprocessor
+  computes one tile at a time. The last round of tiles leaves some multiprocessors idle. With `_ROUNDS` full rounds in
+  the narrowest product of a block, that is at most 1/32 of its time, and less in the other products, which are three
+  and four times as wide. Larger passes would only use more memory.
+* Small enough to leave memory for training: what a pass holds at its widest point stays within 1/16 of the GPU's.
 
-CLIP ViT-B/32 on an H200 (132 multiprocessors) then takes 3528 patches, 18 frames of 224², ViT-L/14 392.
+For CLIP ViT-B/32 on an H200 (132 multiprocessors) that is 3528 patches, 18 frames of 224²; for ViT-L/14 it is 392.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _MEMORY_SHARE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What of a GPU matters here."""
+    """The properties of a GPU that the size of a pass depends on."""
 
     memory_bytes: int
     multiprocessors: int
 
 
 def read_chip(device: torch.device) -> Chip:
-    """What CUDA says of it."""
+    """Ask CUDA for the properties of a device."""
     found = torch.cuda.get_device_properties(device)
     return Chip(memory_bytes=found.total_memory, multiprocessors=found.multi_processor_count)
 
 
 def fill_chip(tower: Tower, itemsize: int, chip: Chip) -> int:
-    """Patches or frames that fill the chip; itemsize: bytes of a number inside the tower. At least 1."""
+    """Return how many patches or frames fill the chip, at least 1; itemsize: bytes of a number inside the tower."""
     enough = -(-_ROUNDS * chip.multiprocessors * _TILE // (tower.width * tower.tokens))
     fitting = chip.memory_bytes // _MEMORY_SHARE // (tower.peak_values * itemsize)
     return max(1, min(enough, fitting))
@@ -50,9 +50,10 @@ def fill_chip(tower: Tower, itemsize: int, chip: Chip) -> int:
 def inputs_per_pass(
     tower: Tower, config: CLIPConfig, patches_per_frame: int, itemsize: int, device: torch.device
 ) -> int:
-    """Patches, or for a frame tower frames, that an engine takes at once: clip.batch, or what is right for the device.
+    """Return how many inputs an engine takes at once: patches, or frames for a frame tower.
 
-    clip.batch counts patches; of frames so many are taken as have that many patches. Whole frames where one fits.
+    --clip.batch counts patches; a frame tower takes as many frames as have that many patches, at least one. A patch
+    tower takes whole frames if at least one fits. Without --clip.batch the size follows from the device.
     """
     is_frames = isinstance(tower, FrameTower)
     if config.batch is None and device.type == "cuda":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
+# The tiny CLIP of the demo data; `make tiny-clip` trains it again.
+SHAPES_CLIP = Path(__file__).parent / "tiny_clip"
 EngineName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 
 
@@ -34,6 +37,20 @@ class CLIPConfig:
             return "fp16" if device_type == "cuda" else "fp32"
         return self.precision
 
+    def identity(self) -> str:
+        """Name the CLIP without loading it: model, weights, and size and modification time of local files.
+
+        An equal identity means the same CLIP. Another identity may still be the same one (a copied folder, say).
+        """
+        folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
+        if folder.is_dir():
+            parts = ("*.safetensors", "*.bin", "open_clip_config.json")  # the last names architecture and normalisation
+            names, files = [self.model], sorted(path for part in parts for path in folder.glob(part))
+        else:
+            names, files = [self.model, self.weights], [Path(self.weights)]
+        stats = [f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}" for path in files if (stat := _stat(path))]
+        return " ".join(names + stats)
+
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--clip.batch must be at least 1, got {self.batch}")
@@ -42,6 +59,10 @@ class CLIPConfig:
                 f"--clip.precision {self.precision} needs --clip.engine torch, got {self.engine}; use "
                 "--clip.engine torch or --clip.precision fp16"
             )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    return path.stat() if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """An engine runs one tower on one device: a batch of pixels in, a batch of embeddings out.
 
-Four exist. torch is the reference; onnxruntime, tensorrt and tensorrt_rtx run the tower's exported graph.
+There are four. torch is the reference; onnxruntime, tensorrt and tensorrt_rtx run the tower's exported graph.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16,
 
 
 class Engine(Protocol):
-    """dtype and device of its input; its output is on the same device."""
+    """A tower that is ready to run.
+
+    dtype, device   of its input and its output
+    """
 
     dtype: torch.dtype
     device: torch.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, *tower.input_shape] → [n, …, E], for any n from 1 to the batch it was opened for."""
+        """Embed [n, *tower.input_shape] → [n, …, E], for any n from 1 to the batch that the engine was opened for."""
         ...
 
 
 class TorchEngine:
-    """The tower itself.
+    """The tower itself, run by torch.
 
-    batch   on CUDA record the forward pass for so many inputs as a CUDA graph, and replay it for each that many. Fewer
-            run as ever: padded they would cost as much as a full pass, and small batches of clips fill none.
+    batch   On CUDA, record the forward pass for this many inputs as a CUDA graph, and replay it for every batch of that
+            size. Smaller batches run eagerly: padding them would cost a full pass, and small batches of clips never
+            fill one.
     """
 
     def __init__(self, tower: Tower, dtype: torch.dtype, device: torch.device, batch: int | None = None) -> None:
@@ -52,9 +56,9 @@ class TorchEngine:
 
 
 def open_engine(tower: Tower, config: CLIPConfig, device: torch.device, batch: int) -> Engine:
-    """The engine that `config` names for a tower, for up to `batch` inputs at once. It takes the tower over.
+    """Open the engine that `config` names, for up to `batch` inputs at once. It takes ownership of the tower.
 
-    Raises ValueError, with what to install, where that engine or precision cannot run here.
+    Raises ValueError, with what to install or to use instead, if that engine or precision cannot run on `device`.
     """
     dtype = choose_dtype(config, device)
     match config.engine:
@@ -73,5 +77,5 @@ def open_engine(tower: Tower, config: CLIPConfig, device: torch.device, batch: i
 
 
 def choose_dtype(config: CLIPConfig, device: torch.device) -> torch.dtype:
-    """Of an engine's input and output: bfloat16 for fp8; auto is float16 on CUDA and float32 on a CPU."""
+    """Return the dtype of an engine's input and output. fp8 has bfloat16; auto is float16 on CUDA, else float32."""
     return _DTYPES[config.precision_on(device.type)]

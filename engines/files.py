@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and made by one process at a time. Imports nothing of tgmae."""
+"""Atomic writes and inter-process file locks."""
 
 from __future__ import annotations
 
@@ -8,32 +8,46 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Python can read the umask only by setting it.
 _umask = os.umask(0)
 os.umask(_umask)
 _MODE = 0o666 & ~_umask
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end; nothing is left where the writing fails."""
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces `path` when the block ends.
+
+    sync   flush the file, and the folder that names it, to disk: the new file then survives a power cut
+
+    If the block or the write fails, the temporary file is deleted and `path` stays as it was. A process that is killed
+    leaves NAME.PID.tmp behind. The file gets the permissions of any new file.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.chmod(temporary, _MODE)  # safetensors writes files that only their owner may read
+        os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
+        if sync:
+            _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if sync:
+        _sync(path.parent)
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """The whole file or none, also where the process dies half way."""
-    with replacing(path) as temporary:
+def write_atomically(path: Path, data: bytes | memoryview, sync: bool = False) -> None:
+    """Write a file as a whole or not at all, even if the process dies; `sync` as in `replacing`."""
+    with replacing(path, sync) as temporary:
         temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """One process at a time makes `path`: the ranks of a run all want the same one."""
+    """Hold a lock on `path`, so that only one process makes it while others that want it wait.
+
+    The lock is the file NAME.lock beside it, which is left there. It ends with the process that holds it.
+    """
     with open(path.with_name(path.name + ".lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,3 +55,12 @@ def lock_file(path: Path) -> Iterator[None]:
             print(f"waiting for another process that writes {path}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to disk. It does not matter which descriptor wrote to it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Frames → how much each of their patches is like a text: an engine, fed and read in passes of bounded size.
+"""How similar the patches of frames are to texts: an engine, run in passes of bounded size.
 
-Dimensions: F frames, H W pixels, N patches a frame, C texts a frame, E embedding.
+Dimensions: F frames, H W pixels, N patches per frame, C texts per frame, E embedding.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from kernels.gather_tokens import gather_tokens
 
 
 class PatchSimilarity:
-    """Embeddings of the patches of frames: of any size for a patch tower, of its own size for a frame tower.
+    """Embeds the patches of frames and compares them with texts.
 
-    engine           of a patch tower (patch, student) or a frame tower (dense)
-    name             of the tower, for what is kept of the scores
-    whole_frames     the tower takes frames, not patches
-    batch            patches in one pass of a patch tower, frames in one of a frame tower
+    engine         runs a patch tower (patch, student) or a frame tower (dense)
+    name           of the tower; identifies the scores that are kept
+    patch_size     pixels
+    batch          inputs per pass: patches for a patch tower, frames for a frame tower
+    whole_frames   the tower takes frames of one fixed size; otherwise patches, so that frames may have any size
     """
 
     def __init__(
-        self, engine: Engine, clip: CLIPModel, name: str, patch_size: int, batch: int, whole_frames: bool
+        self, engine: Engine, clip_model: CLIPModel, name: str, patch_size: int, batch: int, whole_frames: bool
     ) -> None:
         self.engine, self.name, self.patch_size = engine, name, patch_size
-        self.mean, self.std = clip.mean, clip.std
+        self.mean, self.std = clip_model.mean, clip_model.std
         self.batch, self.whole_frames = batch, whole_frames
 
     def frames_per_pass(self, frames: Tensor) -> int:
-        """How many such frames fill a pass of the engine; at least one."""
+        """Return how many frames of this size, [F, H, W, 3], fill a pass of the engine; at least one."""
         if self.whole_frames:
             return self.batch
         return max(1, self.batch // ((frames.shape[1] // self.patch_size) * (frames.shape[2] // self.patch_size)))
 
     def embed(self, frames: Tensor) -> Tensor:
-        """uint8 [F, H, W, 3] → L2-normalised [F, N, E] in the engine's dtype. Holds all of it at once."""
+        """Embed uint8 [F, H, W, 3] → L2-normalised [F, N, E] in the engine's dtype. Holds all of it in memory."""
         frames = frames.to(self.engine.device)
         dtype = self.engine.dtype
         if self.whole_frames:
@@ -57,10 +58,10 @@ class PatchSimilarity:
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
-        """Cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
+        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
 
-        Raises ValueError where one is NaN, which would rank above every other score. The calling thread waits for the
-        result on that account.
+        Raises ValueError if a cosine is NaN, because NaN would rank above every other score. The check makes the
+        calling thread wait for the result.
         """
         step = self.frames_per_pass(frames)
         parts = []
@@ -71,24 +72,27 @@ class PatchSimilarity:
         if bool(cosines.isnan().any()):
             precision = str(self.engine.dtype).removeprefix("torch.")
             raise ValueError(
-                f"CLIP gives NaN for {int(cosines.isnan().sum())} of {cosines.numel()} scores in {precision}: its "
-                "values do not fit (take --clip.precision fp32, or bf16), or its weights are no numbers"
+                f"CLIP gives NaN for {int(cosines.isnan().sum())} of {cosines.numel()} scores in {precision}: either "
+                "its activations overflow (use --clip.precision fp32, or bf16), or its weights contain NaN"
             )
         return cosines
 
 
-def make_tower(clip: CLIPModel, spec: TowerSpec, patch_size: int, height: int, width: int) -> Tower:
-    """Make the tower of a scorer, for frames of `height` × `width` pixels. Raises ValueError for an unfit student."""
+def make_tower(clip_model: CLIPModel, spec: TowerSpec, patch_size: int, height: int, width: int) -> Tower:
+    """Make the tower of a scorer, for frames of `height` × `width` pixels.
+
+    Raises FileNotFoundError for a missing student, and ValueError for one of another CLIP or patch size.
+    """
     if spec.kind == "student":
         assert spec.student is not None
-        return load_student(Path(spec.student), clip.fingerprint, patch_size)
+        return load_student(Path(spec.student), clip_model.fingerprint, patch_size)
     if spec.kind == "dense":
-        return FrameTower(clip.visual, height, width, patch_size, spec.last_block)
-    return PatchTower(clip.visual, patch_size)
+        return FrameTower(clip_model.visual, height, width, patch_size, spec.last_block)
+    return PatchTower(clip_model.visual, patch_size)
 
 
 def make_patch_similarity(
-    clip: CLIPModel,
+    clip_model: CLIPModel,
     config: CLIPConfig,
     spec: TowerSpec,
     patch_size: int,
@@ -96,9 +100,12 @@ def make_patch_similarity(
     width: int,
     device: torch.device,
 ) -> PatchSimilarity:
-    """What a scorer (patch, dense or student) runs, on `device`. Raises ValueError where its engine cannot run here."""
-    tower = make_tower(clip, spec, patch_size, height, width)
+    """Make what a scorer (patch, dense or student) runs on `device`, for frames of `height` × `width` pixels.
+
+    Raises as `make_tower` does, and ValueError if the engine cannot run on `device`.
+    """
+    tower = make_tower(clip_model, spec, patch_size, height, width)
     patches = (height // patch_size) * (width // patch_size)
     batch = inputs_per_pass(tower, config, patches, choose_dtype(config, device).itemsize, device)
     engine = open_engine(tower, config, device, batch)
-    return PatchSimilarity(engine, clip, tower.name, patch_size, batch, isinstance(tower, FrameTower))
+    return PatchSimilarity(engine, clip_model, tower.name, patch_size, batch, isinstance(tower, FrameTower))

@@ -1,11 +1,12 @@
 """Caption embeddings, computed once per distinct caption and kept on disk.
 
-Dimensions: C distinct captions, E embedding.
+Dimensions: C captions, E embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,43 +18,74 @@ from engines.clip_model import CLIPModel
 from engines.files import lock_file, replacing
 
 
-def embed_captions(
-    clip: CLIPModel, captions: Sequence[str], cache_dir: Path, device: torch.device
-) -> tuple[Tensor, list[bool]]:
-    """Embeddings float32 [C, E] on the CPU, and which captions are too long for CLIP.
+@dataclass(frozen=True)
+class _Cached:
+    """The contents of a cache file.
 
-    Those that `cache_dir` holds from before are not computed again. Processes that want the same ones take turns: the
-    first computes them.
+    rows        of each caption in the other two
+    embeddings  float32 [rows, E], L2-normalised
+    too_long    which captions CLIP's tokenizer cuts off
     """
-    path = cache_dir.expanduser() / f"captions-{clip.fingerprint}.parquet"
+
+    rows: dict[str, int]
+    embeddings: Tensor
+    too_long: list[bool]
+
+
+def embed_captions(
+    clip_model: CLIPModel, captions: Sequence[str], cache_dir: Path, device: torch.device
+) -> tuple[Tensor, list[bool]]:
+    """Return L2-normalised embeddings float32 [C, E] on the CPU, and which captions are too long for CLIP.
+
+    cache_dir   holds captions-FINGERPRINT.parquet, one file per CLIP; created or extended if captions are missing
+    device      where missing captions are encoded
+
+    Captions may repeat. Processes that share a cache take turns: the first encodes the captions, the others read them.
+    """
+    path = cache_dir.expanduser() / f"captions-{clip_model.fingerprint}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path):
-        known, table, too_long = _read_embeddings(path)
-        new = [text for text in captions if text not in known]
-        if new:
-            added = clip.encode_text(new, device)
-            table = torch.cat([table, added]) if known else added
-            known.update({text: len(known) + index for index, text in enumerate(new)})
-            too_long = too_long + clip.too_long(new)
-            columns = {
-                "caption": list(known),
-                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(table.numpy().ravel()), table.shape[1]),
-                "too_long": too_long,
-            }
-            with replacing(path) as temporary:
-                pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
-    rows = [known[text] for text in captions]
-    return table[rows], [too_long[row] for row in rows]
+        cached = _read(path)
+        missing = [text for text in dict.fromkeys(captions) if text not in cached.rows]
+        if missing:
+            cached = _extend(cached, clip_model, missing, device)
+            _write(path, cached)
+    rows = [cached.rows[text] for text in captions]
+    return cached.embeddings[rows], [cached.too_long[row] for row in rows]
 
 
-def _read_embeddings(path: Path) -> tuple[dict[str, int], Tensor, list[bool]]:
-    """Rows by caption, embeddings and too_long of a cache; empty where there is none or it is damaged."""
+def _extend(cached: _Cached, clip_model: CLIPModel, captions: list[str], device: torch.device) -> _Cached:
+    """Encode captions and append them."""
+    added = clip_model.encode_text(captions, device)
+    start = len(cached.rows)
+    return _Cached(
+        rows=cached.rows | {text: start + offset for offset, text in enumerate(captions)},
+        embeddings=torch.cat([cached.embeddings, added]) if cached.rows else added,
+        too_long=cached.too_long + clip_model.too_long(captions),
+    )
+
+
+def _write(path: Path, cached: _Cached) -> None:
+    table = cached.embeddings
+    columns = {
+        "caption": list(cached.rows),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(table.numpy().ravel()), table.shape[1]),
+        "too_long": cached.too_long,
+    }
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
+
+
+def _read(path: Path) -> _Cached:
+    """Read a cache file. A missing or damaged one counts as empty, because everything in it can be computed again."""
+    empty = _Cached({}, torch.empty(0), [])
     if not path.exists():
-        return {}, torch.empty(0), []
+        return empty
     try:
         stored = pq.read_table(path, page_checksum_verification=True)
-        known = {text: index for index, text in enumerate(stored.column("caption").to_pylist())}
+        rows = {text: row for row, text in enumerate(stored.column("caption").to_pylist())}
         flat = stored.column("embedding").combine_chunks().flatten().to_numpy()
-        return known, torch.from_numpy(flat.copy()).view(len(known), -1), stored.column("too_long").to_pylist()
+        embeddings = torch.from_numpy(flat.copy()).view(len(rows), -1)
+        return _Cached(rows, embeddings, stored.column("too_long").to_pylist())
     except (pa.ArrowException, OSError, KeyError, RuntimeError):
-        return {}, torch.empty(0), []  # it is only a cache
+        return empty

@@ -1,17 +1,19 @@
-"""uint8 frames + token numbers → pixel values of those tokens, normalised for the patch embedding.
+"""Cut tokens out of uint8 frames and normalise their pixels for the patch embedding.
 
-A token is a cube of `tubelet` frames × `patch` × `patch` pixels; its P = tubelet · patch² · 3 values stand in the order
-(frame, row, column, channel), which is the order in memory of the frames and of VideoMAE's targets.
+A token is a cube of `tubelet` frames × `patch` × `patch` pixels. Its P = tubelet · patch² · 3 values are ordered
+(frame, row, column, channel), which is the memory order of the frames and of VideoMAE's targets.
 
     frames   uint8 [B, T, H, W, 3]      any strides over clips, frames and rows (such as frames[:, ::2]); never copied
-    index    integer [B, K]             or None: every token in order
-    tokens   [B, K, P]                  B clips, T frames, H W pixels, K chosen tokens, P values a token
+    index    integer [B, K]             token numbers, or None for every token in order
+    tokens   [B, K, P]                  B clips, T frames, H W pixels, K chosen tokens, P values per token
 
-Kernel: one program a token. Its lanes follow the P values, which are tubelet · patch runs of 3 · patch bytes of the
-frames and one run of the output, so that neighbouring lanes touch neighbouring addresses: with patch 16 (48-byte runs)
-a lane loads 16 bytes at once. Moves P bytes in and, in bfloat16, 2·P out: for 64 clips of 16×224×224 with 632 visible
-tokens 62 MB in and 124 MB out, 39 µs at an H200's 4.8 TB/s. Compiled for it, a value costs 15 instructions, 31 µs at
-30·10¹² a second (132 SMs × 128 lanes × 1.75 GHz): memory-bound by a small margin.
+Kernel: one program per token. The token is tubelet · patch runs of 3 · patch consecutive bytes in the frames, and one
+run in the output. Neighbouring lanes take neighbouring values, so with patch 16 (48-byte runs) a lane loads 16 bytes at
+once.
+
+Bytes moved: P in and 2·P out in bfloat16. 64 clips of 16×224×224 with 632 visible tokens move 62 MB in and 124 MB out,
+39 µs at an H200's 4.8 TB/s. Roofline: the code compiled for the H200 spends 15 instructions per value, 31 µs at 30·10¹²
+instructions a second (132 SMs × 128 lanes × 1.75 GHz). The kernel is memory-bound by a small margin.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from __future__ import annotations
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
+from einops import rearrange
 from torch import Tensor
 
 from kernels.launch import Launch, block_of_values
 
-# ImageNet statistics, with which VideoMAE normalises its input (of values in 0 … 1).
+# ImageNet statistics of values in 0 … 1, with which VideoMAE normalises its input.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -31,9 +34,9 @@ Channels = tuple[float, float, float]
 
 
 def token_grid(frames: Tensor, index: Tensor | None, patch: int, tubelet: int) -> tuple[int, int, int]:
-    """How many (slots, rows, columns) of tokens a clip has; looks at shapes and strides only.
+    """Return how many (slots, rows, columns) of tokens a clip has, from shapes and strides alone.
 
-    Raises ValueError where frames cannot be cut into tokens without a rest, or index and frames do not fit together.
+    Raises ValueError if the frames cannot be cut into whole tokens, or if `index` does not match the frames.
     """
     if frames.dim() != 5 or frames.shape[4] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"expected uint8 frames [B, T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
@@ -51,12 +54,13 @@ def token_grid(frames: Tensor, index: Tensor | None, patch: int, tubelet: int) -
 
 
 def gather_cubes(frames: Tensor, index: Tensor | None, patch: int, tubelet: int) -> Tensor:
-    """The raw values of the chosen tokens, in plain torch: uint8 [B, K, P]. Raises as `token_grid` does."""
-    slots, rows, columns = token_grid(frames, index, patch, tubelet)
-    split = frames.view(len(frames), slots, tubelet, rows, patch, columns, patch, 3)
-    cubes = split.permute(0, 1, 3, 5, 2, 4, 6, 7)  # [B, slots, rows, columns, tubelet, patch, patch, 3], still a view
+    """Return the raw values of the chosen tokens, uint8 [B, K, P], in plain torch. Raises as `token_grid` does."""
+    _, rows, columns = token_grid(frames, index, patch, tubelet)
+    # s slots, h w rows and columns of the grid; t p q frame, row and column inside the cube.
     if index is None:
-        return cubes.reshape(len(frames), slots * rows * columns, -1)
+        return rearrange(frames, "b (s t) (h p) (w q) c -> b (s h w) (t p q c)", t=tubelet, p=patch, q=patch)
+    # Only the chosen cubes are copied: this rearrangement is a view of the frames.
+    cubes = rearrange(frames, "b (s t) (h p) (w q) c -> b s h w t p q c", t=tubelet, p=patch, q=patch)
     token = index.long()
     clip = torch.arange(len(frames), device=frames.device)[:, None]
     chosen = cubes[clip, token // (rows * columns), token // columns % rows, token % columns]
@@ -66,13 +70,19 @@ def gather_cubes(frames: Tensor, index: Tensor | None, patch: int, tubelet: int)
 def gather_tokens_reference(
     frames: Tensor, index: Tensor | None, patch: int, tubelet: int, dtype: torch.dtype, mean: Channels, std: Channels
 ) -> Tensor:
-    """`gather_tokens` in plain torch. Computes in float64 for float64, else in float32."""
+    """Compute `gather_tokens` in plain torch; in float64 if `dtype` is float64, otherwise in float32."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     cubes = gather_cubes(frames, index, patch, tubelet).to(compute)
     pixels = cubes.view(*cubes.shape[:-1], -1, 3).div_(255)
-    for channel in range(3):  # numbers, not tensors of constants: those would have to be copied to the device
+    for channel in range(3):  # Python numbers: tensors of constants would have to be copied to the device
         pixels[..., channel].sub_(mean[channel]).div_(std[channel])
     return pixels.flatten(-2).to(dtype)
+
+
+# ---- the kernel -----------------------------------------------------------------------------------------------------
+#
+# Triton inlines the next four functions into the kernels here and in masked_mse.py. Offsets count values, which are
+# bytes in the frames. Names in capitals are compile-time constants; divisions by them become multiplications.
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -85,24 +95,28 @@ def cube_start(
     PATCH: tl.constexpr,
     TUBELET: tl.constexpr,
 ) -> tl.tensor:
-    """Where a token's first value lies in its clip. Divides in 32 bits, which is far cheaper, and multiplies in 64."""
+    """Return the offset of a token's first value in its clip.
+
+    Divisions are in 32 bits, which is far cheaper. Products are in 64 bits, because a batch may exceed 2 GiB.
+    """
     slot, row, column = token // (ROWS * COLUMNS), token // COLUMNS % ROWS, token % COLUMNS
     return slot.to(tl.int64) * TUBELET * stride_t + row.to(tl.int64) * PATCH * stride_h + column * (PATCH * 3)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def value_offset(value: tl.tensor, stride_t: tl.tensor, stride_h: tl.tensor, PATCH: tl.constexpr) -> tl.tensor:
-    """Where a token's value number 0 … P-1 lies, seen from the token's first."""
+    """Return the offset of a token's values, numbered 0 … P-1, from its first value."""
     frame, line, byte = value // (PATCH * PATCH * 3), value // (PATCH * 3) % PATCH, value % (PATCH * 3)
     return frame.to(tl.int64) * stride_t + line.to(tl.int64) * stride_h + byte
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def value_tile(start: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Numbers and channels of the values start … start + BLOCK - 1, each [BLOCK / 16, 16]; start a multiple of BLOCK.
+    """Return the numbers and channels of the values start … start + BLOCK - 1, each int32 [BLOCK / 16, 16].
 
-    A lane holds a row. As 16 = 1 modulo 3, its channels follow from its own number: one division a lane instead of 16,
-    and only three different constants for the compiler to choose among.
+    `start` is a multiple of BLOCK. Each lane holds a row of 16 values. Because 16 = 1 modulo 3, a lane's channels
+    follow from the lane number: one division per lane instead of 16, and only three patterns for the compiler to
+    choose from.
     """
     lane, place = (start // 16 + tl.arange(0, BLOCK // 16))[:, None], tl.arange(0, 16)[None, :]
     channel = lane % 3 + place % 3
@@ -111,16 +125,17 @@ def value_tile(start: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.ten
 
 @triton.jit  # type: ignore[untyped-decorator]
 def by_channel(channel: tl.tensor, red: tl.tensor, green: tl.tensor, blue: tl.tensor) -> tl.tensor:
-    """The one of three scalars that belongs to each value's channel."""
+    """Select, for each value, the scalar that belongs to its channel."""
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
 
 
+# One program writes one token: program number = clip · count + position of the token in the output.
 @triton.jit  # type: ignore[untyped-decorator]
 def _gather_tokens(
-    frames: tl.tensor,
-    index: tl.tensor,
-    tokens: tl.tensor,
-    count: tl.tensor,
+    frames: tl.tensor,  # uint8 [B, T, H, W, 3]
+    index: tl.tensor,  # integer [B, count], or None
+    tokens: tl.tensor,  # out: [B, count, P], contiguous
+    count: tl.tensor,  # tokens per clip
     stride_b: tl.tensor,
     stride_t: tl.tensor,
     stride_h: tl.tensor,
@@ -136,16 +151,22 @@ def _gather_tokens(
     COLUMNS: tl.constexpr,
     PATCH: tl.constexpr,
     TUBELET: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # values per round of the loop
 ) -> None:
     VALUES: tl.constexpr = TUBELET * PATCH * PATCH * 3
+
+    # Which token this program writes. Without an index, it is the token at that position.
     program = tl.program_id(0)
     clip, number = (program // count).to(tl.int64), program % count
     token = number
     if index is not None:
         token = tl.load(index + clip * index_stride_b + number.to(tl.int64) * index_stride_k).to(tl.int32)
+
+    # Where the token starts in the frames and in the output.
     source = frames + clip * stride_b + cube_start(token, stride_t, stride_h, ROWS, COLUMNS, PATCH, TUBELET)
     target = tokens + program.to(tl.int64) * VALUES
+
+    # Walk over the token's values in output order, BLOCK at a time. The last round may be partial.
     for start in range(0, VALUES, BLOCK):
         value, channel = value_tile(start, BLOCK)
         inside = value < VALUES
@@ -165,9 +186,11 @@ def gather_tokens_kernel(
     std: Channels,
     launch: Launch | None = None,
 ) -> Tensor:
-    """`gather_tokens` by the kernel, in float32. Token numbers are not checked: they must lie in 0 … tokens - 1.
+    """Compute `gather_tokens` with the kernel, in float32.
 
-    launch: of at least 16 values a round.
+    launch   block: values per round, at least 16
+
+    Token numbers are not checked: they must lie in 0 … tokens - 1.
     """
     slots, rows, columns = token_grid(frames, index, patch, tubelet)
     batch, count = len(frames), slots * rows * columns if index is None else index.shape[1]
@@ -175,7 +198,7 @@ def gather_tokens_kernel(
     tokens = torch.empty(batch, count, values, dtype=dtype, device=frames.device)
     launch = launch or block_of_values(values)
     assert launch.block >= 16
-    # One multiplication and addition a value instead of two divisions; the constants are rounded once, from float64.
+    # (level / 255 - mean) / std as one multiply-add. The constants are rounded to float32 once, from float64.
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
     index_strides = (0, 0) if index is None else index.stride()
@@ -207,11 +230,18 @@ def gather_tokens(
     mean: Channels = MEAN,
     std: Channels = STD,
 ) -> Tensor:
-    """The chosen tokens, normalised: (value / 255 - mean) / std for each channel → `dtype` [B, K, P].
+    """Cut out the chosen tokens and normalise them: (value / 255 - mean) / std per channel → `dtype` [B, K, P].
 
-    frames uint8 [B, T, H, W, 3]; index int32 [B, K], or None for all T/tubelet · H/patch · W/patch tokens; tubelet 1
-    cuts single frames into patches. float64 takes the reference on every device. On CUDA token numbers are not checked.
-    Raises ValueError where T is no multiple of tubelet, or H or W none of patch, and for other frames or index shapes.
+    frames   uint8 [B, T, H, W, 3]
+    index    int32 [B, K], or None for all T/tubelet · H/patch · W/patch tokens; not checked on CUDA
+    patch    pixels
+    tubelet  frames; 1 cuts single frames into patches
+    mean     per channel, of values in 0 … 1
+    std      likewise
+
+    Uses the kernel on CUDA and the reference on a CPU. float64 uses the reference on every device.
+    Raises ValueError if T is not a multiple of tubelet, if H or W is not a multiple of patch, and for frames or an
+    index of another shape.
     """
     on_kernel = frames.is_cuda and dtype != torch.float64
     gather = gather_tokens_kernel if on_kernel else gather_tokens_reference

@@ -1,7 +1,7 @@
-"""How a kernel is started: what may be tuned to a chip without changing a result.
+"""Launch configurations of the kernels: what may be tuned for a chip without changing a result.
 
-What a kernel takes by default is decided here, by size; `python -m bench.kernel_tuning` measures the alternatives.
-Triton's num_stages is left alone: compiled for sm_90, loops over a token's values are the same code under 1 to 4.
+The defaults follow from the size of the work; `python -m bench.kernel_tuning` measures the alternatives. Triton's
+num_stages is left alone: for sm_90, loops over a token's values compile to the same code with 1 to 4 stages.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import triton  # type: ignore[import-untyped]
 class Launch:
     """One program's share of the work.
 
-    block      items that it holds at once, a power of two: all of them, or what a walk over them takes in a round
-    num_warps  that share the block, 32 lanes each
+    block      items held at once, a power of two: all of the program's items, or one round of its loop over them
+    num_warps  warps of 32 lanes that share the block
     """
 
     block: int
@@ -24,15 +24,18 @@ class Launch:
 
 
 def whole_block(count: int) -> Launch:
-    """Of a program that holds all of `count` items at once and adds over them (top-k, the loss's forward).
+    """Return the launch config of a program that reduces over all `count` items in one block.
 
-    One warp up to 512 items: sums then need no barrier.
+    Used by top-k and by the forward pass of the loss. Up to 512 items take one warp, so that sums need no barrier.
     """
     block: int = triton.next_power_of_2(count)
     return Launch(block, min(max(block // 512, 1), 16))
 
 
 def block_of_values(values: int) -> Launch:
-    """Of a program that walks over a token's values, 16 a lane: one load of 16 bytes (gather, the loss's backward)."""
+    """Return the launch config of a program that loops over a token's values.
+
+    Used by gather and by the backward pass of the loss. Each lane takes 16 values: one load of 16 bytes.
+    """
     block = min(max(triton.next_power_of_2(values), 16), 2048)
     return Launch(block, max(block // 512, 1))

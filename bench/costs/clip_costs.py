@@ -1,8 +1,8 @@
-"""What one clip costs, stage by stage, counted from shapes and from the videos of a manifest; nothing is timed.
+"""The cost of one clip, stage by stage, counted from shapes and from the videos of a manifest. Nothing is timed.
 
-Bytes are those that must move between a stage and memory when each input is read and each output written once. Floating
-point operations are matrix products, a multiply-add counting as two; those of the stages without products are counted
-by hand, a value at a time, and matter for the picture only: all of them are far below the arithmetic limit.
+Bytes are what must move between a stage and memory if each input is read once and each output written once.
+Floating-point operations are those of matrix products; a multiply-add counts as two. In stages without products they
+are counted by hand, per value, for the picture only: all of these stages are far below the arithmetic limit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Literal
 
 import torch
 
+from bench.costs.step_flops import count_step_gflop
 from bench.costs.traffic import count_traffic
-from bench.harness.inputs import make_random_clip
-from bench.kernels import Size
-from bench.rivals.decoders import Clip as Window
-from bench.step import count_gflop as count_step_gflop
+from bench.workloads.inputs import make_random_clip
+from bench.workloads.kernel_operations import Size
+from bench.workloads.window import Window
 from engines.patch_similarity import make_tower
 from engines.towers.clip_towers import StudentTower
 from tgmae.config import TrainConfig
@@ -28,6 +28,7 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import count_gflop as count_scorer_gflop
 from tgmae.masks.config import MaskConfig
 from tgmae.model.config import ModelConfig
+from tgmae.model.videomae import VideoMAE
 from tgmae.training.config import DistillConfig
 
 Resource = Literal["NVDEC", "PCIe", "SMs"]
@@ -35,10 +36,11 @@ Unit = Literal["tensor cores", "float32"]
 SCORERS = ("cached", "student", "dense", "patch")
 STEP = ("top-k", "gather", "matrix products", "other operators", "loss", "loss, backward", "optimiser")
 
-# Bytes of AdamW a parameter, all in float32. The gradients' norm reads them (4); scaling them, be it by 1, reads and
-# writes them (8); the fused step reads parameter, gradient and both moments (16) and writes all but the gradient (12).
+# AdamW's bytes per parameter, all in float32. The gradient norm reads the gradients (4). Clipping scales them, even
+# by 1, and so reads and writes them (8). The fused step reads parameter, gradient and both moments (16) and writes all
+# but the gradient (12).
 OPTIMISER_BYTES = 4 + 8 + 16 + 12
-# Operations a value, by hand: of the kernels as they are written, of AdamW's formulas, of a resize of two taps an axis.
+# Operations per value, counted by hand in the kernels' code, AdamW's formulas, and a resize with two taps an axis.
 _BY_HAND = {
     "top-k": 64,
     "gather": 2,
@@ -48,16 +50,16 @@ _BY_HAND = {
     "to RGB": 5,
     "crop and resize": 8,
 }
-_YUV = 1.5  # bytes a pixel: 4:2:0, as decoders write it
+_YUV = 1.5  # bytes a pixel of 4:2:0, which decoders write
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Work for one clip.
+    """Work of one stage for one clip.
 
     moved      bytes between the stage and the GPU's memory, or over PCIe
     operations floating-point operations, on `unit`
-    pixels     that NVDEC must decode
+    pixels     number that NVDEC must decode
     """
 
     name: str
@@ -70,24 +72,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class Footage:
-    """Means over the clips that training would draw, one of each video."""
+    """What clips ask of a decoder: means over the clips that training would draw, one from each video."""
 
     clips: int
     codecs: frozenset[str]
     file_bytes: float
-    frames_passed: float  # by a decoder, from the keyframe before the window to its end
+    frames_passed: float  # that a decoder goes through, from the keyframe before the window to its end
     pixels_passed: float  # frames × pixels
     pixels: float  # of a frame
     crop_pixels: float
 
 
 def survey(manifest: Manifest, config: TrainConfig) -> Footage:
-    """What the clips of a manifest's videos ask of a decoder."""
+    """Draw a clip from each video of a manifest and average what they ask of a decoder."""
     data = replace(config.data, split="", repeat=1)
-    plan = ClipSampler(
+    sampler = ClipSampler(
         manifest=manifest, data=data, num_frames=config.model.num_frames, batch_size=len(manifest), seed=config.seed
     )
-    requests = plan(0)
+    requests = sampler(0)
     windows = [Window(manifest.file(r.row), manifest[r.row], r.frames) for r in requests]
     sizes = [window.video.width * window.video.height for window in windows]
     return Footage(
@@ -102,19 +104,19 @@ def survey(manifest: Manifest, config: TrainConfig) -> Footage:
 
 
 def clip_bytes(model: ModelConfig) -> int:
-    """Of the uint8 frames that training sees."""
+    """Return the bytes of a clip's uint8 frames as training sees them."""
     return model.num_frames * model.image_size**2 * 3
 
 
 def loading_stages(footage: Footage, model: ModelConfig) -> list[Stage]:
-    """From the file's bytes in the host's memory to frames on the GPU, decoded by NVDEC.
+    """Return the stages from a file's bytes in host memory to frames on the GPU, decoded by NVDEC.
 
-    The decoder's own frames in 4:2:0 are written for every frame it passes, RGB for the frames of the clip only.
+    The decoder writes 4:2:0 for every frame it goes through; RGB is written for the clip's own frames only.
     """
     frames, clip = model.num_frames, clip_bytes(model)
     decoded = frames * footage.pixels
     return [
-        Stage("file to the GPU", "PCIe", footage.file_bytes),  # at most: DALI is handed an excerpt
+        Stage("file to the GPU", "PCIe", footage.file_bytes),  # an upper bound: DALI gets an excerpt
         Stage("decode", "NVDEC", _YUV * footage.pixels_passed, pixels=footage.pixels_passed),
         Stage("to RGB", "SMs", (_YUV + 3) * decoded, _BY_HAND["to RGB"] * 3 * decoded),
         Stage("crop and resize", "SMs", frames * 3 * footage.crop_pixels + clip, _BY_HAND["crop and resize"] * clip),
@@ -122,7 +124,7 @@ def loading_stages(footage: Footage, model: ModelConfig) -> list[Stage]:
 
 
 def step_stages(config: TrainConfig, ratio: float, batch: int) -> list[Stage]:
-    """Top-k and the training step, of `batch` clips a forward pass and an optimiser step, in bfloat16."""
+    """Return the stages of top-k and of a training step in bfloat16, where a step takes `batch` clips."""
     model = config.model
     size = Size("", model, batch, ratio, torch.bfloat16)
     values, masked = model.values_per_token, size.num_masked
@@ -146,22 +148,21 @@ def step_stages(config: TrainConfig, ratio: float, batch: int) -> list[Stage]:
 
 @cache
 def count_parameters(model: ModelConfig) -> int:
-    from tgmae.model.videomae import VideoMAE
-
+    """Count the network's parameters."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in VideoMAE(model).parameters())
 
 
 @cache
 def scorer_stages(model: ModelConfig, batch: int, frames_per_tubelet: Literal[1, 2]) -> dict[str, Stage]:
-    """What each scorer of text-guided masks asks of the GPU, with CLIP ViT-B/32 in half precision.
+    """Return the stage of each scorer of text-guided masks, with CLIP ViT-B/32 in half precision.
 
-    Bytes are the least there can be: the frames, the weights once a batch, the scores.
+    Bytes are a lower bound: the frames, the weights once a batch, the scores.
     """
     clip, distill = make_random_clip(), DistillConfig()
     scores = 4 * model.num_tokens
     frames = clip_bytes(model) * frames_per_tubelet / model.tubelet_size
-    stages = {"cached": Stage("scores, cached", "PCIe", scores)}  # read and cut out on the host
+    stages = {"cached": Stage("scores, cached", "PCIe", scores)}  # read and cropped on the host
     values, embed = 3 * model.patch_size**2, int(clip.visual.output_dim)
     student = StudentTower(model.patch_size, distill.hidden, embed)
     patches = model.num_slots * frames_per_tubelet * model.patches_per_slot
@@ -180,5 +181,5 @@ def _scorer(name: str, clip: float, weights: float, products: float) -> Stage:
 
 
 def _weights(modules: Sequence[torch.nn.Module]) -> int:
-    """Bytes in half precision."""
+    """Return the bytes of all parameters in half precision."""
     return sum(2 * x.numel() for module in modules for x in module.parameters())

@@ -1,7 +1,8 @@
-"""How many bytes torch's operators move in a training step, counted on tensors without contents.
+"""Bytes that torch's operators move in a training step, counted on tensors without contents.
 
-Every operator that computes is taken to read each of its inputs once and to write each of its outputs once, as eager
-torch does when caches help nobody; views cost nothing. The work of kernels/ is left out: bench/kernels.py counts it.
+Each operator that computes is assumed to read every input once and write every output once, as eager torch does when
+caches do not help. Views cost nothing. The kernels of kernels/ are left out:
+bench/workloads/kernel_operations.py counts them.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 
-# Matrix products and attention: what tensor cores do.
+# Matrix products and attention, which run on tensor cores.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product")
-_FREE = ("empty", "detach", "unsafe_view")  # allocate, or are views by another name
+_FREE = ("empty", "detach", "unsafe_view")  # allocate only, or are views by another name
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of a pass, and how many values the operators without matrix products wrote."""
+    """Bytes that a pass moves, and the number of values that operators other than matrix products write."""
 
     products: float  # read and written by matrix products and attention
-    others: float  # by everything else: norms, GELU, residuals, casts, copies, gradients added up
+    others: float  # by everything else: norms, GELU, residuals, casts, copies, sums of gradients
     values: float  # written by everything else
-    by_operator: Mapping[str, float]  # the bytes of `others`, the most first
+    by_operator: Mapping[str, float]  # `others` by operator, largest first
 
 
 class _Counter(TorchDispatchMode):
+    """Adds up the bytes of every operator that is dispatched while it is active."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.products = self.values = 0
@@ -53,14 +56,14 @@ class _Counter(TorchDispatchMode):
         moved = _size(inputs) + _size(outputs)
         if name.startswith(_PRODUCTS):
             self.products += moved
-        elif outputs:  # what has none asks for a device, or names a range
+        elif outputs:  # operators without any query a device or name a profiler range
             self.others[name] += moved
             self.values += sum(x.numel() for x in outputs)
         return out
 
 
 def _size(tensors: Sequence[Tensor]) -> int:
-    """A tensor that is one number expanded counts what is stored."""
+    """Return the bytes stored. An expanded dimension counts once."""
     return sum(x.element_size() * _stored(x) for x in tensors)
 
 
@@ -73,9 +76,10 @@ def _stored(x: Tensor) -> int:
 
 @cache
 def count_traffic(config: ModelConfig, ratio: float, batch: int) -> Traffic:
-    """Of forward and backward of `batch` clips, per clip, under bfloat16 autocast with parameters in float32.
+    """Count the traffic per clip of forward and backward on `batch` clips.
 
-    The weights are read once a batch. Counted for scaled_dot_product_attention's fused kernel.
+    Runs under bfloat16 autocast with float32 parameters, and with scaled_dot_product_attention's fused kernel. Weights
+    are read once a batch.
     """
     num_masked = MaskConfig(ratio=ratio).masked_per_slot(config.patches_per_slot) * config.num_slots
     num_visible = config.num_tokens - num_masked
@@ -94,7 +98,7 @@ def count_traffic(config: ModelConfig, ratio: float, batch: int) -> Traffic:
 
 
 class _WithoutKernels(VideoMAE):
-    """The network without its Triton kernels, whose traffic is counted elsewhere."""
+    """The network without its Triton kernels, whose traffic is counted separately."""
 
     def gather(self, frames: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty(*visible.shape, self.config.values_per_token, dtype=dtype)
@@ -104,7 +108,7 @@ class _WithoutKernels(VideoMAE):
 
 
 class _Free(torch.autograd.Function):
-    """Stands for the loss, whose kernels are counted elsewhere."""
+    """A loss that costs nothing: its kernels are counted separately."""
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""What GPUs can do at most, from data sheets, and what NVDEC does.
+"""Upper limits of GPUs, from data sheets, and of NVDEC.
 
-From NVIDIA's data sheets of H200, H100, A100, L40S, L4 and A10: dense bfloat16 of the tensor cores, memory bandwidth,
-float32 without tensor cores, number of NVDEC engines, PCIe (one direction, half of what they say for both).
-Frames/s of NVDEC are not in data sheets. For Hopper some 4,480 H.264 frames/s of 1920×1080 over seven engines are this
-project's own estimate (640 an engine), which no publication at hand states; for other chips and codecs there is none,
-so their limit is left open. Smaller frames are scaled by pixels, which flatters small ones: what a frame costs beside
-its pixels is not known.
+NVIDIA's data sheets of H200, H100, A100, L40S, L4 and A10 give dense bfloat16 on tensor cores, memory bandwidth,
+float32 without tensor cores, the number of NVDEC engines, and PCIe (one direction: half the figure for both).
+
+NVDEC's frame rate is not in data sheets. For Hopper this project estimates 4,480 H.264 frames/s of 1920×1080 over seven
+engines (640 an engine); no publication at hand states it. Other chips and codecs have no estimate, so their limit stays
+open. Smaller frames are scaled by pixels, which flatters them: the fixed cost of a frame is not known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FULL_HD = 1920 * 1080  # pixels
 
 @dataclass(frozen=True)
 class Chip:
-    """Upper limits; TB and GB are powers of ten."""
+    """Upper limits of one GPU; TB and GB are powers of ten."""
 
     name: str
     tensor_tflops: float  # dense bfloat16
@@ -50,17 +50,17 @@ CHIPS = {
 
 
 def short_name(name: str) -> str:
-    """A GPU's name as torch gives it, or a chip's, as part of a file name: h200-nvl, h100, rtx-4090.
+    """Turn a chip's name, or a GPU's name from torch, into part of a file name: h200-nvl, h100, rtx-4090.
 
-    Without the maker, and without the memory and the socket that A100 and H100 usually come with.
+    Drops the maker, and the memory and socket that A100 and H100 usually have.
     """
     words = re.split(r"[^a-z0-9]+", name.lower())
     return "-".join(word for word in words if not re.fullmatch(r"(nvidia|geforce|tesla|sxm\d?|hbm\d\w?|80gb)?", word))
 
 
 def find_chip(name: str) -> Chip:
-    """By its own name, or a GPU's name as torch gives it. Raises ValueError for one that is not known."""
+    """Find a chip by its own name or by a GPU's name from torch. Raises ValueError if it is unknown."""
     for chip in CHIPS.values():
         if short_name(chip.name) == short_name(name):
             return chip
-    raise ValueError(f"no figures for a GPU {name!r} (there are: {', '.join(CHIPS)})")
+    raise ValueError(f"no figures for GPU {name!r}; known GPUs: {', '.join(CHIPS)}")

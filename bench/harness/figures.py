@@ -1,6 +1,6 @@
-"""Find single figures in the reports of bench/results, by the names of tables and rows.
+"""Find single figures in the reports of bench/results by the names of tables and rows.
 
-A figure that is not there is None: a part may have failed, been left out, or never run on that GPU.
+A missing figure is None: a part may have failed, been left out, or never run on that GPU.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-Reports = Mapping[str, Mapping[str, Any]]  # by name, without the device
+Reports = Mapping[str, Mapping[str, Any]]  # content by name, without the device
 
 
 def load_reports(folder: Path, chip: str, since: float = 0.0) -> dict[str, dict[str, Any]]:
-    """What bench/results holds of a chip, by its `short_name`: step.h200.json for h200, and not step.h200-nvl.json.
+    """Read the reports of a chip, given by its `short_name`: step.h200.json for h200, but not step.h200-nvl.json.
 
-    since   leaves out what was written before, in seconds since 1970
+    since   seconds since 1970; older reports are left out
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
@@ -26,7 +26,7 @@ def load_reports(folder: Path, chip: str, since: float = 0.0) -> dict[str, dict[
         if device == chip and path.stat().st_mtime >= since:
             try:
                 content = json.loads(path.read_text())
-            except ValueError:  # a benchmark that was stopped while it wrote
+            except ValueError:  # a benchmark was stopped while it wrote
                 continue
             if isinstance(content, dict):
                 found[name] = content
@@ -34,7 +34,10 @@ def load_reports(folder: Path, chip: str, since: float = 0.0) -> dict[str, dict[
 
 
 def find_rows(reports: Reports, report: str, table: str, row: str) -> list[Mapping[str, Any]]:
-    """Rows of the reports whose name fits a glob. `table` and `row` are searched for, as regular expressions."""
+    """Return rows of the reports whose name matches the glob `report`.
+
+    `table` and `row` are regular expressions that are searched for in titles and row names.
+    """
     return [
         found
         for name, content in reports.items()
@@ -47,9 +50,10 @@ def find_rows(reports: Reports, report: str, table: str, row: str) -> list[Mappi
 
 
 def values(rows: Sequence[Mapping[str, Any]], key: str = "median") -> list[float]:
-    """The numbers of a column; what is missing or is no number is left out."""
+    """Return the numbers of a column, without missing values and text."""
     return [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
 
 
 def best(rows: Sequence[Mapping[str, Any]], key: str = "median") -> float | None:
+    """Return the largest number of a column; None if there is none."""
     return max(values(rows, key), default=None)

@@ -1,8 +1,9 @@
-"""One picture of a machine's benchmarks: a panel a table, bars of medians with whiskers from lowest to highest.
+"""One picture of a machine's benchmarks: a panel for each table, bars of medians with whiskers from lowest to highest.
 
-A report is what bench/report.py writes, NAME.DEVICE.json with "tables"; other files in the folder are ignored, and so
-are reports of what was counted and not measured (bench/roofline.py draws its own).
-All lengths are inches. Panels stand in columns under their report's name, the next one where there is most room.
+A report is what bench/harness/report.py writes: NAME.DEVICE.json with "tables". Other files in the folder are ignored,
+and so are reports that were counted, not measured (bench/roofline.py draws its own).
+
+All lengths are in inches. Panels are laid out in columns below their report's name, each in the shortest column so far.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from bench.harness.tables import format_number
 from tgmae.pictures.figures import shorten
 
 _COLUMNS, _COLUMN, _GAP, _MARGIN = 3, 5.2, 0.35, 0.3
 _WIDTH = _COLUMNS * _COLUMN + (_COLUMNS - 1) * _GAP + 2 * _MARGIN
-_ROW, _LINE, _NUMBERS = 0.2, 0.145, 1.05  # height of a bar and of a line of text; width of the numbers beside the bars
+_ROW, _LINE, _NUMBERS = 0.2, 0.145, 1.05  # height of a bar, of a line of text; width of the numbers beside the bars
 _SMALL, _TEXT, _TITLE, _NAME = 7, 8, 9, 13  # points
-_LOG_FROM = 50  # largest by smallest bar from which on a linear axis would hide the small ones
+_LOG_FROM = 50  # above this ratio of largest to smallest bar, a linear axis would hide the small ones
 _BAR, _BASE, _LIMIT = "#7fa8d1", "#33608c", "#b03030"
 
 
@@ -42,9 +44,9 @@ class Report:
 
 
 def read_reports(folder: Path, device: str | None = None) -> list[Report]:
-    """The reports with tables of one device, by name; by default of the device whose report was written last.
+    """Return one device's reports with tables, by name; by default of the device whose report was written last.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     reports: list[Report] = []
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
@@ -53,17 +55,17 @@ def read_reports(folder: Path, device: str | None = None) -> list[Report]:
         if name and isinstance(content, dict) and content.get("tables") and not content.get("counted"):
             reports.append(Report(name, of, content))
     if not reports:
-        raise ValueError(f"{folder} holds no reports of benchmarks; make them with: make bench")
+        raise ValueError(f"no benchmark reports in {folder}; create them with: make bench")
     chosen = device or reports[-1].device
     found = sorted((report for report in reports if report.device == chosen), key=lambda report: report.name)
     if not found:
         there = ", ".join(sorted({report.device for report in reports}))
-        raise ValueError(f"{folder} holds no reports of {chosen} (there are: {there}); make them with: make bench")
+        raise ValueError(f"no reports of {chosen} in {folder}, which has {there}; create them with: make bench")
     return found
 
 
 def draw_reports(reports: Sequence[Report], path: Path) -> None:
-    """PNG of the reports' tables and headlines."""
+    """Write a PNG of the reports' headlines and tables."""
     sections = [_Section(report) for report in reports]
     height = sum(section.height for section in sections) + 2 * _MARGIN
     figure = plt.figure(figsize=(_WIDTH, height))
@@ -77,7 +79,7 @@ def draw_reports(reports: Sequence[Report], path: Path) -> None:
 
 
 class _Section:
-    """A report's name, headline and panels, and the height they take."""
+    """A report's name, headline and panels, and the height they need."""
 
     def __init__(self, report: Report) -> None:
         self.report, content = report, report.content
@@ -111,7 +113,7 @@ class _Section:
 
 
 class _Panel:
-    """A table: title, bars, notes."""
+    """A table: its title, bars and notes."""
 
     def __init__(self, table: dict[str, Any]) -> None:
         self.table, self.rows, self.limit = table, table["rows"], table.get("limit")
@@ -159,7 +161,7 @@ class _Panel:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
         for place, row in enumerate(self.rows):
-            _beside(axis, 0.5, place, _number(row["median"]), "black")
+            _beside(axis, 0.5, place, format_number(row["median"]), "black")
             if "ratio" in row and row["name"] != base:
                 _beside(axis, _NUMBERS, place, _ratio(row["ratio"]["median"]), "grey")
         if base is not None:
@@ -168,19 +170,19 @@ class _Panel:
         if self.limit is not None:
             axis.axvline(self.limit, color=_LIMIT, linestyle="--", linewidth=1)
             axis.text(
-                0, 1.0, f"limit {_number(self.limit)} (dashed)", size=_SMALL, color=_LIMIT, transform=axis.transAxes,
-                va="bottom",
+                0, 1.0, f"limit {format_number(self.limit)} (dashed)", size=_SMALL, color=_LIMIT,
+                transform=axis.transAxes, va="bottom",
             )  # fmt: skip
 
 
 def _beside(axis: Axes, right: float, place: int, text: str, colour: str) -> None:
-    """A number in the row of a bar, ending `right` inches beyond the axes."""
+    """Write text in the row of a bar, ending `right` inches beyond the axes."""
     x = 1 + right / _inches(axis)
     axis.text(x, place, text, size=_TEXT, color=colour, ha="right", va="center", transform=axis.get_yaxis_transform())
 
 
 def _inches(axis: Axes) -> float:
-    """The width of the axes."""
+    """Return the width of the axes."""
     return float(axis.get_position().width) * _WIDTH
 
 
@@ -199,21 +201,16 @@ def _wrap_note(line: str) -> list[str]:
 
 
 def _fit(width: float, points: float) -> int:
-    """Characters of a size that fit; a character is some .56 of its size wide."""
+    """Return how many characters fit; one is about .56 of its font size wide."""
     return int(width * 72 / (0.56 * points))
 
 
-def _number(value: float) -> str:
-    """Three figures, thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def _ratio(value: float) -> str:
-    """As precise as there is room for."""
+    """Format a ratio as precisely as there is room for."""
     if not 0.1 <= value < 10_000:
         return f"×{value:.1g}"
-    return f"×{value:.2f}" if value < 10 else f"×{_number(value)}"
+    return f"×{value:.2f}" if value < 10 else f"×{format_number(value)}"
 
 
 def _plain(value: Any) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The classic roofline: arithmetic by bytes moved against what a GPU can do at most, a point a stage."""
+"""The classic roofline: TFLOP/s over operations a byte, with a point for each stage below the GPU's limits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 
 _POINT, _ROOF, _LOWER = "#33608c", "#b03030", "#c07070"
 _SIZE, _DPI = 9, 120  # points of the labels
-_LINE, _CHARACTER = 1.35 * _SIZE * _DPI / 72, 0.58 * _SIZE * _DPI / 72  # pixels of a label's height and letters
+_LINE, _CHARACTER = 1.35 * _SIZE * _DPI / 72, 0.58 * _SIZE * _DPI / 72  # pixels: a label's height, a letter's width
 _ASIDE = 11  # pixels from a point to its label
 
 
 @dataclass(frozen=True)
 class Point:
-    """A stage. operations a byte; TFLOP/s at its limit, and those that were measured."""
+    """A stage: operations a byte, TFLOP/s at its limit, and TFLOP/s measured."""
 
     name: str
     operations_a_byte: float
@@ -31,7 +31,10 @@ class Point:
 def draw_roofline(
     points: Sequence[Point], memory_tb_s: float, roofs: Mapping[str, float], path: Path, title: str
 ) -> None:
-    """PNG. roofs: TFLOP/s of each kind of arithmetic unit; a stage stands under the one that it uses."""
+    """Write a PNG.
+
+    roofs   TFLOP/s of each kind of arithmetic unit; a stage lies below the one that it uses
+    """
     figure, axis = plt.subplots(figsize=(9.5, 6))
     figure.subplots_adjust(left=0.075, right=0.98, top=0.94, bottom=0.09)
     _draw_roofs(axis, points, memory_tb_s, roofs)
@@ -46,9 +49,9 @@ def draw_roofline(
             parse_math=False, arrowprops={"arrowstyle": "-", "color": _POINT, "linewidth": 0.5, "shrinkB": 4},
         )  # fmt: skip
     is_measured = any(point.reached_tflops is not None for point in points)
-    measured = "dots: measured" if is_measured else "nothing is measured yet"
+    measured = "dots: measured" if is_measured else "nothing measured yet"
     axis.set_title(title, fontsize=11, parse_math=False)
-    axis.set_xlabel(f"floating-point operations a byte   (circles: the limit of a stage; {measured})")
+    axis.set_xlabel(f"floating-point operations a byte   (circles: limits of the stages; {measured})")
     axis.set_ylabel("TFLOP/s")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
@@ -77,14 +80,14 @@ def _draw_roofs(axis: Axes, points: Sequence[Point], memory_tb_s: float, roofs: 
 
 
 def _place_labels(axis: Axes, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Left ends of the labels in pixels: right of their points and a little lower, and lower still until they are free.
+    """Return the labels' left ends in pixels: to the right of their points and a little lower.
 
-    The points count as taken, too.
+    A label moves down until it overlaps neither another label nor a point.
     """
     dots = [axis.transData.transform((point.operations_a_byte, point.limit_tflops)) for point in points]
     taken = [(x - 6, x + 6, y) for x, y in dots]
     places = []
-    # From the right, for a label reaches to the right.
+    # From right to left, because labels extend to the right.
     for number in sorted(range(len(points)), key=lambda number: -dots[number][0]):
         left, y = dots[number][0] + _ASIDE, dots[number][1] - _LINE / 2
         right = left + _CHARACTER * len(points[number].name)

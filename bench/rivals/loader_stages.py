@@ -1,4 +1,4 @@
-"""The stages of loaders on a CPU, one by one: where bench/loader.py's time goes."""
+"""The CPU time of a loader's stages, one by one, for bench/loader.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.harness.report import Row, Table
+from bench.harness.tables import Row, Table
 from bench.rivals.videomae_loader import Decoder, decode_only, time_clip
 from dali_pipelines.types import ClipBatch, ClipRequest
 from dali_pipelines.video.decode import decode_clips
@@ -21,12 +21,12 @@ from tgmae.masks.select import select_masks
 from tgmae.model.config import ModelConfig
 
 STAGES = ("decode", "to RGB", "crop and resize", "to float, normalise", "mask")
-_BATCH = 8  # clips whose masks are drawn at once
+_BATCH = 8  # clips whose masks are drawn together
 
 
 def stage_table(name: str, stages: dict[str, list[float]], whole: list[float]) -> Table:
-    """Stages of one loader, and what the whole takes beyond them; ms of CPU a clip, by round."""
-    timed = sum(statistics.mean(values) for values in stages.values())  # each round times other clips
+    """Make the table of one loader: its stages, and what the whole loader takes beyond them, in CPU ms a clip."""
+    timed = sum(statistics.mean(values) for values in stages.values())  # each round times different clips
     note = "to RGB is part of crop and resize; frames stay uint8" if name == "dali" else ""
     if name == "VideoMAE, decord":
         note = "decord converts to RGB while it decodes"
@@ -38,8 +38,8 @@ def stage_table(name: str, stages: dict[str, list[float]], whole: list[float]) -
 def time_stages(
     decoders: Sequence[Decoder], manifest: Manifest, requests: Sequence[ClipRequest], model: ModelConfig
 ) -> dict[str, dict[str, float]]:
-    """CPU milliseconds a clip of each stage in this process, for each loader."""
-    torch.set_num_threads(1)  # as DataLoader's workers do
+    """Return the CPU milliseconds a clip that each stage of each loader takes in this process."""
+    torch.set_num_threads(1)  # as in DataLoader's workers
     tube = MaskConfig(kind="tube")
     clock: dict[tuple[str, str], float] = {}
 
@@ -51,7 +51,7 @@ def time_stages(
 
     for request in requests:
         file, video = manifest.file(request.row), manifest[request.row]
-        decode_only(file, video, request)  # so that no loader is the first to read the file
+        decode_only(file, video, request)  # puts the file into the page cache, for all loaders alike
         for decoder in decoders:
             time_clip(decoder, manifest, request, model, tube, partial(timed, f"VideoMAE, {decoder}"))
         timed("dali", "decode", partial(decode_only, file, video, request))
@@ -59,8 +59,9 @@ def time_stages(
     noise = NoiseScorer("tube", model.num_slots, model.patches_per_slot, torch.device("cpu"))
     frames = torch.zeros((_BATCH, model.num_frames, model.image_size, model.image_size, 3), dtype=torch.uint8)
     for first in range(0, len(requests), _BATCH):
-        clips = ClipBatch(frames=frames, requests=tuple(requests[first : first + _BATCH]))
-        timed("dali", "mask", partial(_plan_tube_masks, noise, clips, model))
+        batch = tuple(requests[first : first + _BATCH])
+        clips = ClipBatch(frames=frames, requests=batch, videos=tuple(manifest[request.row] for request in batch))
+        timed("dali", "mask", partial(_draw_tube_masks, noise, clips, model))
     names = ["dali", *(f"VideoMAE, {decoder}" for decoder in decoders)]
     for name in names[1:]:
         clock[name, "to RGB"] = clock.pop((name, "decode, to RGB")) - clock[name, "decode"]
@@ -68,5 +69,5 @@ def time_stages(
     return {name: {stage: 1000 * clock.get((name, stage), 0.0) / len(requests) for stage in STAGES} for name in names}
 
 
-def _plan_tube_masks(noise: NoiseScorer, clips: ClipBatch, model: ModelConfig) -> None:
+def _draw_tube_masks(noise: NoiseScorer, clips: ClipBatch, model: ModelConfig) -> None:
     select_masks(MaskConfig(kind="tube"), model, noise(clips))

@@ -1,7 +1,7 @@
 """Frames of a video by number, decoded with PyAV (FFmpeg) on the CPU.
 
-`decode_frames` is what both pipelines rest on; `decode_clips` adds crop and resize inside FFmpeg's YUV → RGB
-conversion, so that no pixel is converted that the crop throws away and none is moved that the resize throws away.
+Both pipelines rest on `decode_frames`. `decode_clips` crops and resizes inside FFmpeg's YUV → RGB conversion, so that
+no pixel is converted that the crop discards, and none is moved that the resize discards.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import av
 import numpy as np
+import nvtx
 from av.container import InputContainer
 from av.filter import Graph
 from av.video.frame import VideoFrame
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipRequest, CropBox, Video
 from dali_pipelines.video.geometry import coded_crop
-from tgmae.telemetry.nvtx_ranges import named_range
 
-# What FFmpeg crops at every x. With two bytes a sample, or two chroma samples side by side (nv12), it would take chroma
-# of an odd x from the middle of a sample; such frames are converted first, and the frames of most videos are not.
+# Pixel formats that FFmpeg crops correctly at every x. With two bytes per sample, or interleaved chroma (nv12), it
+# would read chroma at an odd x from the middle of a sample. Frames in those formats are converted first; most videos
+# are not.
 _CROPPED = (
     "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv410p", "yuv411p", "gray", "gbrp", "rgb24",
     "bgr24",
@@ -30,25 +31,24 @@ _CROPPED = (
 
 
 class DecodeError(Exception):
-    """A video could not be read; the message is the reason, without the path."""
+    """A video could not be read. The message is the reason, without the path."""
 
 
 def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
     """Yield (number, frame) once for each distinct number in `frames`, ascending.
 
-    seek   jump to the last keyframe before the first frame; without it decoding starts at frame 0. Both give the same
-           frames.
+    seek   jump to the last keyframe before the first frame; otherwise decode from frame 0. Both give the same frames.
 
-    Raises DecodeError where the file is missing or broken, has pictures of another size than the manifest says, or
-    breaks off before the last frame.
+    Raises DecodeError where the file is missing or broken, where its frames have another size than the manifest says,
+    and where it ends before the last frame.
     """
     wanted = sorted(set(frames))
     try:
-        # Opening decodes some pictures, and so finds out how far B frames are reordered. That takes milliseconds, but
-        # with skip_frame=all the first picture of some streams got lost, and every number behind it was wrong.
+        # Opening decodes a few frames to learn how far B frames are reordered. That takes milliseconds, but with
+        # skip_frame=all the first frame of some streams got lost, and every number after it was wrong.
         with av.open(file) as container:
             stream = container.streams.video[0]
-            # One clip a worker: parallelism comes from the workers, and frame threads would only add latency.
+            # Parallelism comes from the workers: threads within a decoder would only add latency.
             stream.thread_type = "NONE"
             number, decoded = 0, container.decode(stream)
             if seek:
@@ -66,7 +66,7 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
 
 
 def name_error(error: Exception) -> str:
-    """FFmpeg's errors without the path, which they begin with."""
+    """Return the text of one of FFmpeg's errors, without the path that it begins with."""
     return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
 
@@ -74,12 +74,12 @@ def _check_size(frame: VideoFrame, video: Video) -> None:
     coded = video.coded
     if (frame.width, frame.height) != (coded.width, coded.height):
         raise DecodeError(
-            f"has {frame.width}×{frame.height} pictures, coded as {coded.width}×{coded.height} by the manifest"
+            f"has frames of {frame.width}×{frame.height}, but the manifest says {coded.width}×{coded.height}"
         )
 
 
 def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:
-    """Start decoding at the last keyframe at or before `first`; return its number and the frames from it on."""
+    """Start decoding at the last keyframe at or before frame `first`; return its number and the frames from there."""
     index = int(np.searchsorted(video.keyframes, first, side="right")) - 1
     if index <= 0:
         return 0, container.decode(stream)
@@ -91,7 +91,7 @@ def _seek(container: InputContainer, stream: VideoStream, video: Video, first: i
             return video.keyframes[index], _chain(frame, decoded)
         if frame.pts is None or frame.pts > pts:
             break
-    container.seek(0)  # the keyframe did not come up: count from the start
+    container.seek(0)  # the keyframe did not turn up: count from the start
     return 0, container.decode(stream)
 
 
@@ -100,54 +100,56 @@ def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame
     yield from rest
 
 
-@named_range("decode")
 def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size: int) -> NDArray[np.uint8]:
-    """Decode once, crop and resize for each request.
+    """Decode once, then crop and resize for each of R requests, which must share their frames.
 
-    Returns uint8 [R, T, size, size, 3], R requests, not yet turned or flipped. All requests must share their frames.
-    Raises DecodeError.
+    Returns uint8 [R, T, size, size, 3], not yet turned upright or flipped. Raises DecodeError.
     """
     frames = requests[0].frames
     clips = np.empty((len(requests), len(frames), size, size, 3), np.uint8)
     crops = [coded_crop(video, request.crop) for request in requests]
     resizers: list[Graph] = []
     try:
-        for number, frame in decode_frames(file, video, frames, seek=True):
-            resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
-            places = [place for place, wanted in enumerate(frames) if wanted == number]
-            with named_range("augment"):
-                for clip, resizer in zip(clips, resizers, strict=True):
-                    resizer.push(frame)
-                    clip[places] = resizer.pull().to_ndarray()
-    except av.FFmpegError as error:  # the picture changed its size or format under way
-        raise DecodeError(f"cannot crop {video.width}×{video.height} pictures: {error}") from error
+        with nvtx.annotate("decode", domain="tgmae"):
+            for number, frame in decode_frames(file, video, frames, seek=True):
+                resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
+                places = [place for place, wanted in enumerate(frames) if wanted == number]
+                with nvtx.annotate("augment", domain="tgmae"):
+                    for clip, resizer in zip(clips, resizers, strict=True):
+                        resizer.push(frame)
+                        clip[places] = resizer.pull().to_ndarray()
+    except av.FFmpegError as error:  # the frames changed their size or format half way
+        raise DecodeError(f"cannot crop frames of {video.width}×{video.height}: {error}") from error
     return clips
 
 
 def decode_whole_frames(
     file: str, video: Video, frames: Sequence[int], height: int, width: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Whole frames in turn, upright, resized: uint8 [height, width, 3] each. Raises DecodeError where it breaks off."""
+    """Yield whole frames in order, upright and resized, uint8 [height, width, 3].
+
+    Raises DecodeError where it breaks off.
+    """
     turned = video.rotation % 180 != 0
     whole = coded_crop(video, CropBox(x=0, y=0, width=video.width, height=video.height))
     coded_height, coded_width = (width, height) if turned else (height, width)
     resizer: Graph | None = None
     try:
-        for _, frame in decode_frames(file, video, frames, seek=False):
+        for _, frame in decode_frames(file, video, frames, seek=video.segment is not None):
             resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
             resizer.push(frame)
             yield np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90).astype(np.uint8)
     except av.FFmpegError as error:
-        raise DecodeError(f"cannot resize {video.width}×{video.height} pictures: {error}") from error
+        raise DecodeError(f"cannot resize frames of {video.width}×{video.height}: {error}") from error
 
 
 def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:
-    """FFmpeg filters: crop, bilinear resize (with area support when it shrinks), conversion to RGB.
+    """Make the FFmpeg filters: crop, bilinear resize (over an area when it shrinks), conversion to RGB.
 
-    Resized as YUV and converted after: swscale has vector code for each of the two, and none for both at once.
+    Frames are resized as YUV and converted afterwards: swscale has vector code for each step, but not for both at once.
     """
     graph = Graph()
-    graph.threads = 1  # by default one a core for every picture, which costs more than a small picture takes
+    graph.threads = 1  # by default FFmpeg starts a thread per core for every frame, which costs more than the frame
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     chain = [
         source,

@@ -1,8 +1,11 @@
-"""The part of a video file that a clip needs, as a small file of its own.
+"""Cut the part of a video file that a clip needs into a small file of its own.
 
-`fn.decoders.video` of DALI 2.4 does not seek: it decodes from the file's first frame, whatever its build_index says.
-And it counts every picture that comes out of NVDEC. So it is handed the packets from the keyframe before the clip to
-the clip's last frame; where a file cannot be cut and counted like that, PyAV decodes.
+`fn.decoders.video` of DALI 2.4 does not seek: it decodes from the first frame of the file, whatever build_index says.
+It also counts every frame that comes out of NVDEC. It is therefore given only the packets from the keyframe before the
+clip to the last frame of the clip. Where a file cannot be cut and counted like that, PyAV decodes it.
+
+An excerpt is made in three steps: find the keyframe from which NVDEC can start (`_find_packets`), collect the packets
+from there on in decoding order (`_collect`), and mux them into a file whose frames are numbered from 0 (`_write`).
 """
 
 from __future__ import annotations
@@ -23,29 +26,29 @@ from numpy.typing import NDArray
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError, name_error
 
-_H264_IDR = 5  # type of the NAL units after which no frame refers to one before
-_FRAMES_A_SECOND = 25  # of every excerpt: DALI sorts by time and asks for no more
-# From further back PyAV decodes, which can begin at any keyframe.
+_H264_IDR = 5  # NAL unit type of an IDR slice: no later frame refers to a frame before it
+_FRAMES_PER_SECOND = 25  # of every excerpt: DALI only sorts by time
+# Longer excerpts go to PyAV, which can start at any keyframe.
 _MOST_FRAMES = 300
 LARGEST = 64 * 2**20  # bytes: excerpts of several batches are in memory at once
 
 
 class NoExcerpt(Exception):
-    """A file of which DALI would not decode the right frames; the message is the reason."""
+    """DALI would not decode the right frames of this file. The message is the reason."""
 
 
 class Excerpt(NamedTuple):
-    """encoded, uint8, is an MP4 (VP8: Matroska)."""
+    """A small video file in memory: uint8 bytes of an MP4 (for VP8, of a Matroska file)."""
 
     encoded: NDArray[np.uint8]
-    first: int  # number of its first frame in the file it was cut from
+    first: int  # number of its first frame in the original file
     colour_space: int  # FFmpeg's AVColorSpace
 
 
 def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
-    """What holds the distinct, ascending `frames`.
+    """Cut an excerpt that holds the given frames, which must be distinct and ascending.
 
-    Raises NoExcerpt; DecodeError where the file is missing or broken.
+    Raises NoExcerpt where DALI would decode the wrong frames, DecodeError where the file is missing or broken.
     """
     try:
         with av.open(file) as container:
@@ -57,10 +60,13 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
 
 
 def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
-    """Why the middle `num_frames` of a file cannot be cut out; "" where they can, or where nobody can read them."""
-    first = max((video.num_frames - num_frames) // 2, 0)
+    """Return why the middle `num_frames` frames of a video cannot be cut out.
+
+    Returns "" where they can, and where the file cannot be read at all.
+    """
+    first = video.start + max((video.length - num_frames) // 2, 0)
     try:
-        cut_excerpt(file, video, range(first, min(first + num_frames, video.num_frames)))
+        cut_excerpt(file, video, range(first, min(first + num_frames, video.end)))
     except NoExcerpt as reason:
         return str(reason)
     except DecodeError:
@@ -71,31 +77,36 @@ def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
 def _find_packets(
     container: InputContainer, stream: VideoStream, video: Video, frames: Sequence[int]
 ) -> tuple[int, list[Packet[VideoStream]]]:
-    """The frame at which to begin, and what a decoder needs from there to the last of `frames`. Raises NoExcerpt."""
+    """Return the frame to start from, and the packets that a decoder needs from there to the last of `frames`.
+
+    Keyframes are tried backwards from the clip until one works. Raises NoExcerpt.
+    """
     if not {"mp4", "matroska"} & set(container.format.name.split(",")):  # whose packets were counted
-        raise NoExcerpt(f"{container.format.name} does not say which frames its packets are")
+        raise NoExcerpt(f"{container.format.name} does not number the frames in its packets")
     index = int(np.searchsorted(video.keyframes, frames[0], side="right")) - 1
     for start in range(index, -1, -1):
         count = frames[-1] - video.keyframes[start] + 1
         if count > _MOST_FRAMES and start < index:
-            raise NoExcerpt("NVDEC can begin at no keyframe that is near")
+            raise NoExcerpt("NVDEC cannot start at a nearby keyframe")
         if packets := _collect(container, stream, video.keyframe_pts[start], count):
             if not all(_is_shown_once(packet, stream) for packet in packets):
-                raise NoExcerpt("holds pictures that are not shown, or fields")
+                raise NoExcerpt("holds frames that are not shown, or fields")
             return video.keyframes[start], packets
-    raise NoExcerpt("its packets do not say which frames they are")
+    raise NoExcerpt("its packets do not number their frames")
 
 
 def _collect(container: InputContainer, stream: VideoStream, pts: int, count: int) -> list[Packet[VideoStream]]:
-    """What the first `count` frames from a keyframe on need, in decoding order; nothing where no decoder can begin
-    there, or where that is unclear. Raises NoExcerpt where it is too much.
+    """Return the packets that the first `count` frames after a keyframe need, in decoding order.
+
+    Returns nothing where no decoder can start there, or where that is unclear. Raises NoExcerpt where it is too much.
     """
     packets: list[Packet[VideoStream]] = []
-    shown: list[int] = []  # their time stamps, ascending
+    shown: list[int] = []  # their presentation time stamps, ascending
     size = 0
     container.seek(pts, stream=stream)
     for packet in container.demux(stream):
-        # No later packet is shown before its own decoding time.
+        # Packets come in decoding order, and no packet is shown before it is decoded. Once a decoding time passes the
+        # last wanted presentation time, nothing that is still to come can be shown earlier.
         if len(shown) >= count and packet.dts is not None and shown[count - 1] <= packet.dts:
             break
         if not packet.size:
@@ -108,7 +119,7 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
             continue
         if not packets and not _is_entry(packet, stream):
             return []
-        if packet.pts >= pts:  # else it is shown before the keyframe, and may need what was cut off
+        if packet.pts >= pts:  # otherwise it is shown before the keyframe, and may refer to frames that were cut off
             packets.append(packet)
             insort(shown, packet.pts)
             size += packet.size
@@ -118,13 +129,14 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
 
 
 def _is_entry(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Whether NVDEC can begin there: with H.264 at an IDR picture only, while containers mark others too."""
+    """Return whether NVDEC can start here. With H.264 only at an IDR frame, although containers mark others too."""
     return stream.codec.canonical_name != "h264" or any(unit[0] & 31 == _H264_IDR for unit in _units(packet, stream))
 
 
 def _is_shown_once(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Whether a packet decodes to one picture, which is shown: VP8 and VP9 have references that are not, and H.264 may
-    have two fields.
+    """Return whether a packet decodes to exactly one frame that is shown.
+
+    VP8 and VP9 have reference frames that are not shown. H.264 may have two fields.
     """
     codec, data = stream.codec.canonical_name, bytes(packet)
     if codec == "h264":  # H.264, 7.3.3: a slice begins with the number of its first macroblock, 0 as the bit 1
@@ -134,8 +146,8 @@ def _is_shown_once(packet: Packet[VideoStream], stream: VideoStream) -> bool:
         return bool(data[0] & 0x10)
     if codec != "vp9":
         return True
-    # VP9 bitstream specification, 6.2, of profiles 0 to 2: show_existing_frame, frame_type, show_frame; annex B: the
-    # index of a superframe, and how many frames it holds but one.
+    # VP9 bitstream specification, section 6.2 for profiles 0 to 2: show_existing_frame, frame_type, show_frame. Annex
+    # B: the index of a superframe, which says how many frames it holds, less one.
     last = data[-1]
     index_size = 2 + ((last >> 3 & 3) + 1) * ((last & 7) + 1)
     is_index = last & 0xE0 == 0xC0 and data[-index_size : len(data) - index_size + 1] == data[-1:]
@@ -143,7 +155,7 @@ def _is_shown_once(packet: Packet[VideoStream], stream: VideoStream) -> bool:
 
 
 def _units(packet: Packet[VideoStream], stream: VideoStream) -> Iterator[bytes]:
-    """The NAL units of an H.264 packet."""
+    """Yield the NAL units of an H.264 packet, which are marked by start codes or by their lengths."""
     data, header = bytes(packet), stream.codec_context.extradata or b""
     if header[:1] != b"\1":
         yield from filter(None, data.split(b"\0\0\1")[1:])  # start codes
@@ -157,18 +169,18 @@ def _units(packet: Packet[VideoStream], stream: VideoStream) -> Iterator[bytes]:
 
 
 def _write(packets: Sequence[Packet[VideoStream]], stream: VideoStream) -> NDArray[np.uint8]:
-    """The packets in a file of their own, their frames numbered from 0. Raises NoExcerpt."""
+    """Mux the packets into a file whose frames are numbered from 0. Raises NoExcerpt."""
     ranks = {pts: rank for rank, pts in enumerate(sorted(packet.pts or 0 for packet in packets))}
     shown = [ranks[packet.pts or 0] for packet in packets]
     delay = max(place - rank for place, rank in enumerate(shown))
     target = io.BytesIO()
-    # Bit-exact: Matroska would draw random numbers into the file.
+    # Bit-exact: otherwise Matroska writes random numbers into the file.
     form = "matroska" if stream.codec.canonical_name == "vp8" else "mp4"
     try:
         with av.open(target, "w", format=form, options={"fflags": "+bitexact"}) as container:
             out = container.add_stream_from_template(stream, opaque=True)
             for place, (packet, rank) in enumerate(zip(packets, shown, strict=True)):
-                packet.stream, packet.time_base = out, Fraction(1, _FRAMES_A_SECOND)
+                packet.stream, packet.time_base = out, Fraction(1, _FRAMES_PER_SECOND)
                 packet.pts, packet.dts, packet.duration = rank + delay, place, 1
                 container.mux(packet)
     except av.FFmpegError as error:

@@ -1,18 +1,18 @@
-"""Motion vectors of the codec, read with PyAV: how far each 16×16 block has moved since the frame before.
+"""Read the codec's motion vectors with PyAV: how far each 16×16 block has moved since the frame before.
 
-H.264 and MPEG-4 Part 2 carry them; FFmpeg's decoders of VP9, AV1 and HEVC give none. A vector says where a block's
-pixels were taken from, in a frame that FFmpeg does not name. Here it is taken to be the nearest that can be meant:
+H.264 and MPEG-4 Part 2 carry them. FFmpeg's decoders of VP9, AV1 and HEVC export none. A vector says where a block's
+pixels were copied from, in a frame that FFmpeg does not name. The nearest possible frame is assumed:
 
-    vectors into the past     the last reference frame shown before, of those decoded by then
-    vectors into the future   the next reference frame shown after, of those decoded by then
-    frames without vectors    (I frames): the mean of the nearest frames before and after that have some
-    blocks without vectors    (intra blocks): the mean of the neighbours that have some
+    vectors into the past     the last reference frame shown before, among those already decoded
+    vectors into the future   the next reference frame shown after, among those already decoded
+    frames without vectors    (I frames): the mean of the nearest frames before and after that have vectors
+    blocks without vectors    (intra blocks): the mean of the neighbours that have vectors
 
-H.264 marks its reference frames (nal_ref_idc), which tells pyramids of B frames apart. MPEG-4's direct mode leaves
-zeros for vectors, so its B frames count as frames without. Where an encoder looks further back than one reference
-(x264's refs above 1) some blocks seem faster than they are; on even ground blocks take on their neighbours' motion.
+H.264 marks its reference frames (nal_ref_idc), which resolves pyramids of B frames. MPEG-4's direct mode exports zeros
+as vectors, so its B frames count as frames without vectors. Where an encoder uses more than one reference (x264's refs
+above 1), some blocks seem faster than they are. On flat ground, blocks inherit their neighbours' motion.
 
-Dimensions: F frames, Y X blocks of 16×16 pixels of the picture, rounded up.
+Dimensions: F frames, Y X blocks of 16×16 pixels, rounded up.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError, name_error
 
 BLOCK = 16  # pixels
-UNIT = 0.25  # pixels a frame that one step of the stored int8 means; faster motion is held at ±31.75
+UNIT = 0.25  # pixels per frame in one step of the stored int8; faster motion is clamped to ±31.75
 CODECS = ("h264", "mpeg4")
-_FARTHEST = 16  # frames to look for a reference; H.264 holds no more
+_FARTHEST = 16  # frames searched for a reference; H.264 keeps no more
 
 
 def read_motion(file: str, video: Video) -> NDArray[np.int8]:
-    """Motion of every block, right and down, in `UNIT` pixels a frame of the upright picture: int8 [F, 2, Y, X].
+    """Read the motion of every block of the upright frames.
 
-    motion[t] leads from frame t - 1 to frame t. Raises ValueError for a codec without vectors, DecodeError where the
-    file cannot be read or its frames carry none.
+    Returns int8 [F, 2, Y, X], right and down, in `UNIT` pixels per frame.
+    motion[t] leads from frame t - 1 to frame t, counted from the start of the video's segment.
+
+    Raises ValueError for a codec without vectors, DecodeError where the file cannot be read or its frames carry none.
     """
     if video.codec not in CODECS:
-        raise ValueError(f"{video.codec} gives no motion vectors; {' and '.join(CODECS)} do")
+        raise ValueError(f"{video.codec} videos carry no motion vectors; {' and '.join(CODECS)} do")
     fields: list[NDArray[np.int8] | None] = []
     try:
         with av.open(file) as container:
@@ -55,15 +57,15 @@ def read_motion(file: str, video: Video) -> NDArray[np.int8]:
     except (av.FFmpegError, OSError, IndexError) as error:
         raise DecodeError(name_error(error)) from error
     if len(fields) != video.num_frames:
-        raise DecodeError(f"has {len(fields)} frames, the manifest says {video.num_frames}")
+        raise DecodeError(f"has {len(fields)} frames, but the manifest says {video.num_frames}")
     if all(field is None for field in fields):
         raise DecodeError("its frames carry no motion vectors")
-    return _turn_upright(_fill_frames(fields), video.rotation)
+    return _turn_upright(_fill_frames(fields)[video.start : video.end], video.rotation)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A frame's places in the orders of showing and decoding, and whether other frames may refer to it."""
+    """A frame's positions in display order and in decoding order, and whether other frames may refer to it."""
 
     shown: int
     decoded: int
@@ -71,7 +73,7 @@ class _Place:
 
 
 def _read_order(container: InputContainer) -> dict[int, _Place]:
-    """The places of all H.264 frames by time stamp; empty where some packet has none (AVI, raw streams)."""
+    """Return the places of all H.264 frames by time stamp; empty where a packet has none (AVI, raw streams)."""
     stream = container.streams.video[0]
     packets = [
         (packet.pts, _may_be_referred_to(bytes(packet), stream)) for packet in container.demux(stream) if packet.size
@@ -88,14 +90,14 @@ def _read_order(container: InputContainer) -> dict[int, _Place]:
 
 
 def _may_be_referred_to(packet: bytes, stream: VideoStream) -> bool:
-    """nal_ref_idc of a packet's first slice (ISO/IEC 14496-10, 7.3.1)."""
+    """Return whether nal_ref_idc of a packet's first slice is set (ISO/IEC 14496-10, section 7.3.1)."""
     extradata = stream.codec_context.extradata or b""
     start = 0
     while start < len(packet):
-        if extradata[:1] == b"\x01":  # avcC: every unit stands behind its length
+        if extradata[:1] == b"\x01":  # avcC: a length precedes every unit
             width = (extradata[4] & 3) + 1
             header, following = start + width, start + width + int.from_bytes(packet[start : start + width], "big")
-        else:  # Annex B: units are set apart by 00 00 01
+        else:  # Annex B: 00 00 01 precedes every unit
             found = packet.find(b"\0\0\1", start)
             header = following = len(packet) if found < 0 else found + 3
         if header < len(packet) and packet[header] & 31 in (1, 5):
@@ -105,7 +107,7 @@ def _may_be_referred_to(packet: bytes, stream: VideoStream) -> bool:
 
 
 def _fields(container: InputContainer, order: dict[int, _Place], keep_b: bool) -> Iterator[NDArray[np.float32] | None]:
-    """Each frame's motion in turn, pixels a frame, [2, Y, X]; None where the frame carries none."""
+    """Yield the motion of each frame in pixels per frame, [2, Y, X]; None where the frame carries none."""
     stream = container.streams.video[0]
     stream.codec_context.options = {"flags2": "+export_mvs"}
     stream.thread_type = "NONE"
@@ -124,7 +126,7 @@ def _fields(container: InputContainer, order: dict[int, _Place], keep_b: bool) -
 
 
 def _distance(places: list[_Place], here: _Place, step: int) -> int:
-    """Frames between a frame and the nearest reference shown before (step -1) or after (1) it, decoded by then."""
+    """Return the distance to the nearest decoded reference shown before (step -1) or after (step 1) a frame."""
     for distance in range(1, _FARTHEST + 1):
         shown = here.shown + step * distance
         if not 0 <= shown < len(places):
@@ -136,16 +138,16 @@ def _distance(places: list[_Place], here: _Place, step: int) -> int:
 
 
 def _field(frame: VideoFrame, vectors: MotionVectors, past: int, future: int) -> NDArray[np.float32] | None:
-    """Mean motion of the vectors that lie in each block, weighted by the area they speak for."""
+    """Return the mean motion of the vectors within each block, weighted by the area each vector covers."""
     rows, columns = -(-frame.height // BLOCK), -(-frame.width // BLOCK)
     found = vectors.to_ndarray()
     found = found[found["motion_scale"] > 0]
     if not len(found):
         return None
-    # What came from the past has moved against its vector; what is found again in the future will move along it.
+    # A block copied from the past has moved against its vector. A block found again in the future will move along it.
     per_frame = np.where(found["source"] < 0, -1.0 / past, 1.0 / future) / found["motion_scale"]
     area = found["w"].astype(np.float32) * found["h"]
-    # dst is the centre of the part the vector speaks for, which is never larger than a block.
+    # dst is the centre of the area that the vector covers, which is never larger than a block.
     block = np.clip(found["dst_y"] // BLOCK, 0, rows - 1) * columns + np.clip(found["dst_x"] // BLOCK, 0, columns - 1)
     weight = np.bincount(block, area, rows * columns)
     sums = [np.bincount(block, area * per_frame * found[name], rows * columns) for name in ("motion_x", "motion_y")]
@@ -155,7 +157,7 @@ def _field(frame: VideoFrame, vectors: MotionVectors, past: int, future: int) ->
 
 
 def _fill_blocks(motion: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give blocks without motion (NaN) the mean of those around them, ring by ring."""
+    """Fill blocks without motion (NaN) with the mean of the blocks around them, ring by ring."""
     while (empty := np.isnan(motion[0])).any():
         padded = np.pad(motion, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
         around = np.stack(
@@ -169,7 +171,7 @@ def _fill_blocks(motion: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _fill_frames(fields: list[NDArray[np.int8] | None]) -> NDArray[np.int8]:
-    """Give frames without motion the mean of the nearest before and after that have some."""
+    """Fill frames without motion with the mean of the nearest frames before and after that have motion."""
     known = [number for number, field in enumerate(fields) if field is not None]
     filled = []
     for number, field in enumerate(fields):
@@ -182,7 +184,7 @@ def _fill_frames(fields: list[NDArray[np.int8] | None]) -> NDArray[np.int8]:
 
 
 def _turn_upright(motion: NDArray[np.int8], rotation: int) -> NDArray[np.int8]:
-    """Turn the grid clockwise, and with it the vectors: a quarter turn makes right down and down left."""
+    """Turn the grid clockwise, and the vectors with it: a quarter turn maps right to down and down to left."""
     for _ in range(rotation // 90):
         motion = np.rot90(motion, -1, axes=(2, 3))
         motion = np.stack([-motion[:, 1], motion[:, 0]], axis=1)

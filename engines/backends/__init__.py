@@ -1,1 +1,1 @@
-"""What runs a tower: CUDA graphs, ONNX Runtime, TensorRT."""
+"""The runtimes of towers: CUDA graphs, ONNX Runtime, TensorRT."""

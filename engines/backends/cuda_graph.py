@@ -1,7 +1,7 @@
-"""A module's forward pass for one shape, recorded once as a CUDA graph and replayed.
+"""A module's forward pass for one input shape, recorded once as a CUDA graph and replayed.
 
-A pass of CLIP is some 150 launches. The GPU is busy for longer than they take, but the thread that launches them holds
-Python's lock, which the training loop needs: a replay is one launch.
+A pass of CLIP is about 150 kernel launches. The GPU is busy for longer than the launches take, but the thread that
+launches them holds Python's global lock, which the training loop needs. A replay is a single launch.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_WARMUP = 3  # passes that choose kernels and reserve workspaces, which must not happen while recording
+_WARMUP = 3  # passes in which libraries choose kernels and allocate workspaces; neither is allowed while recording
 
 
 class CapturedPass:
-    """`module` on inputs of exactly `shape`, for inference.
+    """A recorded forward pass of `module` on inputs of exactly `shape`, for inference.
 
-    Input, result and everything between have fixed places in memory of the graph's own. Calls may come from any stream:
-    each waits for the one before, and hands over a copy of the result that is the caller's. From one thread at a time.
-    Recording waits for the GPU, and takes the time of a few passes. Meanwhile other threads may work on it, but neither
-    replay a graph nor draw random numbers there: torch has one generator for all, and raises RuntimeError.
+    Input, result and all intermediate values have fixed places in the graph's own memory. Calls may come from any
+    stream, but from one thread at a time: each call waits for the previous one and returns its own copy of the result.
+
+    Recording waits for the GPU and takes as long as a few passes. Other threads may use the GPU meanwhile, but must not
+    replay a graph or draw random numbers on it: torch has a single generator and would raise RuntimeError.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.device = shape, device
-        # Not in inference mode: what recording keeps of the random generator would be an inference tensor, and another
-        # graph, of a training step say, could not write to it (pytorch issue 166792).
+        # Not in inference mode: the random generator's state that recording keeps would become an inference tensor, to
+        # which another graph, such as that of a training step, could not write (pytorch issue 166792).
         with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+            # Warm up and record on a side stream: a graph cannot be recorded on the default stream.
             self._input = torch.zeros(shape, dtype=dtype, device=device)
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
@@ -34,7 +36,8 @@ class CapturedPass:
                     module(self._input)
             side.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            # Thread-local: other threads (DALI's, NCCL's watchdog) may call what a recording thread must not.
+            # Thread-local: other threads (DALI's, NCCL's watchdog) may make calls that this thread must not make while
+            # it records.
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self._output: Tensor = module(self._input)
             torch.cuda.current_stream(device).wait_stream(side)
@@ -43,7 +46,7 @@ class CapturedPass:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """The module's output for x of the recorded shape, enqueued on the current stream."""
+        """Enqueue a replay on the current stream; return the output for `x`, which has the recorded shape."""
         assert x.shape == self.shape, f"recorded for {self.shape}, got {tuple(x.shape)}"
         with torch.cuda.device(self.device):
             self._done.wait()

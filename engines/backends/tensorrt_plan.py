@@ -1,7 +1,7 @@
-"""TensorRT plans: a tower's ONNX graph compiled for one GPU, kept under a name that says all it depends on.
+"""TensorRT plans: a tower's ONNX graph compiled for one GPU, in a file whose name says everything it depends on.
 
-The same code drives `tensorrt` (10 and 11) and `tensorrt_rtx`. The second also builds on a machine without a GPU, for
-an architecture that is named to it; so this file is tested everywhere, and only running a plan needs a GPU.
+The same code drives `tensorrt` (10 and 11) and `tensorrt_rtx`. The latter also builds on a machine without a GPU, for a
+named architecture, so this file is tested everywhere, and only running a plan needs a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engines.backends.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN
 from engines.files import lock_file, write_atomically
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
-# The modules that may hold a library: NVIDIA's package tensorrt_rtx only re-exports its bindings, and may be left out.
+# Modules that provide each library. NVIDIA's package tensorrt_rtx only re-exports its bindings and may be absent.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
     "tensorrt": "pip install tensorrt (its libraries come from NVIDIA's own package index)",
@@ -34,7 +34,7 @@ _INSTALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """An input or output; -1 stands for the batch."""
+    """An input or output of a plan; -1 stands for the batch."""
 
     name: str
     dtype: str  # numpy's name
@@ -43,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanDescription:
-    """What a plan was built for, noted at the build: a plan can be read back only on a machine with its GPU."""
+    """The parameters of a build, written beside the plan, because only a machine with its GPU can read the plan."""
 
     library: str
     version: str
@@ -51,29 +51,29 @@ class PlanDescription:
     graph_hash: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    profile: tuple[int, int, int]  # batch: at least, tuned for, at most
+    profile: tuple[int, int, int]  # batch: minimum, tuned for, maximum
     build_s: float
     plan_bytes: int
     plan_hash: str
 
 
 def load_library(name: Library) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`. Raises ValueError with what to install."""
+    """Import `tensorrt` or `tensorrt_rtx`. Raises ValueError with what to install."""
     for module in _MODULES[name]:
         try:
             return importlib.import_module(module)
         except ModuleNotFoundError:
             continue
-        except (ImportError, OSError) as error:  # the package is there, a shared library that it needs is not
+        except (ImportError, OSError) as error:  # the package is there, but not a shared library that it needs
             raise ValueError(f"{name} is installed but does not load: {error}") from error
     raise ValueError(f"{name} is not installed: {_INSTALL[name]}")
 
 
 def choose_opset(trt: Any, library: Library, dtype: torch.dtype) -> int:
-    """The opset whose graphs this library takes: with the operator Attention where it has kernels for it.
+    """Return the opset to export for a library: the one with the operator Attention if the library has kernels for it.
 
-    TensorRT's fused attention exists in half precision; in float32 a build fails, or crashes where there is a mask
-    (tensorrt_rtx 1.7.1). Its parser knows Attention from TensorRT 10.14 on.
+    TensorRT's fused attention exists in half precision only. In float32 a build fails, or crashes if there is a mask
+    (tensorrt_rtx 1.7.1). The parser knows Attention from TensorRT 10.14 on.
     """
     version = tuple(int(part) for part in trt.__version__.split(".")[:2])
     knows_attention = library == "tensorrt_rtx" or version >= (10, 14)
@@ -88,14 +88,16 @@ def build_plan(
     compute_capability: str | None = None,
     device: torch.device | None = None,
 ) -> Path:
-    """The plan of a graph for batches of 1 to `batch`, in `out_dir`; built if it is not there yet.
+    """Return the plan of a graph for batches of 1 to `batch`, in `out_dir`; build it unless it is there.
 
-    compute_capability   such as "sm80": what to build for, without needing that GPU (tensorrt_rtx only)
-    device               otherwise the GPU to build for; None for the current one
+    compute_capability   architecture to build for, such as "sm80", without needing that GPU (tensorrt_rtx only)
+    device               otherwise, the GPU to build for; None for the current one
 
-    The name carries graph, GPU, library, version, batch and the graph's hash: what was built of anything else has
-    another name. Beside NAME.plan lies NAME.plan.json (`describe_plan`); a plan that does not fit it is built anew.
-    Seconds to minutes. Raises ValueError where there is no library, GPU or such target, or where the build fails.
+    The file name contains graph, GPU, library, version, batch and the graph's hash, so a plan of anything else has
+    another name. NAME.plan.json beside NAME.plan describes it (`describe_plan`); a plan that does not match its
+    description is built again. A build takes seconds to minutes.
+
+    Raises ValueError if there is no such library, GPU, target or graph, or if the build fails.
     """
     trt = load_library(library)
     target = choose_target(trt, library, compute_capability, device)
@@ -111,7 +113,7 @@ def build_plan(
             try:
                 describe_plan(path)
             except ValueError as error:
-                print(f"tgmae: {error}; it is built anew", file=sys.stderr)
+                print(f"tgmae: {error}; building it again", file=sys.stderr)
             else:
                 return path
         tqdm.write(
@@ -132,14 +134,14 @@ def build_plan(
 
 
 def describe_plan(path: Path) -> PlanDescription:
-    """What the file beside a plan says of it. Raises ValueError where one of the two is missing, damaged or foreign."""
+    """Read the description beside a plan. Raises ValueError if either file is missing, damaged or does not match."""
     try:
         fields = json.loads(_beside(path).read_text(encoding="utf-8"))
         for key in ("inputs", "outputs"):
             fields[key] = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in fields[key])
         description = PlanDescription(**{**fields, "profile": tuple(fields["profile"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no plan of tgmae, or {_beside(path).name} is missing or damaged") from error
+        raise ValueError(f"{path} is not a plan of tgmae, or {_beside(path).name} is missing or damaged") from error
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != description.plan_hash:
         raise ValueError(f"the plan {path} is truncated, damaged or not the one that {_beside(path).name} describes")
     return description
@@ -154,25 +156,29 @@ def _slug(name: str) -> str:
 
 
 def choose_target(trt: Any, library: Library, asked: str | None, device: torch.device | None) -> str | None:
-    """The architecture to name to the builder, such as "sm80"; None for tensorrt, which builds for the GPU it sees.
+    """Return the architecture to build for, such as "sm80"; None for tensorrt, which builds for the GPU it runs on.
 
-    Raises ValueError where there is neither such a target nor a GPU.
+    asked   the user's choice; None for the architecture of `device`
+
+    Raises ValueError if there is no such target, or no GPU.
     """
     if library == "tensorrt":
         if asked is not None:
-            raise ValueError(f"tensorrt builds for the GPU it runs on; a target ({asked}) is for tensorrt_rtx only")
+            raise ValueError(f"tensorrt builds for the GPU it runs on; --target {asked} is for tensorrt_rtx only")
         if not torch.cuda.is_available():
-            raise ValueError("tensorrt builds for the GPU it runs on, and here is none (tensorrt_rtx can do without)")
+            raise ValueError(
+                "tensorrt builds for the GPU it runs on, and this machine has none; tensorrt_rtx needs none"
+            )
         return None
     known = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     if asked is None:
         if not torch.cuda.is_available():
-            raise ValueError(f"here is no GPU to build for; name a target: --target {'|'.join(known)}")
+            raise ValueError(f"this machine has no GPU to build for; name a target: --target {'|'.join(known)}")
         asked = "sm{}{}".format(*torch.cuda.get_device_capability(device))
         if asked not in known:
             raise ValueError(
                 f"tensorrt_rtx {trt.__version__} builds for {', '.join(known)} and not for this GPU ({asked}): "
-                "take --clip.engine tensorrt"
+                "use --clip.engine tensorrt"
             )
     if asked.lower() not in known:
         raise ValueError(f"tensorrt_rtx {trt.__version__} has no target {asked!r}; it has {', '.join(known)}")
@@ -182,35 +188,39 @@ def choose_target(trt: Any, library: Library, asked: str | None, device: torch.d
 def _build(
     trt: Any, graph: Path, batch: int, target: str | None, timing: Path | None
 ) -> tuple[memoryview, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The serialised plan, its inputs and its outputs."""
+    """Build a plan; return it serialised, with its inputs and its outputs."""
     log = make_log(trt)
     builder = trt.Builder(log)
     if builder is None:
         raise ValueError(f"TensorRT's builder does not start: {log.take_errors()}")
-    # TensorRT 11 knows strong types only, and takes and ignores the flag.
+    # Read the graph. TensorRT 11 always uses strong types, and ignores the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         problems = "; ".join(parser.get_error(number).desc() for number in range(parser.num_errors))
         raise ValueError(f"TensorRT {trt.__version__} cannot read the graph {graph}: {problems}")
     _let_decompose(trt, network, graph)
+
+    # Set the precision, the target, and the range of batches.
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; fp32 is asked for by those who want it exact
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, but whoever asks for fp32 wants exact results
     if target is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
     if network.num_inputs != 1 or network.get_input(0).shape[0] != -1 or -1 in tuple(network.get_input(0).shape)[1:]:
-        raise ValueError(f"expected a graph with one input and a dynamic batch, as export makes them: {graph}")
+        raise ValueError(f"expected a graph with one input and a dynamic batch, as tgmae-engine export makes: {graph}")
     pixels = network.get_input(0)
     profile = builder.create_optimization_profile()
     rest = tuple(pixels.shape)[1:]
-    # Tuned for the full batch: all but the last piece of a batch of clips have that size.
+    # Tuned for the full batch: all passes over a batch of clips but the last have that size.
     profile.set_shape(pixels.name, (1, *rest), (batch, *rest), (batch, *rest))
     config.add_optimization_profile(profile)
+
+    # Reuse the timings of earlier builds, build, and keep the new timings.
     if timing is not None:
         cache = config.create_timing_cache(timing.read_bytes() if timing.is_file() else b"")
         if cache is None or not config.set_timing_cache(cache, False):
-            print(f"tgmae: {timing} is not of this GPU or is damaged; tactics are timed anew", file=sys.stderr)
+            print(f"tgmae: {timing} is of another GPU or damaged; timing the kernels again", file=sys.stderr)
             config.set_timing_cache(config.create_timing_cache(b""), False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -227,7 +237,7 @@ def _describe(trt: Any, tensor: Any) -> TensorSpec:
 
 
 def _let_decompose(trt: Any, network: Any, graph: Path) -> None:
-    """Allow attention of sizes without a fused kernel (heads of 16, say) to be computed by several kernels."""
+    """Allow attention of sizes without a fused kernel, such as heads of 16, to be computed by several kernels."""
     kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
     for number in range(network.num_layers):
         layer = network.get_layer(number)
@@ -238,12 +248,12 @@ def _let_decompose(trt: Any, network: Any, graph: Path) -> None:
                 f"{graph.name} has the operator Attention in float32, which TensorRT cannot build: "
                 f"export it in fp16, or at opset {OPSET_PLAIN}"
             )
-        layer.__class__ = trt.IAttentionInputLayer  # get_layer returns the base class, whatever the layer
+        layer.__class__ = trt.IAttentionInputLayer  # get_layer returns the base class for every layer
         layer.attention.decomposable = True
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that prints warnings and collects errors for the exception that follows."""
+    """Make a logger that prints warnings and collects errors for the exception that follows."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

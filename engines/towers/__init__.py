@@ -1,1 +1,1 @@
-"""The networks that an engine runs."""
+"""The networks that engines run."""

@@ -1,8 +1,8 @@
-"""The blocks of CLIP's image encoder, laid out for speed: every product a linear layer that may be replaced.
+"""The blocks of CLIP's image encoder, laid out for speed. Matrix products are linear layers, so FP8 can replace them.
 
-A block holds copies of open_clip's weights and computes what open_clip's does. QuickGELU, x · sigmoid(1.702 x), is
-written as SiLU, x · sigmoid(x), with 1.702 in the layer before and 1 / 1.702 in the layer after: one pass over the
-widest values of the network instead of three.
+A block holds copies of open_clip's weights and computes the same function as open_clip's block. QuickGELU, x ·
+sigmoid(1.702 x), is written as SiLU, x · sigmoid(x), with 1.702 folded into the layer before it and 1 / 1.702 into the
+layer after it: one pass over the widest activations of the network instead of three.
 
 Dimensions: n patches or frames, L tokens, D width, E embedding.
 """
@@ -21,9 +21,9 @@ _QUICK_GELU = 1.702
 
 
 class Block(nn.Module):
-    """One pre-norm block.
+    """One pre-norm transformer block, [n, L, D] → [n, L, D].
 
-    peak_values   numbers a token at its widest point: the residual and its norm, and the MLP before and after the
+    peak_values   numbers per token at the widest point: the residual and its norm, and the MLP before and after the
                   activation
     """
 
@@ -43,31 +43,31 @@ class Block(nn.Module):
         self.peak_values = 2 * mlp.c_fc.in_features + 2 * mlp.c_fc.out_features
 
     def extra_repr(self) -> str:
-        """The printed form is part of a graph's fingerprint, and weights do not tell the number of heads."""
+        """Print the number of heads: the printed form enters a graph's fingerprint, and weights do not determine it."""
         return f"num_heads={self.num_heads}"
 
     def forward(self, x: Tensor) -> Tensor:  # [n, L, D] → [n, L, D]
         return self.finish(x, attend(*self.heads(self.ln_1(x))))
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [n, heads, L, D/heads]."""
+        """Return queries, keys and values: [n, L, D] → three of [n, heads, L, D/heads]."""
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
     def merge(self, mixed: Tensor) -> Tensor:
-        """The projection behind the attention: [n, heads, K, D/heads] → [n, K, D]."""
+        """Apply the projection after the attention: [n, heads, K, D/heads] → [n, K, D]."""
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual, norm and MLP after the attention: [n, K, D], [n, heads, K, D/heads] → [n, K, D]."""
+        """Apply residual, norm and MLP after the attention: [n, K, D], [n, heads, K, D/heads] → [n, K, D]."""
         x = x + self.ls_1(self.merge(mixed))
         out: Tensor = x + self.ls_2(self.proj(self.activation(self.fc(self.ln_2(x)))))
         return out
 
 
 class ClassBlock(Block):
-    """The same for the class token alone, which attends to all: [n, L, D] → [n, 1, D]."""
+    """A block that computes the class token only, which attends to all tokens: [n, L, D] → [n, 1, D]."""
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
         super().__init__(block)
@@ -85,7 +85,7 @@ class ClassBlock(Block):
 
 
 class Trunk(nn.Module):
-    """What lies around the blocks: class token, positions float [L, D] and first norm; last norm and projection."""
+    """The layers around the blocks: class token, positions (float [L, D]) and first norm; last norm and projection."""
 
     def __init__(self, visual: VisionTransformer, positions: Tensor) -> None:
         super().__init__()
@@ -94,34 +94,35 @@ class Trunk(nn.Module):
         self.proj = _keep(visual.proj)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[n, L − 1, D] → [n, L, D]."""
+        """Add class token, positions and norm: [n, L − 1, D] → [n, L, D]."""
         first = self.class_embedding.expand(tokens.shape[0], 1, -1)
         out: Tensor = self.ln_pre(torch.cat([first, tokens], dim=1) + self.positions)
         return out
 
     def project(self, x: Tensor) -> Tensor:
-        """Into the space shared with text, of length 1: [..., D] → [..., E]."""
+        """Project into the space shared with text, normalised to length 1: [..., D] → [..., E]."""
         return normalize(self.ln_post(x) @ self.proj)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of [n, heads, L, D/heads]."""
+    """Apply scaled dot-product attention: queries, keys, values [n, heads, L, D/heads] → the same shape."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1 / math.sqrt(q.shape[-1]))
 
 
 def normalize(x: Tensor) -> Tensor:
-    """To length 1 along the last axis."""
-    # In float32: the norm's floor of 1e-12 is 0 in float16, of which TensorRT warns, and squares may overflow.
+    """Scale to length 1 along the last axis."""
+    # In float32: in float16 squares may overflow, and the norm's lower bound of 1e-12 becomes 0, about which TensorRT
+    # warns.
     return F.normalize(x.float(), dim=-1).to(x.dtype)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer with copies of the weights."""
+    """Make a linear layer with copies of the weights."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight, layer.bias = _keep(weight), _keep(bias)
     return layer
 
 
 def _keep(tensor: Tensor) -> nn.Parameter:
-    """A copy: an engine moves and converts it, and CLIP still has to encode captions."""
+    """Copy a weight. An engine moves and converts its copy, while CLIP still has to encode captions."""
     return nn.Parameter(tensor.detach().clone(), requires_grad=False)

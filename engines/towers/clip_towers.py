@@ -1,10 +1,11 @@
-"""CLIP's image encoder, reshaped for scoring patches: what runs in torch and what is exported.
+"""CLIP's image encoder, reshaped for scoring patches. Towers run in torch and are exported to ONNX.
 
     PatchTower    raw 16×16 patches → one embedding each, as if each had been resized to CLIP's input (Fan et al. §3.3)
-    FrameTower    whole frames → one embedding for each patch, in one forward pass
-    StudentTower  raw patches → an embedding like PatchTower's, by a small network
+    FrameTower    whole frames → one embedding per patch, in one forward pass
+    StudentTower  raw patches → embeddings like PatchTower's, from a small network
 
-Every tower takes pixels normalised by CLIP's mean and deviation and returns L2-normalised embeddings.
+Every tower takes pixels normalised by CLIP's mean and deviation and returns L2-normalised embeddings. Raise
+GRAPH_VERSION (engines/backends/onnx_engine.py) when a change here alters the exported graph; a test says when.
 
 Dimensions: n patches or frames, G tokens of CLIP's own grid, L = G + 1 with the class token, D width, E embedding,
 P values of a raw patch in the order (row, column, channel).
@@ -20,18 +21,18 @@ from torch import Tensor, nn
 from engines.config import LastBlock
 from engines.towers.blocks import Block, ClassBlock, Trunk, attend, normalize
 
-# Deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
+# Standard deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
 _NACLIP_DEVIATION = 5.0
 
 
 class Tower(nn.Module):
-    """What an engine runs, and what the size of its passes follows from.
+    """A network that an engine runs, with the sizes that determine how much goes into one pass.
 
-    name          tells the towers of one CLIP apart
-    input_shape   of one patch or frame, without the batch
-    tokens        rows of the matrix products that one patch or frame is
+    name          distinguishes the towers of one CLIP
+    input_shape   shape of one patch or frame, without the batch
+    tokens        rows that one patch or frame adds to each matrix product
     width         columns of the narrowest of those products
-    peak_values   numbers that one patch or frame takes at the widest point of the network
+    peak_values   numbers that one patch or frame holds at the widest point of the network
     """
 
     name: str
@@ -42,11 +43,11 @@ class Tower(nn.Module):
 
 
 class PatchTower(Tower):
-    """Patches resized to CLIP's input by bicubic interpolation, encoded, and read at the class token.
+    """The paper's scorer: each patch is resized to CLIP's input (bicubic), encoded, and read at the class token.
 
-    Resizing and CLIP's patch embedding are both linear, so they are one matrix from the raw patch to all of CLIP's
-    tokens; the enlarged images never exist. Only the class token leaves the last block, so its queries and MLP run on
-    it alone.
+    Resizing and CLIP's patch embedding are both linear, so one matrix maps the raw patch to all of CLIP's tokens, and
+    the enlarged images never exist. Only the class token leaves the last block, so that block computes queries and MLP
+    for that token only.
     """
 
     def __init__(self, visual: VisionTransformer, patch_size: int) -> None:
@@ -68,11 +69,13 @@ class PatchTower(Tower):
 
 
 class FrameTower(Tower):
-    """Frames resized so that CLIP has one token a patch; the last block is changed to keep tokens in CLIP's text space.
+    """The dense scorer: frames are resized so that CLIP has one token per patch, and encoded in one forward pass.
 
-    maskclip   every token attends to itself alone                                    (Zhou et al., ECCV 2022)
+    The last block is changed so that patch tokens stay in the space that CLIP shares with text:
+
+    maskclip   every token attends to itself only                                     (Zhou et al., ECCV 2022)
     sclip      softmax(q·q) + softmax(k·k) instead of softmax(q·k)                     (Wang et al., ECCV 2024)
-    clearclip  softmax(q·q), without the residual and the MLP                          (Lan et al., ECCV 2024)
+    clearclip  softmax(q·q), without residual and MLP                                  (Lan et al., ECCV 2024)
     naclip     softmax(k·k + a Gaussian of the distance), without residual and MLP     (Hajimiri et al., WACV 2025)
     """
 
@@ -90,7 +93,7 @@ class FrameTower(Tower):
         self.resize_rows: Tensor
         self.resize_columns: Tensor
         self.nearness: Tensor
-        # Not as the convolution that it is in CLIP: cuDNN takes TF32 for those, even where float32 is asked for.
+        # A matrix, where CLIP has a convolution: cuDNN uses TF32 for convolutions, even if float32 is requested.
         self.embed = nn.Parameter(visual.conv1.weight.detach().flatten(1).clone(), requires_grad=False)  # [D, 3·y·x]
         self.trunk = Trunk(visual, resize_positions(visual, rows, columns))
         *blocks, last = visual.transformer.resblocks
@@ -108,12 +111,13 @@ class FrameTower(Tower):
         return self.trunk.project(self._run_last(x)[:, 1:])
 
     def _cut(self, frames: Tensor) -> Tensor:
-        """[n, 3, H, W] → CLIP's own patches, [n, G, 3·y·x]."""
+        """Cut frames into CLIP's own patches: [n, 3, H, W] → [n, G, 3·y·x]."""
         rows, columns = self.grid
         cells = frames.view(-1, 3, rows, self.patch, columns, self.patch)
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _run_last(self, x: Tensor) -> Tensor:
+        """Run the last block as `last_block` changes it: [n, L, D] → [n, L, D]."""
         q, k, v = self.last.heads(self.last.ln_1(x))
         match self.last_block:
             case "maskclip":
@@ -130,7 +134,7 @@ class FrameTower(Tower):
 
 
 class StudentTower(Tower):
-    """A multilayer perceptron that stands in for `PatchTower`; made by `tgmae-engine distill`."""
+    """A multilayer perceptron that imitates `PatchTower`; made by `tgmae-engine distill`."""
 
     def __init__(self, patch_size: int, hidden: int, embed: int) -> None:
         super().__init__()
@@ -146,13 +150,19 @@ class StudentTower(Tower):
 
 
 def resize_matrix(size: int, target: int) -> Tensor:
-    """Bicubic resize of one axis, float64 [target, size], as PIL and torchvision do it: antialiased, a = -½."""
+    """Return the matrix of a bicubic resize along one axis, float64 [target, size].
+
+    As in PIL and torchvision: antialiased, a = -½.
+    """
     eye = torch.eye(size, dtype=torch.float64)[None, None]
     return F.interpolate(eye, (target, size), mode="bicubic", antialias=True)[0, 0]
 
 
 def fold_embedding(visual: VisionTransformer, patch_size: int) -> Tensor:
-    """Bicubic resize of a raw patch to CLIP's input, then CLIP's patch embedding, as one matrix float32 [G·D, P]."""
+    """Fold the bicubic resize of a raw patch and CLIP's patch embedding into one matrix, float32 [G·D, P].
+
+    Computed in float64.
+    """
     rows, columns = visual.grid_size
     kernel = visual.conv1.weight.double()  # [D, 3, y, x]
     height, width = kernel.shape[2:]
@@ -163,7 +173,10 @@ def fold_embedding(visual: VisionTransformer, patch_size: int) -> Tensor:
 
 
 def resize_positions(visual: VisionTransformer, rows: int, columns: int) -> Tensor:
-    """CLIP's position embeddings on another grid, float32 [1 + rows·columns, D]; bicubic, as open_clip resizes them."""
+    """Resize CLIP's position embeddings to another grid, float32 [1 + rows·columns, D].
+
+    Bicubic, as open_clip does it. The class token's embedding stays.
+    """
     table: Tensor = visual.positional_embedding.detach().float()
     if (rows, columns) == tuple(visual.grid_size):
         return table.clone()
@@ -173,7 +186,7 @@ def resize_positions(visual: VisionTransformer, rows: int, columns: int) -> Tens
 
 
 def _nearness(rows: int, columns: int) -> Tensor:
-    """Log-weights [L, L] that NACLIP adds: a Gaussian of the distance between two patches; the class token has none."""
+    """Return the log-weights [L, L] that NACLIP adds: a Gaussian of two patches' distance; 0 for the class token."""
     place = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).view(-1, 2)
     bias = torch.exp(-torch.cdist(place, place).square() / (2 * _NACLIP_DEVIATION**2))
     return F.pad(bias, (1, 0, 1, 0))

@@ -1,8 +1,7 @@
-"""The student: a small network that gives a raw patch an embedding like CLIP's, and how it is trained and kept.
+"""Files of students: small networks that embed raw patches as CLIP does, trained by `tgmae-engine distill`.
 
-A patch is a few hundred numbers and `PatchTower` a fixed function of them, costly only because it enlarges the patch.
-
-Dimensions: n patches, P values of a raw patch, E embedding.
+A student is possible because a patch is only a few hundred numbers, and `PatchTower` a fixed function of them that is
+costly merely because it enlarges the patch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,11 @@ _META = "tgmae_student"
 
 
 def save_student(path: Path, tower: StudentTower, clip_fingerprint: str, measured: dict[str, Any]) -> None:
-    """Write the network with what it was distilled from and how well it agrees, whole or not at all."""
+    """Write a student atomically, as safetensors.
+
+    clip_fingerprint   the CLIP that it was distilled from
+    measured           how well it agrees with that CLIP; JSON values
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
     first, last = tower.layers[0], tower.layers[-1]
     about = {
@@ -38,31 +41,38 @@ def save_student(path: Path, tower: StudentTower, clip_fingerprint: str, measure
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What a student file says of itself. Raises FileNotFoundError, or ValueError where it is none."""
+    """Read what a student file says about itself: clip, values, hidden, embed and measured (see `save_student`).
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is not a student.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no student at {path}; make one with: tgmae-engine distill MANIFEST --out {path}")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[_META])
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is no student made by tgmae-engine distill") from error
+        raise ValueError(f"{path} is not a student made by tgmae-engine distill") from error
     assert isinstance(about, dict)
     return about
 
 
 def load_student(path: Path, clip_fingerprint: str, patch_size: int) -> StudentTower:
-    """Raises ValueError where the student was distilled from another CLIP or for patches of another size."""
+    """Load a student. Its name includes a hash of its weights.
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is not a student, or was distilled from
+    another CLIP or for patches of another size.
+    """
     about = read_about(path)
     if about["clip"] != clip_fingerprint:
         raise ValueError(
-            f"{path} was distilled from the CLIP {about['clip']}, but clip.model and clip.weights give "
-            f"{clip_fingerprint}; distill it anew with tgmae-engine distill, or choose the CLIP it was made from"
+            f"{path} was distilled from the CLIP {about['clip']}, but --clip.model and --clip.weights give "
+            f"{clip_fingerprint}; distill it again with tgmae-engine distill, or use the CLIP it was made from"
         )
     if about["values"] != patch_size**2 * 3:
         raise ValueError(f"{path} takes patches of {about['values']} values, got patches of {patch_size**2 * 3}")
     tower = StudentTower(patch_size, about["hidden"], about["embed"])
     with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     tower.load_state_dict(state)
     tower.name += f"-{fingerprint(state, '')[:8]}"
     return tower

@@ -1,36 +1,26 @@
-"""The benchmark of engines runs through at its smallest, and its figures fit each other."""
+"""The benchmark of engines runs through at its smallest size, and its figures are consistent."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import bench.harness.report
 from bench import engines
 from bench.engines import Case, Options, Setting, speed_table
-from bench.harness.inputs import make_random_student
+from bench.workloads.inputs import make_random_student
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
+from tests.support.reports import read_report, rows_of
 from tgmae.presets import PRESETS
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "results"
-    monkeypatch.setattr(bench.harness.report, "RESULTS", folder)
-    return folder
 
 
 def test_it_runs_through(shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         monkeypatch.setattr(engines, "PASS_SIZES", (1024,))
     engines.run(Options(shapes, rounds=1, seconds=0, clips=16))
-    (path,) = results.glob("engines.*.json")
-    *speed, agreement = json.loads(path.read_text())["tables"]
+    *speed, agreement = read_report(results, "engines")["tables"]
     assert [table["title"].split(",")[0] for table in speed][:3] == list(engines.SCORERS)
     for table in speed:
         for row in table["rows"]:
@@ -68,14 +58,9 @@ def test_a_scorer_that_no_engine_runs_leaves_the_others(
     monkeypatch.setattr(engines, "plan_cases", lambda device: [Case()])
     monkeypatch.setattr(engines, "PRECISIONS", ("fp16",))
     engines.run(Options(shapes, rounds=1, seconds=0, clips=16))
-    (path,) = results.glob("engines.*.json")
-    report = json.loads(path.read_text())
+    report = read_report(results, "engines")
     assert [len(table["rows"]) for table in report["tables"][:3]] == [0, 0, 0]
     assert list(report["headline"]) == ["agreement, patch, torch fp16", "agreement, dense, torch fp16"]
-
-
-def rows_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in table["rows"]}
 
 
 def test_what_does_not_run_is_named(tmp_path: Path) -> None:
@@ -94,5 +79,5 @@ def test_what_does_not_run_is_named(tmp_path: Path) -> None:
 def test_names_of_cases() -> None:
     assert Case().name == "torch fp16"
     assert Case(batch=1024, graph=False).name == "1024 patches a pass, torch fp16, no graph"
-    with pytest.raises(ValueError, match=r"runs on clip\.engine torch only"):
+    with pytest.raises(ValueError, match=r"--clip\.engine torch"):
         Case(engine="onnxruntime", precision="fp8").config(Path())

@@ -1,19 +1,18 @@
-"""The loader benchmark: the plain loader and ours do the same work, and the report says what it should."""
+"""The plain loader and ours do the same work, and the benchmark of loaders runs through."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import bench.harness.report
 from bench import loader
 from bench.rivals.videomae_loader import MEAN, STD, Decoder, VideoMAEDataset, make_videomae_loader
 from dali_pipelines.dali_pipeline import DaliPipeline
+from tests.support.reports import read_report
 from tests.support.videos import read_number, write_numbered
 from tgmae.data.config import DataConfig
 from tgmae.data.indexing import index_folder
@@ -34,14 +33,14 @@ def needs(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_both_loaders_deliver_the_same_clips(shapes: Path, decoder: Decoder) -> None:
-    """Same frames and crops: they differ by the order of resizing and conversion to RGB only."""
+    """Frames and crops are the same; only the order of resizing and conversion to RGB differs."""
     needs(decoder)
     manifest = read_manifest(shapes)
     data = DataConfig(manifest=shapes, split="", stride=2)
-    plan = ClipSampler(manifest=manifest, data=data, num_frames=8, batch_size=4, seed=1)
-    dataset = VideoMAEDataset(decoder, manifest, plan(0), MODEL, MASK)
+    sampler = ClipSampler(manifest=manifest, data=data, num_frames=8, batch_size=4, seed=1)
+    dataset = VideoMAEDataset(decoder, manifest, sampler(0), MODEL, MASK)
     theirs, masked = next(make_videomae_loader(dataset, 4, num_workers=0, pin_memory=False))
-    pipeline = DaliPipeline(manifest, plan, data, MODEL.image_size)
+    pipeline = DaliPipeline(manifest, sampler, data, MODEL.image_size)
     try:
         ours = pipeline.next_batch().frames
     finally:
@@ -53,7 +52,7 @@ def test_both_loaders_deliver_the_same_clips(shapes: Path, decoder: Decoder) -> 
     assert levels.shape == ours.shape
     for clip, other in zip(levels, ours.float(), strict=True):
         assert (clip - other).abs().mean() < 3
-    assert (levels - ours.roll(1, 0)).abs().mean() > 10  # another clip would be seen
+    assert (levels - ours.roll(1, 0)).abs().mean() > 10  # another clip would be noticed
     # Every slot masks the same ⌊.75 · 36⌋ patches.
     slots = masked.view(4, 4, 36)
     assert (slots == slots[:, :1]).all()
@@ -62,7 +61,7 @@ def test_both_loaders_deliver_the_same_clips(shapes: Path, decoder: Decoder) -> 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_plain_loader_decodes_the_frames_asked_for(tmp_path: Path, decoder: Decoder) -> None:
-    """Windows in the middle, and one at the end of a video too short for it, whose last frame repeats."""
+    """Windows lie in the middle, and one at the end of a video too short for it, whose last frame repeats."""
     needs(decoder)
     write_numbered(tmp_path / "long.mp4", num_frames=40, g="12", bf="2")
     write_numbered(tmp_path / "short.mp4", num_frames=9)
@@ -73,27 +72,25 @@ def test_the_plain_loader_decodes_the_frames_asked_for(tmp_path: Path, decoder: 
     dataset = VideoMAEDataset(decoder, manifest, requests, MODEL, MASK)
     for place, request in enumerate(requests):
         clip = dataset[place][0].permute(1, 2, 3, 0) * torch.tensor(STD) + torch.tensor(MEAN)
-        pictures = [picture.permute(2, 0, 1)[None] for picture in clip]
-        # The crop is a square of the short side: it is put back where it was cut, the rest stays grey.
+        frames = [frame.permute(2, 0, 1)[None] for frame in clip]
+        # The crop is a square of the short side. It is put back where it was cut; the rest stays grey.
         numbers = []
-        for picture in pictures:
+        for frame in frames:
             whole = np.full((120, 160, 3), 255 * 0.25, np.uint8)
             size = (request.crop.height, request.crop.width)
-            cut = torch.nn.functional.interpolate(picture, size)[0].permute(1, 2, 0)
+            cut = torch.nn.functional.interpolate(frame, size)[0].permute(1, 2, 0)
             x, y = request.crop.x, request.crop.y
             whole[y : y + size[0], x : x + size[1]] = (255 * cut).clamp(0, 255).round().numpy().astype(np.uint8)
             numbers.append(read_number(whole))
         seen = [bit for bit in range(8) if request.crop.x <= 20 * bit and 20 * bit + 20 <= request.crop.x + 120]
-        for number, frame in zip(numbers, request.frames, strict=True):
-            assert [number >> bit & 1 for bit in seen] == [frame >> bit & 1 for bit in seen]
+        for number, expected in zip(numbers, request.frames, strict=True):
+            assert [number >> bit & 1 for bit in seen] == [expected >> bit & 1 for bit in seen]
 
 
-def test_a_small_run(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.harness.report, "RESULTS", tmp_path)
+def test_a_small_run(shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "find_decoders", lambda: ["PyAV"])
     loader.run(loader.Options(shapes, clips=BATCH, tgm_clips=8, rounds=1, workers=1, image_size=64))
-    (path,) = tmp_path.glob("loader.*.json")
-    report = json.loads(path.read_text())
+    report = read_report(results, "loader.*")
     loaders, masks, *stages = report["tables"]
     assert [row["name"] for row in loaders["rows"]] == ["VideoMAE, PyAV", "pyav", "dali"]
     assert [row["name"] for row in masks["rows"]] == ["dali", "dali, no masks", "dali, random", "dali, tgm"]
@@ -114,13 +111,14 @@ def test_clips_come_in_whole_batches(shapes: Path) -> None:
 
 
 def test_a_turn_ends_by_batches_or_by_time(shapes: Path) -> None:
-    """What lies ready does not count."""
+    """Batches that were ready before do not count."""
     bench = loader.Bench(loader.Options(shapes, workers=1))
     for num_batches, seconds, counted in ((1, 0.0, 1), (7, 0.0, 4), (7, 60.0, 7)):
         taken: list[int] = []
         assert bench.rate("some", lambda taken=taken: taken.append(0), 8, num_batches, 5, seconds, 4) > 0  # type: ignore[misc]
         assert len(taken) == 5 + counted
     every, ours = (
-        [r for batch in range(plan.num_batches) for r in plan(batch)] for plan in (bench.plan, bench.dali_plan)
+        [r for batch in range(sampler.num_batches) for r in sampler(batch)]
+        for sampler in (bench.sampler, bench.dali_sampler)
     )
     assert every == ours

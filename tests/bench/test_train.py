@@ -1,34 +1,26 @@
-"""The benchmarks of masks and of training run through at their smallest, and their figures fit each other."""
+"""The benchmarks of masks, overlap and training run through at their smallest, and their figures are consistent."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from threading import Barrier
-from typing import Any
 
 import pytest
 import torch
 
-import bench.harness.report
 from bench import masks, overlap, train
-from bench.harness import inputs as data
-from bench.harness.wall_clock import CEILING, PAPER, ratios, ssv2_hours, summarise
-from bench.step import Step
+from bench.harness.wall_clock import CEILING, PAPER_RATIO, ratios, ssv2_hours, summarise
+from bench.workloads import inputs
+from bench.workloads.inputs import STRATEGIES, WITH_CLIP
+from bench.workloads.training_step import Step
 from dali_pipelines.types import ClipBatch
+from tests.support.reports import read_report, rows_of
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import Scorer
 from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "results"
-    monkeypatch.setattr(bench.harness.report, "RESULTS", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +28,11 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
-def read_report(results: Path, name: str) -> dict[str, Any]:
-    (path,) = results.glob(f"{name}.*.json")
-    report: dict[str, Any] = json.loads(path.read_text())
-    return report
-
-
-def rows_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in table["rows"]}
-
-
 def test_masks_run_through(shapes: Path, work_dir: Path, results: Path) -> None:
-    masks.run(masks.Options(shapes, work_dir, rounds=1, seconds=0, batch=1))
+    masks.run(masks.Options(shapes, work_dir=work_dir, rounds=1, seconds=0, batch=1))
     demo, large = (rows_of(table) for table in read_report(results, "masks")["tables"])
-    without_clip = set(masks.STRATEGIES) - set(masks.WITH_CLIP)
-    assert set(demo) == {*masks.STRATEGIES, masks.STEP}
+    without_clip = set(STRATEGIES) - set(WITH_CLIP)
+    assert set(demo) == {*STRATEGIES, masks.STEP}
     if not torch.cuda.is_available():
         assert set(large) == without_clip
     for rows in (demo, large):
@@ -59,33 +41,33 @@ def test_masks_run_through(shapes: Path, work_dir: Path, results: Path) -> None:
             assert row["ratio"]["to"] == "mgm"
             if name != masks.STEP:
                 assert row["clips/s"] == pytest.approx(1000 / (row["score ms"] + row["top-k ms"]))
-                assert ("of limit" in row) == (name in masks.WITH_CLIP)
+                assert ("of limit" in row) == (name in WITH_CLIP)
         assert rows["mgm"]["ratio"]["median"] == 1
     assert demo["tgm patch"]["GFLOP a clip"] == pytest.approx(0.31, rel=0.01)  # docs/results.md, "Scorers"
-    assert "GFLOP a clip" not in demo["tgm cached"]  # the maps are read: CLIP does nothing
+    assert "GFLOP a clip" not in demo["tgm cached"]  # it reads maps; CLIP does nothing
 
 
 def test_what_is_there_is_not_made_again(shapes: Path, work_dir: Path) -> None:
     demo, cpu = PRESETS["demo"], torch.device("cpu")
-    first = data.prepare(work_dir, shapes, demo.model, cpu)
+    first = inputs.prepare_videos(work_dir, shapes, demo.model, cpu)
     written = {path: path.stat().st_mtime_ns for path in (*first.motion.iterdir(), *first.scores.iterdir())}
-    again = data.prepare(work_dir, shapes, demo.model, cpu)
+    again = inputs.prepare_videos(work_dir, shapes, demo.model, cpu)
     assert (again.motion, again.scores) == (first.motion, first.scores)
     assert written == {path: path.stat().st_mtime_ns for path in written}
-    few = data.prepare(work_dir, shapes, demo.model, cpu, first=3)
+    few = inputs.prepare_videos(work_dir, shapes, demo.model, cpu, first=3)
     assert (len(first.manifest), len(few.manifest)) == (24, 3)
     assert few.motion != first.motion
 
 
 def test_strategies_are_named(work_dir: Path, shapes: Path) -> None:
     preset = PRESETS["demo"].mask
-    videos = data.prepare(work_dir, shapes, PRESETS["demo"].model, torch.device("cpu"))
-    mask = data.choose_mask("tgm cached", preset, videos, 0.65)
+    videos = inputs.prepare_videos(work_dir, shapes, PRESETS["demo"].model, torch.device("cpu"))
+    mask = inputs.choose_mask("tgm cached", preset, videos, 0.65)
     assert (mask.kind, mask.scorer, mask.ratio, mask.frames_per_tubelet) == ("tgm", "cached", 0.65, 1)
-    assert data.choose_mask("mgm", preset, videos, 0.75).motion == videos.motion
+    assert inputs.choose_mask("mgm", preset, videos, 0.75).motion == videos.motion
     for wrong in ("tgm", "mgm patch", "text"):
-        with pytest.raises(ValueError, match="no mask strategy"):
-            data.choose_mask(wrong, preset, videos, 0.5)
+        with pytest.raises(ValueError, match="unknown mask strategy"):
+            inputs.choose_mask(wrong, preset, videos, 0.5)
 
 
 def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +75,24 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
     seen: list[int] = []  # masked tokens of every step
     call = Step.__call__
 
-    def watched(self: Step, frames: torch.Tensor, plan: TokenMasks) -> None:
-        seen.append(plan.masked.shape[1])
-        call(self, frames, plan)
+    def watched(self: Step, frames: torch.Tensor, masks: TokenMasks) -> None:
+        seen.append(masks.masked.shape[1])
+        call(self, frames, masks)
 
     monkeypatch.setattr(Step, "__call__", watched)
     monkeypatch.setattr(train, "project_clips_per_s", lambda *_: 2.0)
     saved: list[int] = []  # rounds in the report, each time it is saved
     monkeypatch.setattr(train, "save_report", lambda _, tables, *__: saved.append(len(tables[0].rows[0].values)))
-    monkeypatch.setattr(train, "_PATIENCE_S", 120.0)  # on a busy machine queues take long to fill
+    monkeypatch.setattr(train, "_PATIENCE_S", 120.0)  # queues fill slowly on a busy machine
     strategies = ("tgm patch", "tgm cached", "mgm")
-    train.run(train.Options(shapes, work_dir, rounds, steps, strategies=strategies, model="demo", batch=2, workers=1))
+    options = train.Options(
+        shapes, work_dir=work_dir, rounds=rounds, steps=steps, strategies=strategies, model="demo", batch=2, workers=1
+    )
+    train.run(options)
     report = read_report(results, "train")
     assert saved == [1, 2]
 
-    # Every turn trains with its own ratio from the first step on, though loaders live on from turn to turn.
+    # Every turn trains with its own ratio from the first step on, though loaders are kept from turn to turn.
     names = [*strategies, CEILING]
     order = [0.65] * 4 + [0.6, 0.6, 0.75] + [0.6, 0.75]
     slots, patches = model.num_slots, model.patches_per_slot
@@ -141,12 +126,12 @@ def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monk
     }
     assert "forward and backward alone" in report["headline"]["SSv2, 200 epochs, projected"]
     assert len(report["results"]["idle_cores"]) == len(order) * rounds
-    assert max(report["results"]["idle_cores"]) < 0.15  # loaders whose turn it is not come to rest
+    assert max(report["results"]["idle_cores"]) < 0.15  # loaders come to rest before the next one's turn
 
 
 def test_training_needs_motion_guided_masks_to_compare_with(shapes: Path) -> None:
     for wrong in (("tgm cached",), ("mgm", "text")):
-        with pytest.raises(ValueError, match="--strategies takes mgm and others"):
+        with pytest.raises(ValueError, match="--strategies needs mgm to compare with"):
             train.run(train.Options(shapes, strategies=wrong))
 
 
@@ -168,8 +153,8 @@ def test_wall_clock_is_the_inverse_of_clips_per_second() -> None:
     assert found["projected_hours"]["tgm patch, γ 0.65"] == ssv2_hours(80.0)
     assert headline["wall clock tgm patch / mgm, one ratio"] == "1.200 (1.100 to 1.250); the paper's: 1.154"
     assert "paper" not in headline["wall clock tgm patch / mgm, own ratios"]
-    assert pytest.approx(1.154, abs=5e-4) == PAPER
-    assert ssv2_hours(722) == pytest.approx(13, rel=0.001)  # the paper's 13 h of MGM are 722 clips/s
+    assert pytest.approx(1.154, abs=5e-4) == PAPER_RATIO
+    assert ssv2_hours(722) == pytest.approx(13, rel=0.001)  # the paper's 13 h of MGM mean 722 clips/s
 
 
 def test_what_is_hidden_is_what_both_at_once_save() -> None:
@@ -182,24 +167,26 @@ def test_what_is_hidden_is_what_both_at_once_save() -> None:
     mgm, tube, first = overlap.make_table(found, ["mgm", "tube"], "", "").rows
     assert mgm.facts["hidden"] == "50% (50% to 50%)"
     assert mgm.facts["× step"] == pytest.approx((1.2 + 13 / 11) / 2)
-    assert (tube.facts["hidden"], first.facts["hidden"]) == ("", "")  # less than the step's spread
+    assert (tube.facts["hidden"], first.facts["hidden"]) == ("", "")  # the scorer takes less than the step's spread
     assert (first.name, first.facts["× step"]) == ("tube, step first", 1)
 
 
 def test_overlap_runs_through(shapes: Path, work_dir: Path, results: Path) -> None:
-    overlap.run(overlap.Options(shapes, work_dir, rounds=1, seconds=0, batch=1))
+    overlap.run(overlap.Options(shapes, work_dir=work_dir, rounds=1, seconds=0, batch=1))
     (table,) = read_report(results, "overlap")["tables"]
     rows = rows_of(table)
     on_cuda = torch.cuda.is_available()
-    assert set(rows) == {name + first for name in overlap.STRATEGIES for first in ("", overlap.FIRST)[: 1 + on_cuda]}
+    assert set(rows) == {
+        name + first for name in overlap.DEFAULT_STRATEGIES for first in ("", overlap.FIRST)[: 1 + on_cuda]
+    }
     for row in rows.values():
         assert row["median"] / row["step alone"] == pytest.approx(row["× step"])
         assert row["scorer alone"] > 0
 
 
 def test_both_at_once_are_at_once(shapes: Path, work_dir: Path) -> None:
-    """A scorer and a step that wait for each other, on a CPU: neither is done before the other has begun."""
-    both = overlap.Overlap(overlap.Options(shapes, work_dir, seconds=0, batch=1), torch.device("cpu"))
+    """On a CPU a scorer and a step wait for each other: neither can finish before the other has begun."""
+    both = overlap.Overlap(overlap.Options(shapes, work_dir=work_dir, seconds=0, batch=1), torch.device("cpu"))
     calls: list[str] = []
     alone, meeting = True, Barrier(2, timeout=60)
 
@@ -214,7 +201,7 @@ def test_both_at_once_are_at_once(shapes: Path, work_dir: Path) -> None:
     try:
         assert both.step_alone() > 0
         assert both.scorer_alone("mgm") > 0
-        assert calls == ["step"] * 3 + ["score"] * 3  # two to warm up and one that counts
+        assert calls == ["step"] * 3 + ["score"] * 3  # two warm-ups and one that counts
         alone = False
         assert both.both("mgm", False) > 0
     finally:

@@ -145,12 +145,12 @@ def test_fields_are_left_to_pyav(tmp_path: Path) -> None:
 def test_what_cannot_be_counted_is_left_to_pyav(tmp_path: Path) -> None:
     for name in ("a.avi", "a.ts"):
         file = write_numbered(tmp_path / name, bf="0")
-        with pytest.raises(NoExcerpt, match="does not say which frames"):
+        with pytest.raises(NoExcerpt, match="does not number the frames"):
             cut_excerpt(str(file), index(file), (3, 4))
     file = write_numbered(tmp_path / "a.mp4", g="12")
     video = index(file)
     other = write_numbered(tmp_path / "other.mp4", g="12", rate=10, num_frames=20)
-    with pytest.raises(NoExcerpt, match="do not say"):
+    with pytest.raises(NoExcerpt, match="do not number"):
         cut_excerpt(str(other), video, (30, 33))
 
 

@@ -57,5 +57,5 @@ def test_the_eight_orientations_differ() -> None:
 @pytest.mark.parametrize("box", [(-1, 0, 3, 3), (0, -1, 3, 3), (5, 0, 3, 3), (0, 2, 3, 3), (0, 0, 0, 3), (0, 0, 3, 0)])
 def test_crop_outside_the_picture(rotation: int, box: tuple[int, int, int, int]) -> None:
     x, y, width, height = box
-    with pytest.raises(ValueError, match=r"does not lie in the 7×4 picture of walk/a\.mp4"):
+    with pytest.raises(ValueError, match=r"does not lie within the 7×4 frames of walk/a\.mp4"):
         coded_crop(make_video(width=7, height=4, rotation=rotation), CropBox(x=x, y=y, width=width, height=height))

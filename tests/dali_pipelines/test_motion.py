@@ -98,7 +98,7 @@ def test_vectors_turn_with_the_picture(rotation: int, expected: tuple[int, int],
 
 
 def test_what_has_no_vectors_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"vp9 gives no motion vectors; h264 and mpeg4 do"):
+    with pytest.raises(ValueError, match=r"vp9 videos carry no motion vectors; h264 and mpeg4 do"):
         read_motion("a.webm", video("vp9"))
     with pytest.raises(DecodeError, match="FileNotFoundError"):
         read_motion(str(tmp_path / "missing.mp4"), video("h264"))

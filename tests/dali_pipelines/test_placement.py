@@ -18,7 +18,9 @@ from nvidia.dali.types import SampleInfo
 
 from dali_pipelines import nvdec
 from dali_pipelines import placement as decoding
+from dali_pipelines.dali_pipeline import describe_decoding
 from dali_pipelines.nvdec import CODECS, CodecLimits, DecodeCaps, NoNvdec, load_library, read_limits
+from dali_pipelines.open import open_pipeline
 from dali_pipelines.placement import choose_placement, count_engines, find_clashes, find_nvdec
 from dali_pipelines.types import CodedFormat
 from dali_pipelines.worker import ClipWorker, dali_decodes
@@ -28,8 +30,6 @@ from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.presets import PRESETS
-from tgmae.training import run_log as messages
-from tgmae.training.parallel import World
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 LIMITS = CodecLimits(engines=7, min_width=48, min_height=16, max_width=4096, max_height=4096, max_macroblocks=65536)
@@ -179,8 +179,8 @@ def test_auto_takes_nvdec(find: Callable[[object], None]) -> None:
     videos = [CodedFormat(codec, "yuv420p", width, 256) for codec, width in sizes]
     assert chosen.describe(videos) == (
         "decoding h264 on the GPU: 7 NVDEC engines, 4 pipelines × 4 threads, 8 workers; "
-        "PyAV decodes the rest: 1 h264, 1 mpeg2video; 1 with sides that are no multiples of 16, for each of "
-        "whose clips NVDEC is set up anew (tgmae-data compact mends that)"
+        "PyAV decodes the rest: 1 h264, 1 mpeg2video; NVDEC is set up again for every clip of 1 videos "
+        "whose sides are not multiples of 16 (tgmae-data compact fixes that)"
     )
     assert chosen.describe([CodedFormat("h264", "yuv420p", 336, 256)]).endswith("8 workers")
     one = choose_placement(DataConfig(pipelines=1, threads=3), CUDA)
@@ -205,13 +205,15 @@ def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) 
     index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1)
     manifest, config = read_manifest(tmp_path / "m.parquet"), PRESETS["demo"]
     find({"h264": replace(LIMITS, max_height=130)})
-    words = messages._describe_decoding(config, World(0, 1, CUDA), manifest)
+    words = describe_decoding(choose_placement(config.data, CUDA), manifest, 29)
     assert words == (
         "decoding h264 on the GPU: 7 NVDEC engines, 4 pipelines × 4 threads, 4 workers; PyAV decodes the rest: 1 h264"
     )
     for kind in ("dali", "pyav"):
-        words = messages._describe_decoding(replace(config, pipeline=kind), World(0, 1, CPU), manifest)  # type: ignore[arg-type]
-        assert words == f"decoding on the CPU{', 2 workers' * (kind == 'dali')}"
+        sampler = ClipSampler(manifest=manifest, data=config.data, num_frames=8, batch_size=1, seed=0)
+        pipeline = open_pipeline(kind, manifest, sampler, config.data, 96, 0, CPU)  # type: ignore[arg-type]
+        assert pipeline.describe() == f"{kind}, decoding on the CPU{', 2 workers' * (kind == 'dali')}"
+        pipeline.close()
 
 
 def test_a_run_says_what_nvdec_must_not_get(find: Callable[[object], None], tmp_path: Path) -> None:
@@ -220,10 +222,10 @@ def test_a_run_says_what_nvdec_must_not_get(find: Callable[[object], None], tmp_
         write_numbered(tmp_path / f"{number:02}.{'avi' if number % 2 else 'mp4'}", num_frames=8, width=128, height=160)
     index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1, min_frames=1)
     find({"h264": LIMITS})
-    words = messages._describe_decoding(PRESETS["demo"], World(0, 1, CUDA), read_manifest(tmp_path / "m.parquet"))
+    words = describe_decoding(choose_placement(DataConfig(), CUDA), read_manifest(tmp_path / "m.parquet"), 8)
     assert words.endswith(
-        "4 workers; but 7 of 14 tried go to PyAV too (avi does not say which frames its packets are): "
-        "tgmae-data compact mends that"
+        "4 workers; but 7 of 14 videos tried go to PyAV too (avi does not number the frames in its packets): "
+        "tgmae-data compact fixes that"
     )
 
 
@@ -232,7 +234,7 @@ def test_auto_without_nvdec_says_why(find: Callable[[object], None]) -> None:
     chosen = choose_placement(DataConfig(), CUDA)
     assert (chosen.limits, chosen.device_id, chosen.pipelines, chosen.threads) == (None, 0, 1, 2)
     assert chosen.describe([]) == (
-        "decoding on the CPU (the library is missing), clips are turned over to the GPU, 2 workers"
+        "decoding on the CPU (the library is missing), then clips are copied to the GPU, 2 workers"
     )
     with pytest.raises(ValueError, match=r"--data.decode gpu cannot run: the library is missing; .*decode cpu"):
         choose_placement(DataConfig(decode="gpu"), CUDA)
@@ -241,14 +243,14 @@ def test_auto_without_nvdec_says_why(find: Callable[[object], None]) -> None:
 def test_the_cpu_where_it_is_asked_for(find: Callable[[object], None]) -> None:
     find(AssertionError("not to be asked"))
     chosen = choose_placement(DataConfig(decode="cpu"), CUDA)
-    assert (chosen.limits, chosen.device_id, chosen.reason) == (None, 0, "as --data.decode says")
+    assert (chosen.limits, chosen.device_id, chosen.reason) == (None, 0, "because of --data.decode cpu")
     for decode in ("auto", "cpu"):
         here = choose_placement(DataConfig(decode=decode, num_workers=5, pipelines=2), CPU)  # type: ignore[arg-type]
         assert (here.limits, here.device_id, here.reason) == (None, None, "")
         assert (here.pipelines, here.threads, here.workers, here.prefetch) == (2, 2, 2, 1)
         assert here.describe([]) == "decoding on the CPU, 2 pipelines × 2 threads, 4 workers"
     assert choose_placement(DataConfig(num_workers=1), CPU).describe([]) == "decoding on the CPU, 1 worker"
-    with pytest.raises(ValueError, match=r"--data.decode gpu needs a CUDA device; choose auto or cpu"):
+    with pytest.raises(ValueError, match=r"--data.decode gpu needs a CUDA device; use auto or cpu"):
         choose_placement(DataConfig(decode="gpu"), CPU)
 
 

@@ -121,12 +121,12 @@ class TestCulprits:
     def test_one_file_costs_itself(self, manifest: Manifest) -> None:
         """Of five videos DALI goes on to decode two; PyAV takes over the one it dies of, and says what the noise is."""
         pipeline = self.make(manifest, (0, 1, 2, 3, 4), pipelines=2)
-        with pytest.warns(UserWarning, match=r"DALI cannot decode what PyAV can(.|\n)*b\.mp4: .*[Ff]ailed") as warned:
+        with pytest.warns(UserWarning, match=r"DALI cannot decode these videos(.|\n)*b\.mp4: .*[Ff]ailed") as warned:
             batches = take(pipeline, 3)
         (told,) = [str(warning.message) for warning in warned if "DALI cannot" in str(warning.message)]
         assert ".webm" not in told
-        assert pipeline.job.distrusted == {1, 3}
-        for lane in pipeline.lanes:
+        assert pipeline.spec.distrusted == {1, 3}
+        for lane in pipeline.turns:
             assert [row for row in range(5) if lane.worker.is_native(row)] == [0, 2]
         for batch in batches:
             assert [video.path for video in batch.skipped] == ["d.webm"]
@@ -140,7 +140,7 @@ class TestCulprits:
         pipeline = self.make(manifest, (0, 1, 4))
         with pytest.warns(UserWarning, match=r"(.|\n)*a\.webm: (.|\n)*b\.mp4: "):
             (batch,) = take(pipeline, 1)
-        assert pipeline.job.distrusted == {0, 1}
+        assert pipeline.spec.distrusted == {0, 1}
         for clip in batch.frames:
             assert tuple(read_number(picture) for picture in clip.numpy()) == self.FRAMES
 

@@ -1,4 +1,4 @@
-"""How much goes through a tower at once: what fills the chip, within its memory, in whole frames."""
+"""The size of a pass: it fills the chip, stays within its memory, and consists of whole frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from engines import auto_batch as pass_size
+from engines import auto_batch
 from engines.auto_batch import Chip, fill_chip, inputs_per_pass
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import FrameTower, PatchTower, StudentTower, Tower
@@ -21,11 +21,11 @@ GIB = 2**30
 
 @pytest.fixture
 def h200(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_size, "read_chip", lambda device: H200)
+    monkeypatch.setattr(auto_batch, "read_chip", lambda device: H200)
 
 
 def large(name: str) -> PatchTower:
-    """The patch tower of a large CLIP; its weights are never looked at."""
+    """Make a patch tower with the sizes of a large CLIP; its weights are not used."""
     config = open_clip.get_model_config(name)["vision_cfg"]
     tower = PatchTower(vit_b_32().visual, 16)
     width = config["width"]
@@ -48,10 +48,10 @@ def test_towers_know_their_widest_point() -> None:
 @pytest.mark.parametrize(
     ("memory_gib", "processors", "itemsize", "expected"),
     [
-        (140, 132, 2, 3605),  # 32 · 132 tiles of 128 × 256 outputs, 768 · 50 outputs a patch
+        (140, 132, 2, 3605),  # 32 · 132 tiles of 128 × 256 outputs, 768 · 50 outputs per patch
         (140, 132, 4, 3605),
         (140, 66, 2, 1803),
-        (24, 132, 2, 24 * GIB // 16 // (50 * 7680 * 2)),  # 2097: memory is what limits it
+        (24, 132, 2, 24 * GIB // 16 // (50 * 7680 * 2)),  # 2097: limited by memory
         (24, 132, 4, 24 * GIB // 16 // (50 * 7680 * 4)),
         (1e-6, 132, 2, 1),
     ],
@@ -77,7 +77,7 @@ def test_whole_frames_where_one_fits(h200: None) -> None:
     assert inputs_per_pass(tower, CLIPConfig(), 4000, 2, CUDA) == 3605
     frames = FrameTower(visual, 448, 448, 32, "clearclip")
     assert inputs_per_pass(frames, CLIPConfig(), 196, 2, CUDA) == 915
-    for device in (CPU, CUDA):  # what is asked for counts patches, everywhere
+    for device in (CPU, CUDA):  # --clip.batch counts patches on every device
         for batch, whole in ((1, 1), (35, 35), (36, 36), (100, 72)):
             asked = replace(CLIPConfig(), batch=batch)
             assert inputs_per_pass(tower, asked, 36, 2, device) == whole
@@ -93,6 +93,6 @@ def test_a_cpu_takes_few() -> None:
 
 @pytest.mark.gpu
 def test_the_chip_is_read() -> None:
-    chip = pass_size.read_chip(CUDA)
+    chip = auto_batch.read_chip(CUDA)
     assert chip.memory_bytes > GIB
     assert 1 <= chip.multiprocessors < 1000

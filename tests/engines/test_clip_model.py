@@ -1,4 +1,4 @@
-"""Loading a CLIP: from every kind of file, and what is said where it cannot be loaded."""
+"""Loading a CLIP from every kind of file, and the messages if it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model that open_clip knows by name, so that its weights may come from a file or a tag."""
+    """Register a model with open_clip by name, so that its weights may come from a file or a tag."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS})
     config = tmp_path / "tgmae-test.json"
@@ -47,7 +47,7 @@ def load(model: object, weights: object = "openai") -> Any:
 
 
 def archive(state: dict[str, Tensor], path: Path) -> Path:
-    """A TorchScript archive with these weights and OpenAI's three extra entries, like its ViT-B-32.pt."""
+    """Write a TorchScript archive with these weights and OpenAI's three extra entries, like its ViT-B-32.pt."""
 
     class Holder(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def archive(state: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-# What loads
+# Files that load
 
 
 def test_folder(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_pickle_that_runs_code_is_not_run(named: str, tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "harm",)
 
     torch.save({"logit_scale": Attack()}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights.pt is no checkpoint that fits the CLIP tgmae-test"):
+    with pytest.raises(ValueError, match=r"weights.pt is not a checkpoint of the CLIP tgmae-test"):
         load(named, tmp_path / "weights.pt")
     assert not (tmp_path / "harm").exists()
 
@@ -121,23 +121,24 @@ def test_the_demos_clip_is_there() -> None:
     assert clip.visual.grid_size == (3, 3)
 
 
-# What does not
+# Files that do not
 
 
 def test_an_unknown_model_is_answered_with_names_like_it() -> None:
-    with pytest.raises(ValueError, match=r"no model 'ViT-B32'; did you mean ViT-B-32 .*a folder that open_clip saved"):
+    with pytest.raises(ValueError, match=r"no model 'ViT-B32'; did you mean ViT-B-32 .*a folder saved by open_clip"):
         load("ViT-B32")
-    with pytest.raises(ValueError, match=r"no model 'no/such/folder' \(give an open_clip name, a folder"):
+    with pytest.raises(ValueError, match=r"no model 'no/such/folder' \(--clip\.model is an open_clip name, a folder"):
         load("no/such/folder")
 
 
 def test_unknown_weights_are_answered_with_the_tags() -> None:
-    with pytest.raises(ValueError, match=r"no weights 'opena' for ViT-B-32-quickgelu: neither .* \(openai, laion400m"):
+    said = r"no weights 'opena' for ViT-B-32-quickgelu: --clip\.weights is neither .* \(openai, laion400m"
+    with pytest.raises(ValueError, match=said):
         load("ViT-B-32-quickgelu", "opena")
 
 
 @pytest.mark.parametrize("kind", ["garbage", "empty", "truncated", "another model", "no weights", "a list"])
-def test_a_file_that_is_no_checkpoint(kind: str, named: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint(kind: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     state = small_clip(4).state_dict()
     if kind in ("garbage", "empty"):
@@ -149,7 +150,7 @@ def test_a_file_that_is_no_checkpoint(kind: str, named: str, tmp_path: Path) -> 
     else:
         others = {"another model": small_clip(4, width=64).state_dict(), "no weights": {}, "a list": [1, 2]}
         torch.save(others[kind], path)
-    with pytest.raises(ValueError, match=rf"weights\.\w+ is no checkpoint that fits the CLIP {named}: .") as caught:
+    with pytest.raises(ValueError, match=rf"weights\.\w+ is not a checkpoint of the CLIP {named}: .") as caught:
         load(named, path)
     assert "\n" not in str(caught.value)
 
@@ -164,14 +165,15 @@ def test_folders_that_hold_no_clip(folder: Path, tmp_path: Path) -> None:
     load(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="is no checkpoint that fits"):
+    with pytest.raises(ValueError, match="is not a checkpoint of"):
         load(tmp_path)
 
 
 def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"weights 'openai' of ViT-B-32-quickgelu could not be fetched: .*") as caught:
+    said = r"weights 'openai' of ViT-B-32-quickgelu could not be downloaded: .*"
+    with pytest.raises(ValueError, match=said) as caught:
         load("ViT-B-32-quickgelu")
     assert "--clip.weights FILE" in str(caught.value)
     assert "--clip.model FOLDER" in str(caught.value)
@@ -193,7 +195,7 @@ def test_an_image_encoder_without_a_class_token_is_refused(tmp_path: Path) -> No
         load(tmp_path)
 
 
-# Its fingerprint
+# The fingerprint
 
 
 def test_fingerprint_changes_with_any_weight(folder: Path, tmp_path: Path) -> None:

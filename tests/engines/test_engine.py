@@ -1,4 +1,4 @@
-"""Engines by precision, scores that are no numbers, and the CUDA graph."""
+"""Engines by precision, scores that are NaN, and the CUDA graph."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_every_precision_on_a_cpu(precision: str) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt", "tensorrt_rtx"])
 def test_what_only_torch_can(precision: str, engine: str) -> None:
-    with pytest.raises(ValueError, match=rf"clip.precision {precision} runs on clip.engine torch only, got {engine}: "):
+    with pytest.raises(ValueError, match=rf"--clip.precision {precision} needs --clip.engine torch, got {engine}; "):
         CLIPConfig(precision=precision, engine=engine)  # type: ignore[arg-type]
 
 
 def test_a_graph_needs_cuda() -> None:
-    """The flag does nothing elsewhere."""
+    """On a CPU the flag does nothing."""
     tower = make_tower("patch")
     x = draw(4, 192)
     plain, asked = (open_engine(make_tower("patch"), CLIPConfig(cuda_graph=graph), CPU, 4) for graph in (False, True))
@@ -63,12 +63,12 @@ def test_a_graph_needs_cuda() -> None:
     assert torch.equal(plain(x), tower(x))
 
 
-# Scores that are no numbers
+# Scores that are NaN
 
 
 @pytest.fixture
 def overflowing(tmp_path: Path) -> CLIPModel:
-    """A CLIP whose first norm gives values beyond float16."""
+    """A CLIP whose first norm returns values beyond float16."""
     save_small_clip(tmp_path)
     clip = load_clip(CLIPConfig(model=str(tmp_path)))
     clip.visual.ln_pre.weight.data *= 1e6
@@ -82,12 +82,12 @@ def test_nan_is_refused(overflowing: CLIPModel, scorer: str) -> None:
     spec = TowerSpec(kind=scorer)  # type: ignore[arg-type]
     for precision in ("fp32", "bf16", "fp16"):
         config = CLIPConfig(precision=precision)  # type: ignore[arg-type]
-        features = make_patch_similarity(overflowing, config, spec, 8, 32, 32, CPU)
+        similarity = make_patch_similarity(overflowing, config, spec, 8, 32, 32, CPU)
         if precision == "fp16":
             with pytest.raises(ValueError, match=r"CLIP gives NaN for 32 of 32 scores in float16: .* fp32, or bf16"):
-                features.compare(frames, texts)
+                similarity.compare(frames, texts)
         else:
-            assert features.compare(frames, texts).isfinite().all()
+            assert similarity.compare(frames, texts).isfinite().all()
 
 
 # The graph
@@ -97,7 +97,7 @@ def test_nan_is_refused(overflowing: CLIPModel, scorer: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_graph_equals_the_tower_bit_for_bit(kind: str, precision: str) -> None:
-    """Full passes and others, in any order, on one stream after the other, each result kept while the next is made."""
+    """Full passes and others, in any order, on two streams in turn; each result is kept while the next is computed."""
     if precision == "fp8" and (kind == "student" or torch.cuda.get_device_capability() < (8, 9)):
         pytest.skip("no FP8 here")
     device = torch.device("cuda")
@@ -145,9 +145,9 @@ def test_calls_from_two_streams_do_not_mix() -> None:
 
 @pytest.mark.gpu
 def test_the_pass_that_training_takes_is_recorded(overflowing: CLIPModel) -> None:
-    features = make_patch_similarity(
+    similarity = make_patch_similarity(
         overflowing, CLIPConfig(batch=64), TowerSpec(kind="patch"), 8, 32, 32, torch.device("cuda")
     )
-    assert isinstance(features.engine, TorchEngine)
-    assert features.engine._captured is not None
-    assert features.engine._captured.shape == (64, 192)
+    assert isinstance(similarity.engine, TorchEngine)
+    assert similarity.engine._captured is not None
+    assert similarity.engine._captured.shape == (64, 192)

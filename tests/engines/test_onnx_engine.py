@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnxscript
 import pytest
 import torch
 
@@ -18,11 +19,14 @@ from engines.engine import TorchEngine, choose_dtype, open_engine
 from engines.towers.clip_towers import FrameTower, PatchTower, StudentTower, Tower
 from tests.conftest import skip_or_fail
 from tests.support.clip_models import cosine_error, small_clip, vit_b_32, vit_b_32_graph
+from tests.support.onnx_graphs import hash_graph
 
 CPU = torch.device("cpu")
 TOWERS: dict[str, Callable[[], Tower]] = {
     "patch": lambda: PatchTower(small_clip(1, layers=2).visual, 7),
     "naclip": lambda: FrameTower(small_clip(1, layers=2).visual, 24, 40, 8, "naclip"),
+    "sclip": lambda: FrameTower(small_clip(1, layers=1).visual, 16, 24, 8, "sclip"),
+    "clearclip": lambda: FrameTower(small_clip(1, layers=1).visual, 16, 24, 8, "clearclip"),
     "maskclip, no quick gelu": lambda: FrameTower(
         small_clip(1, quick_gelu=False, layers=1).visual, 32, 32, 16, "maskclip"
     ),
@@ -32,7 +36,7 @@ TOWERS: dict[str, Callable[[], Tower]] = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by this file's tests: an export takes seconds."""
+    """One cache for all tests of this file, because an export takes seconds."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -90,7 +94,7 @@ def test_graph_says_what_it_is(cache: Path) -> None:
         dims = tensor.type.tensor_type.shape.dim
         assert (tensor.name, dims[0].dim_param, [d.dim_value for d in dims[1:]]) == (name, "batch", rest)
         assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # nothing of this machine
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # no path of this machine
     assert not [name for name in os.listdir(path.parent) if name.endswith((".tmp", ".data"))]
 
 
@@ -101,6 +105,45 @@ def test_vit_b_32_has_twelve_attentions() -> None:
     x = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
     (ours,) = onnxruntime_session(path).run(None, {"pixels": x.half().numpy()})
     assert cosine_error(torch.from_numpy(ours), PatchTower(vit_b_32().visual, 16)(x)) < 2e-3
+
+
+# The version of the graphs
+
+# Hashes of the towers' graphs at opset 23 in float32, by GRAPH_VERSION, and what exported them.
+EXPORTER = "torch 2.11.0, onnxscript 0.7.2"
+GRAPHS: dict[int, dict[str, str]] = {
+    1: {
+        "patch": "52b218977f393daa",
+        "naclip": "fc0535e6ba9f06db",
+        "sclip": "09e57a1189d7894f",
+        "clearclip": "210fd0aa4fc1e5c8",
+        "maskclip, no quick gelu": "8f571c81b676c85d",
+        "student": "b0eae210a9ccdb1a",
+    }
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_graph_changes_with_its_version_only(kind: str, cache: Path) -> None:
+    found = hash_graph(export_tower(TOWERS[kind](), torch.float32, cache))
+    recorded = GRAPHS.get(onnx_engine.GRAPH_VERSION, {}).get(kind)
+    assert found == recorded, (
+        f"the graph of {kind} now has hash {found}, and {recorded} is recorded for GRAPH_VERSION "
+        f"{onnx_engine.GRAPH_VERSION}: raise GRAPH_VERSION if the graph was meant to change, and record the new hash. "
+        f"It was recorded with {EXPORTER}; this is torch {torch.__version__}, onnxscript {onnxscript.__version__}. If "
+        "only the exporter changed, record the new hash without raising GRAPH_VERSION"
+    )
+
+
+def test_the_hash_of_a_graph_ignores_weights_and_sees_code(cache: Path, tmp_path: Path) -> None:
+    class Shifted(StudentTower):
+        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+            return super().forward(patches + 0.5)
+
+    hashes = [hash_graph(export_tower(TOWERS["student"](), torch.float32, cache))]
+    for tower in (StudentTower(5, 24, 16), Shifted(5, 24, 16)):
+        hashes.append(hash_graph(export_tower(tower, torch.float32, tmp_path)))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 # The cache
@@ -135,7 +178,7 @@ def test_fingerprint_sees_what_weights_do_not_show(monkeypatch: pytest.MonkeyPat
     assert len(prints) == 8
 
 
-def test_a_damaged_file_is_exported_anew(
+def test_a_damaged_file_is_exported_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = TOWERS["student"]()
@@ -150,7 +193,7 @@ def test_a_damaged_file_is_exported_anew(
         assert export_tower(tower, torch.float32, tmp_path) == path
         assert path.read_bytes() == whole
         first, second = capsys.readouterr().err.splitlines()
-        assert first == f"tgmae: {path} is damaged; it is exported anew"
+        assert first == f"tgmae: {path} is damaged; exporting it again"
         assert second.startswith(f"tgmae: exporting {path.name} to {path.parent}, ")
 
 
@@ -240,7 +283,7 @@ def test_open_engine_opens_what_is_asked_for(tmp_path: Path) -> None:
         assert isinstance(open_engine(tower, config, CPU, 8), kind)
     for engine in ("tensorrt", "tensorrt_rtx"):
         config = CLIPConfig(engine=engine, cache_dir=tmp_path)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=f"clip.engine {engine} runs on CUDA only"):
+        with pytest.raises(ValueError, match=f"--clip.engine {engine} runs on CUDA only"):
             open_engine(tower, config, CPU, 8)
 
 

@@ -1,4 +1,4 @@
-"""Real TensorRT plans, built by tensorrt_rtx for GPUs that are not there. Running one is marked gpu."""
+"""Real TensorRT plans, built by tensorrt_rtx for GPUs that need not be there. Only running a plan needs a GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(cache: Path) -> Path:
-    """The smallest graph there is."""
+    """Export the smallest graph there is."""
     torch.manual_seed(0)
     return export_tower(StudentTower(8, 32, 16), HALF, cache)
 
@@ -64,7 +64,7 @@ def test_vit_b_32_builds_for_sm80(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert plan.plan_bytes == path.stat().st_size > 150 * 2**20
     assert path.name.startswith(f"{graph.stem}-sm80-tensorrt_rtx-{plan.version}-b3920-")
     said = f"tgmae: building {path.name} in {tmp_path}, which takes seconds to minutes; it is kept there\n"
-    assert capfd.readouterr() == ("", said)  # no warning of lossy casts, for one
+    assert capfd.readouterr() == ("", said)  # no warnings, such as of lossy casts
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("patch", HALF), ("naclip", HALF), ("naclip", FLOAT)])
@@ -100,7 +100,7 @@ def test_opset_is_what_the_library_can_build() -> None:
     assert choose_opset(version("1.7.1.116"), "tensorrt_rtx", FLOAT) == OPSET_PLAIN
 
 
-# What is reused
+# Reuse
 
 
 def test_a_plan_is_reused_for_the_same_of_everything_only(student: Path, cache: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_plan_of_another_version_is_not_reused(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "undescribed", "misdescribed"])
-def test_a_damaged_plan_is_built_anew(
+def test_a_damaged_plan_is_built_again(
     damage: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = build(student, tmp_path)
@@ -145,19 +145,19 @@ def test_a_damaged_plan_is_built_anew(
     else:
         beside.write_text("{}")
     with pytest.raises(
-        ValueError, match=r"truncated, damaged or not the one|no plan of tgmae, or .* is missing or damag"
+        ValueError, match=r"truncated, damaged or not the one|not a plan of tgmae, or .* is missing or damag"
     ):
         describe_plan(path)
     assert build(student, tmp_path) == path
     assert path.stat().st_size == describe_plan(path).plan_bytes > 10_000
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("tgmae: ")
-    assert first.endswith("; it is built anew")
+    assert first.endswith("; building it again")
     assert second.startswith(f"tgmae: building {path.name} in {tmp_path}, ")
 
 
 def test_a_build_that_dies_leaves_no_plan(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan is written before its description, so that half of the pair is never taken for the whole."""
+    """The plan is written before its description, so that half of the pair is never mistaken for the whole."""
 
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -187,7 +187,7 @@ def test_a_missing_library_is_named(
 
 
 def test_the_bindings_alone_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyPI has wheels of the libraries and the bindings; tensorrt_rtx itself comes as source."""
+    """PyPI has wheels of the libraries and the bindings, but only the source of tensorrt_rtx itself."""
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert load_library("tensorrt_rtx").__name__ == "tensorrt_rtx_bindings"
 
@@ -207,9 +207,9 @@ def test_without_a_gpu_a_target_must_be_named(monkeypatch: pytest.MonkeyPatch, s
         build(student, tmp_path, target=None)
     with pytest.raises(ValueError, match="has no target 'sm90'; it has sm75, sm80"):
         build(student, tmp_path, target="sm90")
-    with pytest.raises(ValueError, match="builds for the GPU it runs on, and here is none"):
+    with pytest.raises(ValueError, match="builds for the GPU it runs on, and this machine has none"):
         choose_target(SimpleNamespace(), "tensorrt", None, None)
-    with pytest.raises(ValueError, match=r"a target \(sm80\) is for tensorrt_rtx only"):
+    with pytest.raises(ValueError, match="--target sm80 is for tensorrt_rtx only"):
         choose_target(SimpleNamespace(), "tensorrt", "sm80", None)
 
 
@@ -220,7 +220,7 @@ def test_the_target_is_the_gpus_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_target(trt, "tensorrt_rtx", None, None) == "sm86"
     assert choose_target(trt, "tensorrt", None, None) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    with pytest.raises(ValueError, match=r"not for this GPU \(sm90\): take --clip.engine tensorrt"):
+    with pytest.raises(ValueError, match=r"not for this GPU \(sm90\): use --clip.engine tensorrt"):
         choose_target(trt, "tensorrt_rtx", None, None)
 
 
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
 
 def test_a_graph_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fixed.onnx"
-    warnings.simplefilter("ignore")  # of torch about itself
+    warnings.simplefilter("ignore")  # torch warns about itself
     program = torch.onnx.export(torch.nn.Linear(4, 2).eval(), (torch.zeros(3, 4),), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
@@ -244,7 +244,7 @@ def test_a_graph_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_builders_own_errors_are_told(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
-    """Let through, attention in float32 fails there."""
+    """Without our own check, attention in float32 fails in the builder."""
     monkeypatch.setattr(tensorrt_plan, "_let_decompose", lambda *_: None)
     graph = export_tower(PatchTower(small_clip(1, layers=2).visual, 8), FLOAT, cache, opset=OPSET_ATTENTION)
     with pytest.raises(ValueError, match=r"could not build patch8-fp32-op23.*not supported by a dedicated kernel"):
@@ -254,7 +254,7 @@ def test_the_builders_own_errors_are_told(monkeypatch: pytest.MonkeyPatch, cache
 
 def test_it_needs_cuda(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"clip.engine tensorrt_rtx runs on CUDA only; on a CPU take --clip.engine torch"
+        ValueError, match=r"--clip.engine tensorrt_rtx runs on CUDA only; on a CPU use --clip.engine torch"
     ):
         TensorRTEngine(StudentTower(8, 32, 16), HALF, torch.device("cpu"), tmp_path, "tensorrt_rtx", 8)
 
@@ -298,7 +298,7 @@ def test_a_plan_equals_torch(library: tensorrt_plan.Library, dtype: torch.dtype,
         with torch.cuda.stream(stream):
             for count in (33, 1, 5):
                 x = torch.randn(count + 1, *tower.input_shape, device=device)
-                # From the second row on, whose address is no multiple of 256 bytes.
+                # From the second row on, whose address is not a multiple of 256 bytes.
                 assert cosine_error(engine(x[1:].to(dtype)), reference(x[1:])) < worst
                 assert cosine_error(engine(x.to(dtype)[1:]), reference(x[1:])) < worst
     # Results stay valid while the next are computed, and the next read their own input.
@@ -324,7 +324,7 @@ def test_the_host_does_not_wait(tmp_path: Path) -> None:
     x = torch.zeros(8, 192, device=device, dtype=HALF)
     engine(x)
     torch.cuda.synchronize()
-    for cycles in (10**9, 10**10):  # of the GPU: half a second, then five for a host that was held up
+    for cycles in (10**9, 10**10):  # GPU cycles: half a second, then five for a host that was delayed
         torch.cuda._sleep(cycles)
         engine(x)
         if runs_ahead := not torch.cuda.current_stream().query():

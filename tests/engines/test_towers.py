@@ -33,10 +33,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def embed_naively(model: nn.Module, patches: Tensor, patch_size: int) -> Tensor:
-    """Section 3.3 to the letter: every patch resized to the input of CLIP, the whole of CLIP, its class token."""
-    pictures = patches.view(-1, patch_size, patch_size, 3).permute(0, 3, 1, 2)
+    """Follow section 3.3 to the letter: resize every patch to CLIP's input, run all of CLIP, take the class token."""
+    images = patches.view(-1, patch_size, patch_size, 3).permute(0, 3, 1, 2)
     size = model.visual.image_size
-    resized = F.interpolate(pictures, size, mode="bicubic", antialias=True)
+    resized = F.interpolate(images, size, mode="bicubic", antialias=True)
     return model.encode_image(resized, normalize=True)  # type: ignore[operator]
 
 
@@ -68,7 +68,7 @@ def test_patch_tower_is_vit_b_32_on_enlarged_patches() -> None:
 
 
 def test_activation_and_heads_matter() -> None:
-    """Weights do not tell these apart; a tower that took the wrong one would pass no other test by luck."""
+    """Weights do not distinguish these models, so a tower could pick the wrong function without noticing."""
     model = small_clip(1, quick_gelu=True)
     patches = draw(4, 8 * 8 * 3)
     ours = PatchTower(model.visual, 8)(patches)
@@ -78,7 +78,7 @@ def test_activation_and_heads_matter() -> None:
 
 
 def test_a_tower_is_a_copy() -> None:
-    """An engine may convert and move it; CLIP still has to encode captions."""
+    """An engine may convert and move a tower, while CLIP still has to encode captions."""
     model = small_clip(1)
     for tower in (PatchTower(model.visual, 8), FrameTower(model.visual, 32, 32, 8, "sclip")):
         tower.half()
@@ -90,14 +90,14 @@ def test_a_tower_is_a_copy() -> None:
 
 
 def softmax_attention(q: Tensor, k: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    """Weights [L, L] of one head."""
+    """Return the attention weights [L, L] of one head."""
     logits = q @ k.T / math.sqrt(q.shape[1]) + bias
     weights = torch.exp(logits - logits.max(dim=1, keepdim=True).values)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
 def neighbourhood(rows: int, columns: int) -> Tensor:
-    """NACLIP's Gaussian (deviation 5 tokens) around each patch; nothing for the class token."""
+    """Return NACLIP's Gaussian (deviation 5 tokens) around each patch; 0 for the class token."""
     bias = torch.zeros(rows * columns + 1, rows * columns + 1)
     for a in range(rows * columns):
         for b in range(rows * columns):
@@ -110,7 +110,7 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def plain_frame_tower(model: nn.Module, frame: Tensor, patch_size: int, kind: str) -> Tensor:
-    """One frame [3, H, W] → [G, E], head by head; all blocks but the last are open_clip's own."""
+    """Embed one frame [3, H, W] → [G, E], head by head; all blocks but the last are open_clip's own."""
     visual = model.visual
     rows, columns = frame.shape[1] // patch_size, frame.shape[2] // patch_size
     side = visual.conv1.kernel_size[0]
@@ -171,7 +171,7 @@ def test_the_variants_differ() -> None:
 
 
 def test_tokens_are_in_reading_order() -> None:
-    """A change in one patch of a maskclip tower without attention before it shows at that patch alone."""
+    """In a maskclip tower without earlier attention, a change in one patch shows at that patch only."""
     model = small_clip(2, layers=1)
     tower = FrameTower(model.visual, 24, 32, 8, "maskclip")
     frame = torch.zeros(1, 3, 24, 32)
@@ -187,19 +187,19 @@ def test_tokens_are_in_reading_order() -> None:
 
 @pytest.mark.parametrize(("size", "target"), [(16, 224), (7, 30), (224, 448), (48, 24), (5, 5)])
 def test_resize_matrix_is_torchs_resize(size: int, target: int) -> None:
-    picture = draw(3, size, size + 2).double()
-    expected = F.interpolate(picture[None], (target, target), mode="bicubic", antialias=True)[0]
-    ours = resize_matrix(size, target) @ picture @ resize_matrix(size + 2, target).T
+    image = draw(3, size, size + 2).double()
+    expected = F.interpolate(image[None], (target, target), mode="bicubic", antialias=True)[0]
+    ours = resize_matrix(size, target) @ image @ resize_matrix(size + 2, target).T
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "target"), [(16, 224), (100, 40)])
 def test_resize_matrix_is_pils_resize(size: int, target: int) -> None:
-    """PIL is what open_clip prepares pictures with. It rounds to bytes after each axis and clips."""
-    picture = np.random.default_rng(0).integers(60, 196, (size, size), np.uint8)
-    theirs = np.asarray(Image.fromarray(picture).resize((target, target), Image.Resampling.BICUBIC)).astype(float)
+    """open_clip prepares images with PIL, which rounds to bytes and clips after each axis."""
+    image = np.random.default_rng(0).integers(60, 196, (size, size), np.uint8)
+    theirs = np.asarray(Image.fromarray(image).resize((target, target), Image.Resampling.BICUBIC)).astype(float)
     matrix = resize_matrix(size, target)
-    ours = (matrix @ torch.from_numpy(picture).double() @ matrix.T).clamp(0, 255).numpy()
+    ours = (matrix @ torch.from_numpy(image).double() @ matrix.T).clamp(0, 255).numpy()
     assert np.abs(ours - theirs).max() <= 1.5
     assert abs((ours - theirs).mean()) < 0.02
 
@@ -231,7 +231,7 @@ def test_half_precision_keeps_unit_length() -> None:
 
 
 def test_embeddings_of_large_activations_stay_finite_in_half_precision() -> None:
-    """Squares of the projection's values overflow float16 from 256 on."""
+    """From 256 on, squares of the projection's values overflow float16."""
     tower = StudentTower(4, 8, 16)
     tower.layers[-1].bias.data.fill_(400.0)
     half = tower.half()(torch.zeros(2, 48, dtype=torch.float16))

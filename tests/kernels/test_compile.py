@@ -1,4 +1,4 @@
-"""Every kernel compiles for a Hopper GPU (sm_90), with what its launcher would pass at production size. Needs no GPU.
+"""Every kernel compiles for a Hopper GPU (sm_90), with its launcher's arguments at production size. Needs no GPU.
 
 Run as a program, this file compiles them and prints a line a kernel; the test starts it without TRITON_INTERPRET.
 """
@@ -65,7 +65,7 @@ def compile_all() -> list[dict[str, Any]]:
         for width in (768, 3072):
             case = f"{width} wide, SiLU {silu}"
             quantize_rows_kernel(torch.zeros(200, width, dtype=torch.bfloat16), silu)
-    case = "tube, k 1"  # integers that are 1 are compiled in, and strides of 0 and 1 as well
+    case = "tube, k 1"  # Triton compiles integers equal to 1 in as constants; strides of 0 and 1 occur, too
     topk_mask_kernel(torch.zeros(2, 1, 1568).expand(2, 8, 1568), 1)
 
     frames = torch.zeros(2, 16, 224, 224, 3, dtype=torch.uint8)
@@ -95,7 +95,7 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     for kernel in compiled:
         assert kernel["sm"], kernel
         assert kernel["STACK"] == kernel["LOCAL"] == 0, f"spills registers: {kernel}"
-    # What the roofline estimates rest on: whole 16-byte pieces wherever the frames' rows allow it.
+    # The roofline estimates assume whole 16-byte pieces wherever the frames' rows allow them.
     for kernel in compiled:
         if kernel["name"] == "_quantize_rows":
             assert "LDG.E.128" in kernel["memory"], kernel

@@ -1,6 +1,6 @@
 """Tokens from frames: the reference against slices in numpy, the kernel against both.
 
-Dimensions: B clips, T frames, H W pixels, K chosen tokens, P values a token.
+Dimensions: B clips, T frames, H W pixels, K chosen tokens, P values per token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.cubes import (
     random_index,
 )
 
-# CLIP's statistics, as an example of others than ImageNet's.
+# CLIP's statistics, as an example that differs from ImageNet's.
 OTHER_MEAN, OTHER_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PATHS = [gather_tokens_reference, gather_tokens_kernel]
@@ -55,7 +55,7 @@ def check_kernel(
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
 ) -> None:
-    """frames and index on DEVICE."""
+    """Check the kernel against numpy, as strictly as the reference; frames and index on DEVICE."""
     got = gather_tokens_kernel(frames, index, patch, tubelet, dtype, mean, std)
     host_frames, host_index = frames.cpu(), None if index is None else index.cpu()
     reference = gather_tokens_reference(host_frames, host_index, patch, tubelet, dtype, mean, std)
@@ -84,7 +84,7 @@ def test_tokens_equal_slices(shape: tuple[int, ...], patch: int, tubelet: int, d
     tokens = gather_tokens(frames, index, patch, tubelet, dtype)
     expected = normalise(cut_batch(frames, index, patch, tubelet))
     assert tokens.dtype == dtype
-    # Values reach 2.64; half a unit in the last place of what is stored, and the rounding of the three operations.
+    # Values reach 2.64. Allow half a unit in the last place of the stored value, and the rounding of three operations.
     error = np.abs(tokens.double().numpy() - expected).max()
     assert error < 2.64 * 2 * torch.finfo(dtype).eps
 
@@ -133,7 +133,7 @@ def test_other_tensors_are_refused(path: Callable[..., Tensor]) -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that is made within, views of `source` left out."""
+    """Record the bytes of the largest tensor made inside the block, except for views of `source`."""
 
     def __init__(self, source: Tensor) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_frames_are_not_copied(path: Callable[..., Tensor], step: int) -> None:
     index = torch.tensor([[3, 9], [0, 1]], dtype=torch.int32, device=DEVICE)
     with LargestTensor(frames) as largest:
         path(frames, index, 8, 2, torch.float32, MEAN, STD)
-    # The tokens in float32; token numbers as int64.
+    # Room for the tokens in float32, and for token numbers as int64.
     assert 0 < largest.nbytes <= 2 * 2 * 384 * 4
 
 
@@ -174,7 +174,7 @@ def test_kernel_gathers_every_token(shape: tuple[int, ...], patch: int, tubelet:
 
 
 def test_kernel_takes_other_statistics() -> None:
-    """Each channel its own."""
+    """Each channel uses its own."""
     frames = random_frames((1, 1, 32, 16)).to(DEVICE)
     check_kernel(frames, None, 16, 1, torch.float32, OTHER_MEAN, OTHER_STD)
     same = gather_tokens_kernel(frames, None, 16, 1, torch.float32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -183,7 +183,7 @@ def test_kernel_takes_other_statistics() -> None:
 
 @pytest.mark.parametrize("tubelet", [1, 2])
 def test_kernel_reads_views(tubelet: int) -> None:
-    """Every other frame, single frames of a batch, a crop, clips that share frames."""
+    """Read every other frame, single frames of a batch, a crop, and clips that share frames."""
     whole = random_frames((2, 8, 24, 32)).to(DEVICE)
     for frames in (
         whole[:, ::2],
@@ -218,9 +218,9 @@ def test_kernel_equals_slices_for_any_geometry(seed: int) -> None:
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="needs memory that is only reserved")
 def test_kernel_reaches_beyond_two_gigabytes() -> None:
-    """The third clip starts 2.4 GB behind the first; a 32-bit offset would land in zeros before it."""
+    """The third clip starts 2.4 GB after the first; a 32-bit offset would land in the zeros before it."""
     step, lead = 1_200_000_000, 2_200_000_000
-    memory = torch.frombuffer(mmap.mmap(-1, lead + 2 * step + 1000), dtype=torch.uint8)  # pages come when touched
+    memory = torch.frombuffer(mmap.mmap(-1, lead + 2 * step + 1000), dtype=torch.uint8)  # pages exist once touched
     frames = memory[lead:].as_strided((3, 2, 2, 2, 3), (step, 12, 6, 3, 1))
     frames.copy_(random_frames((3, 2, 2, 2), 1).clamp(min=1))
     got = gather_tokens_kernel(frames, None, 2, 2, torch.float32, MEAN, STD)
@@ -255,5 +255,5 @@ def test_cuda_equals_reference(dtype: torch.dtype) -> None:
             torch.testing.assert_close(got.cpu(), reference, rtol=0, atol=1e-14)
             continue
         assert_as_good(got, reference, exact.numpy())
-        # Rounded, not cut off as by the interpreter: none of the 3 × 256 values is near enough to a middle to differ.
+        # A GPU rounds where the interpreter truncates. None of the 3 × 256 values is close enough to a tie to differ.
         assert dtype == torch.float32 or torch.equal(got.cpu(), reference)

@@ -1,6 +1,6 @@
 """Reconstruction loss: the reference against numpy, the kernels against both, forward and gradient.
 
-Dimensions: B clips, T frames, H W pixels, M masked tokens, P values a token.
+Dimensions: B clips, T frames, H W pixels, M masked tokens, P values per token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANY = GEOMETRIES[1:]  # one pixel has no deviation
 
 
 def exact_targets(frames: Tensor, masked: Tensor, patch: int, tubelet: int) -> NDArray[np.float64]:
-    """docs/recipes.md: per cube and channel, unbiased variance, 1e-6 added to the deviation."""
+    """Compute VideoMAE's targets: per cube and channel, unbiased variance, 1e-6 added to the deviation."""
     cubes = cut_batch(frames, masked, patch, tubelet).astype(np.float64) / 255
     pixels = cubes.reshape(*cubes.shape[:2], -1, 3)
     normalised = (pixels - pixels.mean(2, keepdims=True)) / (pixels.std(2, ddof=1, keepdims=True) + 1e-6)
@@ -32,7 +32,10 @@ def random_prediction(masked: Tensor, patch: int, tubelet: int, seed: int = 5) -
 
 
 def assert_loss(loss: Tensor, exact: float) -> None:
-    """Eight roundings in float32. One number of the reference's may be right by luck, so its error is no yardstick."""
+    """Allow eight roundings in float32.
+
+    The reference's own error is not a yardstick for a single number, which may be right by luck.
+    """
     assert (loss.dtype, loss.shape) == (torch.float32, ())
     assert loss.item() == pytest.approx(exact, rel=1e-6)
 
@@ -40,7 +43,7 @@ def assert_loss(loss: Tensor, exact: float) -> None:
 def check_kernel(
     prediction: Tensor, frames: Tensor, masked: Tensor, patch: int, tubelet: int, upstream: float = 1.0
 ) -> None:
-    """Loss and gradient, both as good as the reference's. All on DEVICE; the prediction keeps its strides."""
+    """Check that loss and gradient are as good as the reference's. All on DEVICE; the prediction keeps its strides."""
     host = [x.detach().cpu() for x in (prediction, frames, masked)]
     prediction = prediction.detach().requires_grad_()
     host[0].requires_grad_()
@@ -132,7 +135,7 @@ def test_another_shape_is_refused() -> None:
 def test_kernel_equals_numpy(shape: tuple[int, ...], patch: int, tubelet: int, dtype: torch.dtype) -> None:
     frames, masked = random_frames(shape), random_index(shape, patch, tubelet)
     prediction = random_prediction(masked, patch, tubelet).to(dtype)
-    # The size of a loss scale in float16, whose gradients would otherwise be rounded to multiples of 6e-8.
+    # As large as a loss scale: otherwise float16 would round the gradients to multiples of 6e-8.
     check_kernel(prediction.to(DEVICE), frames.to(DEVICE), masked.to(DEVICE), patch, tubelet, upstream=1024.0)
 
 
@@ -155,7 +158,7 @@ def test_kernel_equals_numpy_for_any_geometry(seed: int) -> None:
     [(Launch(512, 4), Launch(512, 1)), (Launch(1024, 8), Launch(16, 2)), (Launch(512, 1), Launch(4096, 8))],
 )
 def test_how_the_kernels_are_launched_changes_nothing(forward: Launch, backward: Launch) -> None:
-    """But for the order of sums on a GPU."""
+    """On a GPU the order of sums may differ."""
     frames, masked = random_frames((1, 4, 32, 32)).to(DEVICE), torch.tensor([[1, 4, 7]], device=DEVICE)
     prediction = random_prediction(masked, 16, 2).to(DEVICE).requires_grad_()
     losses = [masked_mse_kernel(prediction, frames, masked, 16, 2, *launches) for launches in ((), (forward, backward))]
@@ -188,7 +191,7 @@ def test_kernel_of_flat_cubes_is_exact(value: int) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_kernel_passes_on_what_is_not_finite(value: float) -> None:
-    """The training loop refuses such a step, so it must see it."""
+    """The training loop rejects such a step, so the loss must show it."""
     frames, masked = random_frames((1, 2, 8, 8)).to(DEVICE), torch.tensor([[0, 3]], device=DEVICE)
     prediction = torch.zeros(1, 2, 96, device=DEVICE)
     prediction[0, 1, 95] = value
@@ -211,7 +214,7 @@ def test_kernel_is_deterministic() -> None:
 
 
 def test_kernel_under_autocast() -> None:
-    """A head computed in bfloat16; the loss scaled by a tensor, as accumulation and a gradient scaler do."""
+    """The head computes in bfloat16; the loss is scaled by a tensor, as by accumulation and gradient scalers."""
     frames, masked = random_frames((1, 2, 16, 16)).to(DEVICE), torch.tensor([[0, 2]], dtype=torch.int32, device=DEVICE)
     torch.manual_seed(0)
     head, latent = torch.nn.Linear(8, 384).to(DEVICE), torch.randn(1, 2, 8, device=DEVICE)
@@ -227,12 +230,12 @@ def test_kernel_under_autocast() -> None:
         assert head.weight.grad is not None
         results.append((loss.detach(), head.weight.grad.clone()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0)
-    # The interpreter cuts bfloat16 off: one unit in the last place of each gradient value.
+    # The interpreter truncates to bfloat16: allow one unit in the last place of each gradient value.
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0.02, atol=0.02 * float(results[1][1].abs().max()))
 
 
 def test_kernel_keeps_little_for_backward() -> None:
-    """Inputs, and 24 bytes a token: no targets."""
+    """It keeps its inputs and 24 bytes per token, and no targets."""
     frames, masked = random_frames((1, 2, 32, 32)).to(DEVICE), torch.tensor([[0, 3]], device=DEVICE)
     prediction = torch.zeros(1, 2, 1536, device=DEVICE, requires_grad=True)
     kept: list[Tensor] = []
@@ -252,7 +255,7 @@ def test_kernel_keeps_little_for_backward() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_cuda_equals_reference(dtype: torch.dtype) -> None:
-    """Float64 targets of the whole batch stand in for numpy's."""
+    """Targets of the whole batch, computed in float64, take the place of numpy's."""
     frames = random_frames((16, 16, 224, 224), 2)
     masked = torch.rand(16, 1568, generator=generator(3)).argsort(1)[:, :936].sort(1).values.to(torch.int32)
     prediction = random_prediction(masked, 16, 2).to(dtype).requires_grad_()

@@ -1,6 +1,6 @@
 """Top-k masks: the reference against brute force, the kernel against the reference, bit for bit.
 
-Dimensions: B clips, S slots, N patches a slot.
+Dimensions: B clips, S slots, N patches per slot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHAPES = [(1, 1, 2), (2, 1, 3), (1, 2, 7), (2, 3, 16), (3, 2, 17), (1, 4, 63), (
 
 
 def brute_force(scores: NDArray[np.float64], k: int) -> tuple[list[list[int]], list[list[int]]]:
-    """(visible, masked): each patch's rank is the number of patches that go before it."""
+    """Return (visible, masked). The rank of a patch is the number of patches that go before it."""
 
     def before(slot: NDArray[np.float64], i: int, j: int) -> bool:
         a, b = slot[i], slot[j]
@@ -91,7 +91,7 @@ def test_ties_go_to_the_lower_patch(k: int) -> None:
 
 
 def special_scores() -> Tensor:
-    """float32 [2, 7, 12]: NaN of either sign, inf, zeros of either sign, in 14 orders."""
+    """Return NaN of either sign, inf and zeros of either sign in 14 orders, float32 [2, 7, 12]."""
     values = torch.tensor(SPECIAL)
     order = torch.stack([values[torch.randperm(12, generator=generator(seed))] for seed in range(12)])
     return torch.stack([values, values.flip(0), *order]).view(2, 7, 12)
@@ -99,7 +99,7 @@ def special_scores() -> Tensor:
 
 @pytest.mark.parametrize("k", range(1, 12))
 def test_special_values_rank_as_said(k: int) -> None:
-    """NaN of either sign, then inf, numbers with -0.0 equal to 0.0, then -inf."""
+    """The order is NaN of either sign, inf, numbers with -0.0 equal to 0.0, -inf."""
     check_reference(special_scores(), k)
     check_kernel(special_scores()[:, k % 7 :: 4], k)
 
@@ -112,7 +112,7 @@ def test_signed_zeros_are_equal() -> None:
 
 
 def test_float64_is_not_rounded() -> None:
-    """Scores that would be ties in float32."""
+    """In float32 these scores would be ties."""
     scores = torch.tensor([[[1.0, 1 + 2**-40, 1 + 2**-30]]], dtype=torch.float64, device=DEVICE)
     assert topk_mask(scores, 1)[1].tolist() == [[2]]
 
@@ -168,7 +168,7 @@ def test_a_block_that_holds_too_little_is_refused() -> None:
 
 
 def any_bits(shape: tuple[int, ...], seed: int) -> Tensor:
-    """float32 of random bits: every exponent, subnormals, both zeros, infinities and all sorts of NaN among them."""
+    """Draw float32 from random bits: every exponent, subnormals, both zeros, infinities and NaN of all kinds."""
     bits = torch.randint(-(2**31), 2**31, shape, generator=generator(seed)).to(torch.int32)
     rare = torch.tensor([0, -(2**31), 1, -(2**31) + 1, 0x7F800000, -0x800000, 0x7FC00000, -1, 0x7F800001])
     pick = torch.randint(0, len(rare), shape, generator=generator(seed + 1))
@@ -178,7 +178,7 @@ def any_bits(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_kernel_orders_any_bits(seed: int) -> None:
-    """Property: whatever the scores, the lists are the reference's, and the reference's are brute force's."""
+    """Property: for any scores the kernel's lists equal the reference's, and those equal brute force's."""
     patches = int(torch.randint(2, 40, (), generator=generator(seed)))
     scores = any_bits((1, 4, patches), seed)
     k = int(torch.randint(1, patches, (), generator=generator(seed + 100)))

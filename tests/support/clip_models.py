@@ -1,4 +1,4 @@
-"""Small CLIPs with random weights for tests, in the folder format that open_clip saves."""
+"""CLIPs with random weights for tests: small ones, also as folders that open_clip can load, and ViT-B/32."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
 def small_config(**vision: Any) -> dict[str, Any]:
-    """open_clip's model configuration of a CLIP of some 0.9 M weights; `vision` changes its image encoder."""
+    """Return open_clip's configuration of a CLIP of about 0.9 M weights; `vision` changes its image encoder."""
     return {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8, **vision},
-        # The vocabulary is that of open_clip's tokenizer.
+        # The size of the vocabulary of open_clip's tokenizer.
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     }
 
 
 def small_clip(seed: int = 0, quick_gelu: bool = True, **vision: Any) -> nn.Module:
-    """The model itself. Biases, norms and all other weights are random, so that a term left out shows."""
+    """Make a small CLIP. All weights are random, including biases and norms, so that an omitted term shows."""
     torch.manual_seed(seed)
     model = open_clip.CLIP(**small_config(**vision), quick_gelu=quick_gelu).eval().requires_grad_(False)
     return randomize(model)
@@ -46,7 +46,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def save_small_clip(folder: Path, seed: int = 0, quick_gelu: bool = True, **vision: Any) -> nn.Module:
-    """Write `small_clip(seed, …)` as a folder that open_clip, and `--clip.model FOLDER`, read."""
+    """Write `small_clip(seed, …)` as a folder for open_clip and `--clip.model FOLDER`; return the model."""
     model = small_clip(seed, quick_gelu, **vision)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -59,20 +59,20 @@ def save_small_clip(folder: Path, seed: int = 0, quick_gelu: bool = True, **visi
 
 
 def cosine_error(a: Tensor, b: Tensor) -> float:
-    """1 − the smallest cosine between the rows of two tensors [..., E] of any precision."""
+    """Return 1 − the smallest cosine between the rows of two tensors [..., E] of any precision."""
     return 1 - float(torch.cosine_similarity(a.detach().double(), b.detach().double(), dim=-1).min())
 
 
 @functools.cache
 def vit_b_32() -> nn.Module:
-    """The real size, with random weights. Do not change it."""
+    """Make ViT-B/32 in its real size, with random weights. All tests share it: do not change it."""
     torch.manual_seed(0)
     return open_clip.create_model("ViT-B-32-quickgelu").eval().requires_grad_(False)
 
 
 @functools.cache
 def vit_b_32_graph() -> Path:
-    """Its 16-pixel patch tower in float16 at opset 23, exported once in a test run."""
+    """Export the 16-pixel patch tower of `vit_b_32` in float16 at opset 23, once per test run."""
     from engines.backends.onnx_engine import export_tower
     from engines.towers.clip_towers import PatchTower
 

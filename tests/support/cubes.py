@@ -1,6 +1,6 @@
 """Frames, token numbers and their cubes by brute force in numpy, for the tests of the kernels that read frames.
 
-Dimensions: B clips, T frames, H W pixels, K chosen tokens, P values a token.
+Dimensions: B clips, T frames, H W pixels, K chosen tokens, P values per token.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def num_tokens(shape: tuple[int, ...], patch: int, tubelet: int) -> int:
 
 
 def random_index(shape: tuple[int, ...], patch: int, tubelet: int, seed: int = 0) -> Tensor:
-    """A different ascending third (at least one, at most 40) of the tokens of each clip, int32 [B, K]."""
+    """Choose a third of each clip's tokens (at least 1, at most 40), ascending, different per clip: int32 [B, K]."""
     total = num_tokens(shape, patch, tubelet)
     count = min(max(total // 3, 1), 40)
     noise = torch.rand(shape[0], total, generator=generator(seed))
@@ -50,7 +50,7 @@ def random_index(shape: tuple[int, ...], patch: int, tubelet: int, seed: int = 0
 
 
 def cut(frames: NDArray[np.uint8], index: NDArray[np.int32], patch: int, tubelet: int) -> NDArray[np.uint8]:
-    """One slice a token: [T, H, W, 3], [K] → [K, P]."""
+    """Cut out one slice per token: [T, H, W, 3], [K] → [K, P]."""
     rows, columns = frames.shape[1] // patch, frames.shape[2] // patch
     cubes = []
     for token in index.tolist():
@@ -70,9 +70,9 @@ def cut_batch(frames: Tensor, index: Tensor, patch: int, tubelet: int) -> NDArra
 
 
 def assert_as_good(kernel: Tensor, reference: Tensor, exact: NDArray[np.float64]) -> None:
-    """The kernel's largest error is at most twice the reference's, or twice the rounding of what is stored.
+    """Check that the kernel's largest error is at most twice the reference's, or twice the rounding of its dtype.
 
-    The second because Triton's interpreter cuts bfloat16 off where a GPU rounds it.
+    The latter because Triton's interpreter truncates to bfloat16 where a GPU rounds.
     """
     assert kernel.dtype == reference.dtype
     assert kernel.shape == reference.shape == exact.shape

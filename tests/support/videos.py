@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dali_pipelines.types import Video
+from dali_pipelines.types import Caption, ClipBatch, ClipRequest, Video
+from tgmae.data.manifest import Manifest
 
 NUM_BITS = 8
 
@@ -86,7 +89,17 @@ def make_video(**changes: Any) -> Video:
         "keyframes": (0, 12, 24), "keyframe_pts": (0, 480, 960),
         "label": "walk", "captions": ("a man walks", "someone is walking"), "split": "train",
     }  # fmt: skip
-    return Video(**{**row, **changes})
+    row |= changes
+    row["captions"] = tuple(Caption(text, "csv") if isinstance(text, str) else text for text in row["captions"])
+    return Video(**row)
+
+
+def clip_batch(
+    frames: Tensor, requests: Sequence[ClipRequest], videos: Manifest | Sequence[Video] | None = None
+) -> ClipBatch:
+    """Make a batch from frames. Its videos come from a manifest or a list, by row, or are `make_video()`."""
+    chosen = tuple(make_video() if videos is None else videos[request.row] for request in requests)
+    return ClipBatch(frames=frames, requests=tuple(requests), videos=chosen)
 
 
 def real_data_folder() -> Path | None:

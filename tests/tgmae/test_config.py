@@ -67,19 +67,19 @@ def test_every_preset_runs_on_one_process(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"image_size": 100}, ("model.image_size", "100", "16")),
-        ({"patch_size": 15}, ("model.patch_size", "224", "15")),
-        ({"patch_size": 0}, ("model.patch_size", "0")),
-        ({"num_frames": 15}, ("model.num_frames", "15", "2")),
-        ({"tubelet_size": 3}, ("model.tubelet_size", "16", "3")),
-        ({"num_heads": 7}, ("model.num_heads", "768", "7")),
-        ({"num_heads": 0}, ("model.num_heads", "0")),
-        ({"decoder_num_heads": 5}, ("model.decoder_num_heads", "384", "5")),
-        ({"decoder_width": 100}, ("model.decoder_width", "100", "6")),
+        ({"image_size": 100}, ("--model.image-size", "100", "16")),
+        ({"patch_size": 15}, ("--model.patch-size", "224", "15")),
+        ({"patch_size": 0}, ("--model.patch-size", "0")),
+        ({"num_frames": 15}, ("--model.num-frames", "15", "2")),
+        ({"tubelet_size": 3}, ("--model.tubelet-size", "16", "3")),
+        ({"num_heads": 7}, ("--model.num-heads", "768", "7")),
+        ({"num_heads": 0}, ("--model.num-heads", "0")),
+        ({"decoder_num_heads": 5}, ("--model.decoder-num-heads", "384", "5")),
+        ({"decoder_width": 100}, ("--model.decoder-width", "100", "6")),
     ],
 )
 def test_impossible_geometry_is_refused(values: dict[str, Any], words: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^model\.") as caught:
+    with pytest.raises(ValueError, match=r"^--model\.") as caught:
         ModelConfig(**values)
     assert all(word in str(caught.value) for word in words)
 
@@ -94,27 +94,27 @@ def test_ratio_outside_zero_to_one_is_refused(ratio: float) -> None:
 @pytest.mark.parametrize(("image_size", "ratio"), [(32, 0.2), (16, 0.9)])
 def test_ratio_that_masks_no_patch_is_refused(image_size: int, ratio: float, kind: str) -> None:
     patches = (image_size // 16) ** 2
-    with pytest.raises(ValueError, match=rf"mask\.ratio {ratio} masks 0 of the {patches} patches .*image {image_size}"):
+    with pytest.raises(ValueError, match=rf"mask\.ratio {ratio} masks 0 of the {patches} .*image-size {image_size}"):
         TrainConfig(model=ModelConfig(image_size=image_size), mask=MaskConfig(kind=kind, ratio=ratio))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"stride": 0}, ("data.stride", "0")),
-        ({"repeat": 0}, ("data.repeat", "0")),
-        ({"num_workers": 0}, ("data.num_workers", "0")),
-        ({"prefetch": -1}, ("data.prefetch", "-1")),
-        ({"pipelines": 0}, ("data.pipelines", "0")),
-        ({"threads": 0}, ("data.threads", "0")),
-        ({"crop_scales": ()}, ("data.crop_scales", "()")),
-        ({"crop_scales": (1.0, 1.2)}, ("data.crop_scales", "1.2")),
-        ({"crop_scales": (0.0,)}, ("data.crop_scales", "0.0")),
-        ({"max_skipped": 1.5}, ("data.max_skipped", "1.5")),
+        ({"stride": 0}, ("--data.stride", "0")),
+        ({"repeat": 0}, ("--data.repeat", "0")),
+        ({"num_workers": 0}, ("--data.num-workers", "0")),
+        ({"prefetch": -1}, ("--data.prefetch", "-1")),
+        ({"pipelines": 0}, ("--data.pipelines", "0")),
+        ({"threads": 0}, ("--data.threads", "0")),
+        ({"crop_scales": ()}, ("--data.crop-scales", "()")),
+        ({"crop_scales": (1.0, 1.2)}, ("--data.crop-scales", "1.2")),
+        ({"crop_scales": (0.0,)}, ("--data.crop-scales", "0.0")),
+        ({"max_skipped": 1.5}, ("--data.max-skipped", "1.5")),
     ],
 )
 def test_impossible_data_is_refused(values: dict[str, Any], words: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^data\.") as caught:
+    with pytest.raises(ValueError, match=r"^--data\.") as caught:
         DataConfig(**values)
     assert all(word in str(caught.value) for word in words)
 
@@ -131,7 +131,7 @@ def test_scorers_that_need_a_file_ask_for_it(kind: str, scorer: str, words: str)
     """Only where text decides the mask."""
     values: dict[str, Any] = {"kind": kind, "scorer": scorer}
     if kind == "tgm":
-        with pytest.raises(ValueError, match=rf"^mask\.scorer {scorer} needs {words}"):
+        with pytest.raises(ValueError, match=rf"^--mask\.scorer {scorer} needs {words}"):
             MaskConfig(**values)
     else:
         MaskConfig(**values)
@@ -140,38 +140,38 @@ def test_scorers_that_need_a_file_ask_for_it(kind: str, scorer: str, words: str)
 
 def test_clip_batch_starts_at_one() -> None:
     assert CLIPConfig(batch=1).batch == 1
-    with pytest.raises(ValueError, match=r"^clip\.batch must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^--clip\.batch must be at least 1, got 0"):
         CLIPConfig(batch=0)
 
 
 def test_two_frames_of_a_tubelet_of_one_are_refused() -> None:
     model = ModelConfig(tubelet_size=1)
-    with pytest.raises(ValueError, match=r"mask\.frames_per_tubelet .* model\.tubelet_size, got 2 and 1"):
+    with pytest.raises(ValueError, match=r"--mask\.frames-per-tubelet .* --model\.tubelet-size, got 2 and 1"):
         InputConfig(model=model)
     assert InputConfig(model=model, mask=MaskConfig(frames_per_tubelet=1)).model.num_slots == 16
 
 
 def test_negative_seed_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^seed must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"^--seed must not be negative, got -1"):
         InputConfig(seed=-1)
 
 
 @pytest.mark.parametrize("name", ["metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"])
 def test_log_intervals_start_at_one(name: str) -> None:
     assert getattr(LogConfig(**{name: 1}), name) == 1
-    with pytest.raises(ValueError, match=rf"log\.{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"--log\.{name.replace('_', '-')} must be at least 1, got 0"):
         LogConfig(**{name: 0})
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "device_batch_size"])
 def test_counts_of_a_run_start_at_one(name: str) -> None:
     values: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=rf"^{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"^--{name.replace('_', '-')} must be at least 1, got 0"):
         TrainConfig(**values)
 
 
 def test_batch_that_repeats_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"device_batch_size .* data\.repeat, got 64 and 3"):
+    with pytest.raises(ValueError, match=r"--device-batch-size .* --data\.repeat, got 64 and 3"):
         TrainConfig(data=DataConfig(repeat=3))
     assert TrainConfig(data=DataConfig(repeat=4)).data.repeat == 4
 
@@ -183,7 +183,7 @@ def test_accumulation_fills_the_batch() -> None:
 
 @pytest.mark.parametrize("world", [3, 64])
 def test_batch_that_processes_do_not_divide_is_refused(world: int) -> None:
-    with pytest.raises(ValueError, match=rf"batch_size .* got 2048 and 64 × {world}"):
+    with pytest.raises(ValueError, match=rf"--batch-size .* got 2048 and 64 × {world}"):
         TrainConfig(batch_size=2048, device_batch_size=64).accumulation_steps(world)
 
 

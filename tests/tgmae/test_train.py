@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dali_pipelines.types import Caption
 from engines.config import CLIPConfig
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
@@ -24,7 +25,7 @@ from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_scores import build_scores
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
@@ -202,7 +203,7 @@ def test_the_loader_masks_what_the_scores_say(
     """Batch by batch against a sort of the scores of the very clips it hands out."""
     config = by_text(tiny(shapes, tmp_path), cache_dir, scorer="patch", order=order)
     manifest, device = read_manifest(shapes).select_split("train"), torch.device("cpu")
-    scorer = make_scorer(config, manifest, device)
+    scorer = bind_scorer(config, manifest, device)
     loader = make_loader(config, manifest, scorer, 0, device)
     try:
         batches = [loader.next_batch() for _ in range(3)]
@@ -228,8 +229,9 @@ class TestCaptions:
         """The shapes clips, three of the training ones without a caption."""
         manifest = read_manifest(shapes)
         bare = [row for row in range(len(manifest)) if manifest[row].split == "train"][:3]
+        texts = dict(zip(bare, ((), ("",), (" ",)), strict=True))
         videos = [
-            replace(manifest[row], captions=((), ("",), (" ",))[bare.index(row)]) if row in bare else manifest[row]
+            replace(manifest[row], captions=tuple(Caption(text, "csv") for text in texts.get(row, manifest[row].texts)))
             for row in range(len(manifest))
         ]
         path = tmp_path_factory.mktemp("holes") / "manifest.parquet"
@@ -247,7 +249,7 @@ class TestCaptions:
         assert train(tiny(holes, tmp_path / "run", max_steps=1)).step == 1
 
     @pytest.mark.parametrize(
-        ("choice", "left", "said"), [("exclude", 17, "are left out"), ("label", 20, "take their label for one")]
+        ("choice", "left", "said"), [("exclude", 17, "are left out"), ("label", 20, "use their label")]
     )
     def test_the_choices(
         self, holes: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], choice: str, left: int,

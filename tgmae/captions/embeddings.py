@@ -1,4 +1,6 @@
-"""Captions of a manifest: which ones count, and their embeddings, computed once and kept on disk.
+"""The text of a batch: CLIP's embeddings of the captions that its requests drew.
+
+Masks, the contrastive loss and retrieval all read the same embeddings.
 
 Dimensions: B clips, C distinct captions, E embedding.
 """
@@ -7,45 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dali_pipelines.types import ClipRequest
+from dali_pipelines.types import ClipBatch
+from engines.clip_model import CLIPModel
 from engines.text_cache import embed_captions
 from tgmae.data.manifest import Manifest
-
-if TYPE_CHECKING:  # open_clip takes seconds to import, and whoever masks without text does without it
-    from engines.clip_model import CLIPModel
 
 
 class CaptionEmbeddings:
     """Text embeddings of every caption of a manifest, on one device.
 
-    table  float32 [C, E], L2-normalised        note  how many captions CLIP cannot read to their end, "" for none
+    table  float32 [C, E], L2-normalised        note  how many captions CLIP truncates, "" for none
+
+    Each distinct caption is encoded once, without gradients, and kept in `cache_dir`.
     """
 
     def __init__(self, manifest: Manifest, clip: CLIPModel, cache_dir: Path, device: torch.device) -> None:
-        rows = manifest.table.column("captions").to_pylist()
-        distinct = sorted({text for captions in rows for text in captions})
-        number = {text: index for index, text in enumerate(distinct)}
-        self._numbers: NDArray[np.int64] = np.array([number[text] for captions in rows for text in captions], np.int64)
-        self._starts: NDArray[np.int64] = np.cumsum([0, *(len(captions) for captions in rows)])
+        distinct = sorted({caption.text for captions in manifest.captions() for caption in captions})
+        self._rows = {text: row for row, text in enumerate(distinct)}
         table, too_long = embed_captions(clip, distinct, cache_dir, device)
         self.table = table.to(device)
         self.note = (
-            f"{sum(too_long)} of {len(distinct)} captions are longer than CLIP's "
-            f"{clip.tokenizer.context_length} tokens; what is beyond does not count"
+            f"{sum(too_long)} of {len(distinct)} captions are longer than CLIP's {clip.tokenizer.context_length} "
+            "tokens; the rest of them is cut off"
         ) * any(too_long)
 
-    def __call__(self, requests: Sequence[ClipRequest]) -> Tensor:
-        """The embeddings of the requests' captions, float32 [B, E]."""
-        index = [int(self._numbers[self._starts[request.row] + request.caption]) for request in requests]
-        return self.table[torch.tensor(index).to(self.table.device, non_blocking=True)]
+    def __call__(self, clips: ClipBatch) -> Tensor:
+        """Return the embeddings of the captions that a batch drew, float32 [B, E]."""
+        return self.of(clips.captions())
 
-    def of_row(self, row: int) -> Tensor:
-        """The embeddings of all captions of one video, float32 [captions, E]."""
-        return self.table[torch.from_numpy(self._numbers[self._starts[row] : self._starts[row + 1]])]
+    def of(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of captions of the manifest, float32 [len(texts), E]."""
+        rows = torch.tensor([self._rows[text] for text in texts], dtype=torch.int64)
+        return self.table[rows.to(self.table.device, non_blocking=True)]

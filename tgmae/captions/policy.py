@@ -7,23 +7,28 @@ from typing import Literal
 
 import pyarrow as pa
 
+from dali_pipelines.types import Caption
 from tgmae.data.manifest import Manifest
 
 
 def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude", "label"]) -> tuple[Manifest, str]:
     """Drop empty captions, then treat the videos left without any as `no_caption` says.
 
-    Returns the manifest, in which every video has a caption, and what was done for that ("" for nothing).
-    Raises ValueError, naming them, where they are an error, have no label to take, or are all there is.
+    Returns a manifest in which every video has a caption, and a note about what was done ("" for nothing).
+    Raises ValueError, naming the videos, where missing captions are an error, where a label is missing too, and where
+    no video has a caption.
     """
-    texts = [[text.strip() for text in row if text.strip()] for row in manifest.table.column("captions").to_pylist()]
-    missing = [row for row, captions in enumerate(texts) if not captions]
+    captions = [
+        [Caption(caption.text.strip(), caption.source) for caption in row if caption.text.strip()]
+        for row in manifest.captions()
+    ]
+    missing = [row for row, texts in enumerate(captions) if not texts]
     paths = manifest.table.column("path")
     labels = [str(label).replace("_", " ").strip() for label in manifest.table.column("label").to_pylist()]
-    bare = [row for row in missing if not labels[row]]
+    unlabelled = [row for row in missing if not labels[row]]
     if missing and no_caption == "error":
         advice = ["leave them out: --mask.no-caption exclude"] * (len(missing) < len(manifest))
-        advice += ["take their labels for captions: --mask.no-caption label"] * (not bare)
+        advice += ["use their labels as captions: --mask.no-caption label"] * (not unlabelled)
         advice += ["train without text: --mask.kind tube"]
         raise ValueError(
             f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(paths, missing)}. Captions come "
@@ -31,24 +36,21 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
         )
     note = ""
     if missing and no_caption == "label":
-        if bare:
+        if unlabelled:
             raise ValueError(
-                f"{len(bare)} videos have neither caption nor label, such as {_some(paths, bare)}; "
+                f"{len(unlabelled)} videos have neither caption nor label, such as {_some(paths, unlabelled)}; "
                 "leave them out with --mask.no-caption exclude"
             )
         for row in missing:
-            texts[row] = [labels[row]]
-        note = f"{len(missing)} videos without a caption take their label for one"
-    column = manifest.table.schema.get_field_index("captions")
-    table = manifest.table.set_column(column, "captions", pa.array(texts, pa.list_(pa.string())))
+            captions[row] = [Caption(labels[row], "label")]
+        note = f"{len(missing)} videos without a caption use their label"
+    manifest = manifest.with_captions(captions)
     if missing and no_caption == "exclude":
         if len(missing) == len(manifest):
-            raise ValueError(
-                f"not one of the {len(manifest)} videos has a caption; mask without text: --mask.kind tube"
-            )
-        table = table.filter(pa.array(bool(captions) for captions in texts))
+            raise ValueError(f"none of the {len(manifest)} videos has a caption; train without text: --mask.kind tube")
+        manifest = Manifest(manifest.table.filter(pa.array(bool(texts) for texts in captions)), manifest.root)
         note = f"{len(missing)} videos without a caption are left out"
-    return Manifest(table, manifest.root), note
+    return manifest, note
 
 
 def _some(paths: pa.ChunkedArray, rows: Sequence[int]) -> str:

@@ -137,15 +137,15 @@ def _read_frames(path: Path, count: int, height: int, width: int) -> tuple[Tenso
         side = min(video.width, video.height)
         crop = CropBox(x=(video.width - side) // 2, y=(video.height - side) // 2, width=side, height=side)
         request = ClipRequest(
-            row=row, epoch=0, position=row, frames=(video.num_frames // 2,), crop=crop, flip=False, caption=0,
+            row=row, epoch=0, position=row, frames=(video.start + video.length // 2,), crop=crop, flip=False, caption=0,
             mask_seed=0,
         )  # fmt: skip
         try:
             frames.append(read_clip(manifest.file(row), video, request, height))
         except DecodeError as error:
-            print(f"left out {video.path}: {error}")
+            print(f"left out {video.name}: {error}")
             continue
-        captions.extend(video.captions[:1])
+        captions.extend(caption.text for caption in video.captions[:1])
     if not frames:
         raise ValueError(f"not one of the videos of {path} could be read")
     return torch.cat(frames), tuple(dict.fromkeys(captions))[:8] or _CAPTIONS

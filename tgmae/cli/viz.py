@@ -1,4 +1,4 @@
-"""tgmae-viz masks | loss | bench: draw masks, the loss of a run, and what was measured."""
+"""tgmae-viz masks | loss: draw masks, and the loss of a run."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Masks(ClipCommand):
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
         from tgmae.masks.agreement import load_clips
-        from tgmae.masks.scorer import make_scorer
+        from tgmae.masks.scorer import bind_scorer
         from tgmae.pictures.masks import draw_masks
         from tgmae.training.parallel import choose_device
 
         config, manifest = self.read(with_text=self.text)
         device = choose_device(config.device)
         scorers = {
-            kind: make_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
+            kind: bind_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
             for kind in self.choose_kinds(config.mask)
         }
         for note in {scorer.note for scorer in scorers.values()} - {""}:
@@ -87,25 +87,7 @@ class Loss(Command):
         print(f"loss curve: {path}")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Draw the reports that `make bench` wrote on one device: a panel for each of their tables."""
-
-    folder: Annotated[Path, tyro.conf.Positional] = Path("bench/results")
-    device: str | None = None  # cpu, h200, …: as in the reports' names; by default the one that was written last
-    out: Path | None = None  # PNG to write; by default bench.DEVICE.png in the folder
-
-    def run(self) -> None:
-        from bench.pictures.reports import draw_reports, read_reports
-
-        reports = read_reports(self.folder, self.device)
-        out = self.out or self.folder / f"bench.{reports[0].device}.png"
-        draw_reports(reports, out)
-        tables = sum(len(report.content["tables"]) for report in reports)
-        print(f"{tables} tables of {len(reports)} reports: {out}")
-
-
-COMMANDS = {"masks": Masks, "loss": Loss, "bench": Bench}
+COMMANDS = {"masks": Masks, "loss": Loss}
 
 
 def main() -> None:

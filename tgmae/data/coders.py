@@ -23,7 +23,7 @@ class Coder:
     options: dict[str, str]
 
 
-# Presets: the fastest beyond which smaller files cost more than they save (docs/decisions.md).
+# Presets: the fastest beyond which smaller files cost more than they save (docs/log.md).
 CODERS = {
     "h264": Coder(
         encoder="libx264", suffix=".mp4", container="mp4", quality=23, worst=51,

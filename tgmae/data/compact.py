@@ -1,7 +1,7 @@
-"""Re-encoding a data set for training, video by video, in several processes; a killed run goes on where it was.
+"""Re-encode a data set for training, video by video, in several processes. A killed run resumes where it was.
 
-Each video is written whole or not at all. The journal in the new folder names those that are done with size and time of
-change of their sources, and a second run of the same settings takes them over. The originals are only read.
+Each video is written atomically. The journal in the new folder lists finished videos with the size and modification
+time of their sources, and a second run with the same settings reuses them. The originals are only read.
 """
 
 from __future__ import annotations
@@ -27,34 +27,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dali_pipelines.video.decode import DecodeError
-from engines.files import lock_file
-from engines.files import replacing
-from engines.files import write_atomically
-from tgmae.data.coders import CODERS, CompactConfig
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import probe
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
-from tgmae.data.transcode import choose_frames
-from tgmae.data.transcode import transcode
-from dali_pipelines.types import Video
 from dali_pipelines.processes import make_pool
+from dali_pipelines.types import Video, video_from_json
+from dali_pipelines.video.decode import DecodeError
+from engines.files import lock_file, replacing, write_atomically
+from tgmae.data.coders import CODERS, CompactConfig
+from tgmae.data.indexing import Entry, Excluded, probe
+from tgmae.data.manifest import Manifest, read_manifest, write_manifest
+from tgmae.data.transcode import choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]
 
-JOURNAL = "compact.journal"  # first line: settings; every other: [source path, bytes, mtime_ns, result] of one video
-_DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` draws the original pictures' objects again
+JOURNAL = "compact.journal"  # first line: settings; every other line: [source name, bytes, mtime_ns, result]
+_DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` redraws the objects of the original clips
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactResult:
     manifest: Path
-    rows: tuple[int, ...]  # for each row of the new manifest, the row of the source manifest it was made from
-    num_reused: int  # of these, done by an earlier run
-    excluded: list[Excluded]  # by the paths of their sources
+    rows: tuple[int, ...]  # for each row of the new manifest, its row in the source manifest
+    num_reused: int  # rows that an earlier run had done
+    excluded: list[Excluded]  # by the names of their sources
     report: Path  # lists `excluded`
     seconds: float
 
@@ -69,13 +62,13 @@ class _Job:
 
 
 def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: int) -> CompactResult:
-    """Re-encode all videos of a manifest into `out`, with a manifest and a list of the videos that were left out.
+    """Re-encode all videos of a manifest into `out`, with a new manifest and a list of the videos left out.
 
-    A boxes.parquet at the manifest's root follows the new sizes and frames. Where nothing is left to do, no video and
-    no manifest is written.
+    A boxes.parquet at the manifest's root is converted to the new sizes and frames. Where nothing is left to do, no
+    video and no manifest is written.
 
-    Raises ValueError where `out` would touch the originals, holds something else or was made with other settings, and
-    where no video is usable; OSError where `out` cannot be written.
+    Raises ValueError where `out` contains the originals, holds other files or was made with other settings, and where
+    no video is usable; OSError where `out` cannot be written.
     """
     started = time.perf_counter()
     if num_workers < 1:
@@ -83,7 +76,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
     _check_out(manifest.root, out)
     out.mkdir(parents=True, exist_ok=True)
     sources = [manifest[row] for row in range(len(manifest))]
-    names = name_results([source.path for source in sources], CODERS[config.codec].suffix)
+    names = name_results(sources, CODERS[config.codec].suffix)
     excluded: dict[int, Excluded] = {}
     with lock_file(out / JOURNAL):
         for half_written in out.rglob("*.tmp"):
@@ -92,7 +85,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
         results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
         num_reused = len(results)
         jobs = {
-            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.path], config=config)
+            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
             for row, source in enumerate(sources)
             if row not in results
         }
@@ -102,8 +95,8 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
                     excluded[row] = result
                     continue
                 stat, results[row] = result
-                # Ends a line that a kill has cut off.
-                journal.write("\n" + json.dumps([sources[row].path, *stat, asdict(results[row])]))
+                # The newline first: it ends a line that a kill cut off.
+                journal.write("\n" + json.dumps([sources[row].name, *stat, asdict(results[row])]))
                 journal.flush()
         rows = tuple(sorted(results))
         left_out = [excluded[row] for row in sorted(excluded)]
@@ -120,22 +113,29 @@ def _check_out(root: Path, out: Path) -> None:
         raise ValueError(f"expected a folder apart from the originals, got {out}, in which {root} lies")
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder, got the file {out}")
-    # The lock alone is there where another process has just begun.
+    # Another process that has just started leaves the lock alone.
     found = set(os.listdir(out)) if out.exists() else set()
     if found and not found & {JOURNAL, f"{JOURNAL}.lock"}:
         raise ValueError(f"expected an empty folder or one made by tgmae-data compact, got {out}, which holds files")
 
 
-def name_results(paths: Sequence[str], suffix: str) -> dict[str, str]:
-    """Path of each result: with the new suffix in place of the old one, or behind it where two would be the same."""
-    names = {path: PurePosixPath(path).with_suffix(suffix).as_posix() for path in paths}
+def name_results(sources: Sequence[Video], suffix: str) -> dict[str, str]:
+    """Return the path of each result by the name of its source.
+
+    The new suffix replaces the old one, or follows it where two results would have the same name. A segment becomes a
+    file of its own, with its frames in the name.
+    """
+    names = {}
+    for source in sources:
+        path = PurePosixPath(source.path).with_suffix("").as_posix()
+        names[source.name] = path + suffix if source.segment is None else f"{path}-{source.start}-{source.end}{suffix}"
     while clashes := [path for path, count in Counter(names.values()).items() if count > 1]:
-        names.update({path: path + suffix for path, name in names.items() if name in clashes})
+        names.update({name: name + suffix for name, result in names.items() if result in clashes})
     return names
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
-    """By source path: its bytes, its time of change, and the result. Raises ValueError for other settings."""
+    """Return, by source name, its bytes, its modification time and the result. Raises ValueError for other settings."""
     if not journal.exists():
         write_atomically(journal, json.dumps(settings).encode())
         return {}
@@ -146,7 +146,7 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
     ]
     if differing:
         raise ValueError(
-            f"{journal.parent} was made with {', '.join(differing)}; choose another folder, or the "
+            f"{journal.parent} was made with {', '.join(differing)}; use another folder, or the "
             "settings it was made with"
         )
     done = {}
@@ -155,39 +155,38 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
             path, num_bytes, mtime_ns, row = json.loads(line)
         except json.JSONDecodeError:  # cut off by a kill, or empty
             continue
-        row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
-        done[path] = (num_bytes, mtime_ns, Video(**row))
+        done[path] = (num_bytes, mtime_ns, video_from_json(row))
     return done
 
 
 def _find_done(
     manifest: Manifest, sources: list[Video], out: Path, names: dict[str, str], done: dict[str, tuple[int, int, Video]]
 ) -> dict[int, Video]:
-    """Results of an earlier run, by row, where neither they nor their sources have changed since."""
+    """Return the results of an earlier run, by row, where neither they nor their sources have changed since."""
     found = {}
     for row, source in enumerate(sources):
-        if source.path in done:
-            num_bytes, mtime_ns, result = done[source.path]
+        if source.name in done:
+            num_bytes, mtime_ns, result = done[source.name]
             is_same = replace(source, num_bytes=num_bytes, mtime_ns=mtime_ns).is_file(manifest.file(row))
-            if is_same and result.path == names[source.path] and result.is_file(out / result.path):
+            if is_same and result.path == names[source.name] and result.is_file(out / result.path):
                 found[row] = replace(result, label=source.label, captions=source.captions, split=source.split)
     return found
 
 
-_Done = tuple[tuple[int, int], Video]  # bytes and time of change of the source, and the result
+_Done = tuple[tuple[int, int], Video]  # bytes and modification time of the source, and the result
 
 
 def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Results by row, as they come.
+    """Yield results by row as they are finished.
 
-    A video that crashes the process that encodes it (FFmpeg may, or there is no memory) is left out: after a crash one
-    process does the next few jobs in their order, and the first that it does not finish is the culprit.
+    A video that crashes its process (in FFmpeg, or for lack of memory) is left out. After a crash one process does the
+    next few jobs in order, and the first job that it does not finish is the culprit.
     """
     left, looking = dict(jobs), False
     with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
         while left:
             workers = 1 if looking else num_workers
-            # Those that may have been at work when the others died with them.
+            # The jobs that may have been running when the pool broke.
             some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
             try:
                 for row, result in _run_in_pool(some, workers):
@@ -201,11 +200,11 @@ def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _D
                     row, job = next(iter(left.items()))
                     del left[row]
                     bar.update()
-                    yield row, Excluded(job.source.path, "crashed the process that encoded it")
+                    yield row, Excluded(job.source.name, "crashed the process that encoded it")
 
 
 def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """As they come; from one process in order."""
+    """Yield results as they are finished; with one worker, in order."""
     with make_pool(min(num_workers, len(jobs))) as pool:
         futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
         try:
@@ -216,19 +215,21 @@ def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int,
 
 
 def _run_job(job: _Job) -> _Done | Excluded:
-    """Write one video, whole or not at all. A bad source is a reason; raises OSError where nothing can be written."""
+    """Write one video atomically. Returns why a source is bad; raises OSError where nothing can be written."""
     if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches workers too: they finish their video, and are not taken for crashed.
+        # Ctrl-C reaches workers too. They ignore it and finish their video, so that none is taken for crashed.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = job.source, job.out / job.name
     try:
         stat = os.stat(job.file)
     except OSError as error:
-        return Excluded(source.path, f"{type(error).__name__}: {error.strerror}")
+        return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
     if stat.st_size != source.num_bytes:
-        return Excluded(source.path, f"has {stat.st_size} bytes, the manifest says {source.num_bytes}: index it again")
-    if source.num_frames < 1:
-        return Excluded(source.path, "no frame")
+        return Excluded(
+            source.name, f"has {stat.st_size} bytes, but the manifest says {source.num_bytes}: index it again"
+        )
+    if source.length < 1:
+        return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(target) as temporary:
@@ -239,11 +240,11 @@ def _run_job(job: _Job) -> _Done | Excluded:
             if result.num_frames != num_frames:
                 raise DecodeError(f"the result has {result.num_frames} frames in place of {num_frames}")
     except DecodeError as error:
-        return Excluded(source.path, str(error))
+        return Excluded(source.name, str(error))
     except av.FFmpegError as error:
-        if isinstance(error, OSError):  # a full disk is no fault of this video
+        if isinstance(error, OSError):  # a full disk is not this video's fault
             raise OSError(error.errno, error.strerror, str(target)) from None
-        return Excluded(source.path, f"cannot be encoded: {error.strerror}")
+        return Excluded(source.name, f"cannot be encoded: {error.strerror}")
     return (stat.st_size, stat.st_mtime_ns), result
 
 
@@ -254,7 +255,7 @@ def _report_path(out: Path) -> Path:
 def _write_tables(
     root: Path, out: Path, pairs: list[tuple[Video, Video]], excluded: list[Excluded], config: CompactConfig
 ) -> None:
-    """What lies beside the videos; the manifest comes last, and where it is there and right nothing is written."""
+    """Write the files beside the videos, the manifest last; where it is there and right, write nothing else."""
     manifest, videos = out / "manifest.parquet", [video for _, video in pairs]
     with replacing(_report_path(out)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
@@ -271,15 +272,17 @@ def _write_tables(
 
 
 def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], config: CompactConfig) -> None:
-    """Boxes of the kept frames in pixels of the new pictures, rounded outwards. Raises ValueError for other tables."""
+    """Convert the boxes of the kept frames to the new pixels, rounded outwards. Raises ValueError for other tables."""
     table = pq.read_table(root / "boxes.parquet")
     if not {"path", "boxes"} <= set(table.column_names):
         raise ValueError(f"expected columns path and boxes in {root / 'boxes.parquet'}, got {table.column_names}")
-    by_path, rows, is_same = {before.path: (before, after) for before, after in pairs}, [], True
-    for row in table.to_pylist():
-        if row["path"] not in by_path:
-            continue
-        before, after = by_path[row["path"]]
+    by_path: dict[str, list[tuple[Video, Video]]] = {}
+    for before, after in pairs:
+        by_path.setdefault(before.path, []).append((before, after))
+    rows, is_same = [], True
+    # The boxes are of a whole file; each of its segments takes those of its own frames.
+    tracks = [(track, pair) for track in table.to_pylist() for pair in by_path.get(track["path"], ())]
+    for row, (before, after) in tracks:
         frames, _ = choose_frames(str(root / before.path), before, config)
         boxes = np.array(row["boxes"], np.int64)
         if boxes.shape != (before.num_frames, 4):

@@ -1,7 +1,7 @@
-"""From a folder of videos to a manifest: list, probe in several processes, write.
+"""Index a folder of videos: list the files, probe them in several processes, write the manifest.
 
-A video is probed by decoding its first frame and reading its packets: frame count, keyframes and their time stamps come
-from there, so that a loader can jump to any frame exactly.
+Probing decodes the first frame of a video and reads its packets. They give the frame count, the keyframes and their
+time stamps, so that a loader can jump to any frame exactly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from tqdm import tqdm
 
-from tgmae.data.manifest import check_relative
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
-from dali_pipelines.types import Video
 from dali_pipelines.processes import make_pool
+from dali_pipelines.types import Caption, Video, video_from_json
+from engines.files import replacing
+from tgmae.data.manifest import check_relative, read_manifest, write_manifest
 
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
@@ -33,17 +32,17 @@ SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file that was listed, and what is said of it outside the file."""
+    """A listed file, with the label, captions and split that its folder or a CSV gives it."""
 
     path: str
     label: str
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
     split: str
 
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A file that cannot be trained on, and why."""
+    """A file that was left out, and why."""
 
     path: str
     reason: str
@@ -52,7 +51,7 @@ class Excluded:
 @dataclass(frozen=True, slots=True)
 class IndexResult:
     num_videos: int
-    num_reused: int  # rows taken over from the manifest that was there
+    num_reused: int  # rows taken over from the existing manifest
     excluded: list[Excluded]
     report: Path
 
@@ -66,12 +65,12 @@ class IndexResult:
 
 
 def list_folder(root: Path, split: str) -> list[Entry]:
-    """Every video below `root`, sorted; the label is the folder it lies in ("" for root itself)."""
+    """List every video below `root`, sorted. Its label is the name of its folder ("" in root itself)."""
     entries = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above
+        if real in seen:  # a link to a folder that was visited
             subfolders.clear()
             continue
         seen.add(real)
@@ -84,12 +83,14 @@ def list_folder(root: Path, split: str) -> list[Entry]:
     return entries
 
 
-def list_csv(csv_path: Path, split: str) -> list[Entry]:
-    """Rows of a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
+def list_csv(csv_path: Path, split: str, source: str = "csv") -> list[Entry]:
+    """Read a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
 
-    Paths are relative to the indexed folder. Rows that name one path more than once are one video with several
-    captions. Raises ValueError, with the line, for a missing column, too many fields, lines that contradict each other,
-    and a path that leaves the root.
+    source   the source of the captions
+
+    Paths are relative to the indexed folder. Rows with the same path are one video with several captions. Raises
+    ValueError, with the line, for a missing column, too many fields, contradictory rows, and a path that leaves the
+    root.
     """
     entries: dict[str, Entry] = {}
     try:
@@ -112,7 +113,8 @@ def list_csv(csv_path: Path, split: str) -> list[Entry]:
             )
         row = dict(zip_longest(columns, (value.strip() for value in values), fillvalue=""))
         path = _clean_path(row["path"], where)
-        captions = tuple(text for name, text in row.items() if name.startswith("caption") and text)
+        texts = (text for name, text in row.items() if name.startswith("caption") and text)
+        captions = tuple(Caption(text, source) for text in texts)
         entry = Entry(path, row.get("label", ""), captions, row.get("split") or split)
         if (known := entries.setdefault(path, entry)) is not entry:
             if (known.label, known.split) != (entry.label, entry.split):
@@ -132,7 +134,7 @@ def _clean_path(path: str, where: str) -> str:
 
 
 def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video | Excluded:
-    """Read what the manifest says of one video. Never raises for a bad file: the reason is returned."""
+    """Probe one video for the manifest. Never raises for a bad file: the reason is returned."""
     try:
         stat = file.stat()
         if not stat.st_size:
@@ -149,7 +151,7 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
             scanned = _scan_packets(container, stream)
             decoded = _count_decoded(container, stream) if decode_all or scanned is None else None
             if scanned and decoded and scanned[0] == decoded[0]:
-                decoded = None  # the scan was right, and it knows the keyframes
+                decoded = None  # the packets were right, and they give the keyframes
             num_frames, keyframes = decoded or scanned or (0, {})
     except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
         reason = getattr(error, "strerror", None) or (
@@ -160,7 +162,7 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
         return Excluded(entry.path, f"{num_frames} frames, fewer than {min_frames}")
     rotation = -first.rotation % 360  # FFmpeg counts anticlockwise
     if rotation % 90:
-        return Excluded(entry.path, f"rotated by {rotation} degrees, which is no multiple of 90")
+        return Excluded(entry.path, f"rotated by {rotation} degrees, which is not a multiple of 90")
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     return Video(
         path=entry.path, num_frames=num_frames, fps=fps, width=width, height=height, codec=codec,
@@ -171,10 +173,10 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
 
 
 def _scan_packets(container: InputContainer, stream: VideoStream) -> tuple[int, dict[int, int]] | None:
-    """Frame count and keyframes {frame number: time stamp} from the packets; None where they cannot be trusted.
+    """Return the frame count and keyframes {frame number: time stamp} from the packets; None where they are unreliable.
 
-    MP4 and Matroska store a time stamp a packet. AVI does not, and its first packets may decode to nothing (all of
-    UT-Interaction's do).
+    MP4 and Matroska store a time stamp per packet. AVI does not, and its first packets may decode to nothing (as in all
+    of UT-Interaction).
     """
     if not {"mp4", "matroska"} & set(container.format.name.split(",")):
         return None
@@ -188,7 +190,7 @@ def _scan_packets(container: InputContainer, stream: VideoStream) -> tuple[int, 
 
 
 def _count_decoded(container: InputContainer, stream: VideoStream) -> tuple[int, dict[int, int]]:
-    """Frame count by decoding all; the start is the only place to decode from."""
+    """Count the frames by decoding them all. Frame 0 is then the only known keyframe."""
     container.seek(0)
     time_stamps = [frame.pts for frame in container.decode(stream)]
     return len(time_stamps), {0: (time_stamps[0] or 0) if time_stamps else 0}
@@ -199,15 +201,18 @@ def index_folder(
     out: Path,
     *,
     csv_path: Path | None = None,
+    caption_source: str = "csv",
     split: str = "train",
     min_frames: int = 16,
     decode_all: bool = False,
     num_workers: int = 2,
 ) -> IndexResult:
-    """Write the manifest of `root` to `out`, and the files left out to `out` + ".excluded.csv".
+    """Write the manifest of `root` to `out`, and the list of files left out to `out` + ".excluded.csv".
 
-    Videos whose size and time of change are as in the manifest already at `out` are not opened again. An interrupted
-    run is picked up from its journal. Raises ValueError where nothing usable is found.
+    caption_source   the source of the captions in the CSV
+
+    Videos whose size and modification time match the existing manifest are not opened again. An interrupted run resumes
+    from its journal. Raises ValueError where no usable video is found.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
@@ -215,12 +220,12 @@ def index_folder(
         raise FileNotFoundError(f"no CSV file {csv_path}")
     if num_workers < 1:
         raise ValueError(f"expected at least one worker, got {num_workers}")
-    entries = list_csv(csv_path, split) if csv_path else list_folder(root, split)
+    entries = list_csv(csv_path, split, caption_source) if csv_path else list_folder(root, split)
     if not entries:
         where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"
         raise ValueError(f"found no {where}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # What a quick run accepted says nothing to a run that decodes everything.
+    # Videos accepted by a quick run must still be decoded by a run that decodes everything.
     journal = out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
     before = [] if decode_all else _read_known(out, root)
     known = {video.path: video for video in [*before, *_read_journal(journal)]}
@@ -234,13 +239,16 @@ def index_folder(
             continue
         video = known.get(entry.path)
         if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
-            videos[entry.path] = replace(video, label=entry.label, captions=entry.captions, split=entry.split)
+            # The manifest that was there may hold segments; this one holds whole files.
+            videos[entry.path] = replace(
+                video, label=entry.label, captions=entry.captions, split=entry.split, segment=None
+            )
         else:
             todo.append(entry)
     num_reused = len(videos)
 
     with journal.open("a", encoding="utf-8") as journal_file:
-        if journal_file.tell():  # end a line that an interruption cut off
+        if journal_file.tell():  # ends a line that an interruption cut off
             journal_file.write("\n")
         for result in _probe_all(root, todo, min_frames, decode_all, num_workers):
             if isinstance(result, Excluded):
@@ -251,7 +259,7 @@ def index_folder(
                 journal_file.flush()
 
     report = out.with_name(out.name + ".excluded.csv")
-    with report.open("w", newline="", encoding="utf-8") as file:
+    with replacing(report) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
     if not videos:
         journal.unlink()
@@ -274,7 +282,7 @@ def _probe_all(
 
 
 def _read_known(out: Path, root: Path) -> list[Video]:
-    """Rows of the manifest that is about to be replaced; none where it is of another root, or unreadable."""
+    """Return the rows of the manifest that is about to be replaced; none for another root or an unreadable file."""
     try:
         manifest = read_manifest(out)
     except (FileNotFoundError, ValueError):
@@ -283,7 +291,7 @@ def _read_known(out: Path, root: Path) -> list[Video]:
 
 
 def _read_journal(journal: Path) -> list[Video]:
-    """Videos an interrupted run had probed. A line cut off by the interruption is dropped."""
+    """Return the videos that an interrupted run had probed. A line cut off by the interruption is dropped."""
     videos = []
     if journal.exists():
         for line in journal.read_text(encoding="utf-8").splitlines():
@@ -291,6 +299,5 @@ def _read_journal(journal: Path) -> list[Video]:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            row.update({name: tuple(row[name]) for name in ("keyframes", "keyframe_pts", "captions")})
-            videos.append(Video(**row))
+            videos.append(video_from_json(row))
     return videos

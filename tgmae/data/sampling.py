@@ -1,8 +1,8 @@
-"""(seed, epoch, position) → `ClipRequest`: the only randomness there is.
+"""Map (seed, epoch, position) to a `ClipRequest`. Nothing else in the loader is random.
 
 Videos are drawn as one endless stream: a permutation of all rows, then the next epoch's permutation, and so on. Batch b
-of rank r out of W takes its share of the stream's next W · (B / repeat) videos, so every video comes exactly once an
-epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
+of rank r out of W takes its share of the stream's next W · (B / repeat) videos. Every video therefore comes exactly
+once per epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from dali_pipelines.types import ClipRequest, CropBox, Video
 from tgmae.data.config import DataConfig
 from tgmae.data.manifest import Manifest
-from dali_pipelines.types import ClipRequest
-from dali_pipelines.types import CropBox
-from dali_pipelines.types import Video
 
-# Streams of one seed that must not meet: the order of an epoch, the frames of a video, the rest of a clip.
+# Independent random streams of one seed: the order of an epoch, the frames of a video, the rest of a clip.
 _ORDER, _FRAMES, _CLIP = 0, 1, 2
 
 
@@ -28,7 +26,7 @@ _ORDER, _FRAMES, _CLIP = 0, 1, 2
 class ClipSampler:
     """A `BatchSampler` for one process: call it with a batch number.
 
-    num_frames   of a clip                 batch_size   clips a batch on this process
+    num_frames   frames per clip           batch_size   clips per batch on this process
     """
 
     manifest: Manifest
@@ -42,7 +40,8 @@ class ClipSampler:
 
     def __post_init__(self) -> None:
         span = clip_span(self.data, self.num_frames)
-        longest = max(self.manifest.table.column("num_frames").to_pylist())
+        ends, starts = (self.manifest.table.column(name).to_pylist() for name in ("end_frame", "start_frame"))
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
         if span > longest:
             raise ValueError(
                 f"a clip spans {span} frames ({self.num_frames} frames, stride {self.data.stride}) but the longest "
@@ -50,11 +49,11 @@ class ClipSampler:
             )
 
     def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
-        """The requests of a batch; those that share a decode stand next to each other."""
+        """Return the requests of a batch. Requests that share a decode stand next to each other."""
         return tuple(request for unit in range(self._units) for request in self.unit(batch, unit))
 
     def unit(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
-        """The `repeat` requests of a batch that share its decode number `unit`."""
+        """Return the `repeat` requests of a batch that share its decode number `unit`."""
         number = (batch * self.world_size + self.rank) * self._units + unit
         epoch, place = divmod(number, len(self.manifest))
         row = int(self._epoch_order(epoch)[place])
@@ -74,6 +73,7 @@ class ClipSampler:
                     flip=self.data.flip and bool(generator.integers(2)),
                     caption=self._sample_caption(generator, video),
                     mask_seed=int(generator.integers(2**63)),
+                    augment_seed=int(generator.integers(2**63)),
                 )
             )
         return tuple(requests)
@@ -97,33 +97,33 @@ def _generator(*key: int) -> Generator:
 
 
 def clip_span(data: DataConfig, num_frames: int) -> int:
-    """Frames of video that one clip covers at least."""
+    """Return the number of video frames that a clip covers at least."""
     return (num_frames - 1) * data.stride + 1 if data.sampling == "dense" else num_frames
 
 
 def sample_frames(generator: Generator, video: Video, data: DataConfig, num_frames: int) -> tuple[int, ...]:
-    """Frame numbers of a clip, ascending.
+    """Draw the frame numbers of a clip, ascending, within the video's segment.
 
     dense    `stride` apart from a random start. A video too short for that is read from its first frame, and the last
-             frame the stride reaches is repeated to the end (VideoMAE, kinetics.py).
-    uniform  one random frame from each of num_frames equal segments (TSN, Wang et al. 2016). A video with fewer frames
-             than segments gives each of its frames in turn, then its last one.
+             frame that the stride reaches is repeated to the end (VideoMAE, kinetics.py).
+    uniform  one random frame from each of num_frames equal parts (TSN, Wang et al. 2016). A video with fewer frames
+             than parts gives each of its frames once, then repeats the last one.
     """
     if data.sampling == "dense":
-        start = int(generator.integers(max(video.num_frames - clip_span(data, num_frames), 0) + 1))
-        last = start + (video.num_frames - 1 - start) // data.stride * data.stride
+        start = video.start + int(generator.integers(max(video.length - clip_span(data, num_frames), 0) + 1))
+        last = start + (video.end - 1 - start) // data.stride * data.stride
         return tuple(min(start + step * data.stride, last) for step in range(num_frames))
-    if video.num_frames < num_frames:
-        return tuple(min(step, video.num_frames - 1) for step in range(num_frames))
-    edges = np.arange(num_frames + 1) * video.num_frames // num_frames
+    if video.length < num_frames:
+        return tuple(video.start + min(step, video.length - 1) for step in range(num_frames))
+    edges = video.start + np.arange(num_frames + 1) * video.length // num_frames
     return tuple(int(frame) for frame in generator.integers(edges[:-1], edges[1:]))
 
 
 def sample_crop(generator: Generator, width: int, height: int, scales: Sequence[float]) -> CropBox:
-    """Multi-scale crop (VideoMAE's GroupMultiScaleCrop): sides from `scales` of the short side, at fixed places.
+    """Draw a multi-scale crop (VideoMAE's GroupMultiScaleCrop): sides from `scales` of the short side, at fixed places.
 
     Width and height may differ by one step of `scales`. The place is one of 13 on a 5×5 grid of quarter offsets:
-    corners, edges and centre of the picture, and the centres of its quarters.
+    corners, edges and centre of the frame, and the centres of its quarters.
     """
     short = min(width, height)
     sides = [max(int(short * scale), 1) for scale in scales]

@@ -18,10 +18,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dali_pipelines.video.decode import DecodeError
-from dali_pipelines.video.decode import decode_frames
-from dali_pipelines.video.geometry import orientation
 from dali_pipelines.types import Video
+from dali_pipelines.video.decode import DecodeError, decode_frames
+from dali_pipelines.video.geometry import orientation
 from tgmae.data.coders import CODERS, CompactConfig
 
 _UNKNOWN_FPS = 25.0  # of a source that names no frame rate
@@ -33,8 +32,10 @@ def choose_frames(file: str, video: Video, config: CompactConfig) -> tuple[list[
     """Numbers of the frames to keep, ascending, and the frame rate they are shown at. Raises DecodeError."""
     source_fps = _as_rate(video.fps or _UNKNOWN_FPS)
     if config.fps is None:
-        return list(range(0, video.num_frames, config.stride)), source_fps / config.stride
-    return choose_nearest(_read_times(file, video, float(source_fps)), config.fps, source_fps)
+        return list(range(video.start, video.end, config.stride)), source_fps / config.stride
+    times = _read_times(file, video, float(source_fps))[video.start : video.end]
+    frames, rate = choose_nearest(times, config.fps, source_fps)
+    return [video.start + frame for frame in frames], rate
 
 
 def choose_nearest(times: NDArray[np.float64], fps: float, source_fps: Fraction) -> tuple[list[int], Fraction]:
@@ -101,7 +102,8 @@ def transcode(file: str, video: Video, target: Path, config: CompactConfig) -> i
     Colours keep their tags: matrix, primaries, transfer and range are those of the source, and no value is converted
     between them. Pictures in RGB become BT.601 in limited range.
 
-    Raises dali_pipelines.video.decode.DecodeError where the source breaks off, av.FFmpegError where it cannot be encoded.
+    Raises dali_pipelines.video.decode.DecodeError where the source breaks off, av.FFmpegError where it cannot be
+    encoded.
     """
     frames, rate = choose_frames(file, video, config)
     coder, graph = CODERS[config.codec], None
@@ -114,7 +116,7 @@ def transcode(file: str, video: Video, target: Path, config: CompactConfig) -> i
         stream.width, stream.height = compact_size(video, config)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for place, (_, frame) in enumerate(decode_frames(file, video, frames, seek=False)):
+        for place, (_, frame) in enumerate(decode_frames(file, video, frames, seek=video.segment is not None)):
             if graph is None:
                 graph = _make_filters(frame, video, stream.width, stream.height)
                 _tag_colours(stream, frame)

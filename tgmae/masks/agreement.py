@@ -1,6 +1,6 @@
-"""How well each scorer's masks agree with those of `patch`, the paper's, and what each costs.
+"""Measure how well each scorer's masks agree with those of `patch`, the paper's scorer, and what each costs.
 
-Dimensions: B clips, S slots, N patches a slot, k masked patches a slot.
+Dimensions: B clips, S slots, N patches per slot, k masked patches per slot.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
@@ -20,30 +18,32 @@ from dali_pipelines.types import ClipBatch
 from engines.clip_model import CLIPModel, load_clip
 from engines.patch_similarity import make_tower
 from kernels.topk_mask import topk_mask
+from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import Scorer, make_scorer
 from tgmae.model.config import ModelConfig
+from tgmae.telemetry.flops import count_flops
 
 _ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerReport:
-    """One scorer against `patch` on the same clips; the mean and the 5th percentile are over slots."""
+    """One scorer compared with `patch` on the same clips. The mean and the 5th percentile are over slots."""
 
     name: str
     agreement: float  # |masked by both| / k, mean
     agreement_p5: float
     rank_correlation: float  # Spearman's, mean
-    gflop_per_clip: float  # of the engine; 0 for cached
-    clips_per_s: tuple[float, ...]  # of three rounds, clips in memory
+    gflop_per_clip: float  # floating-point operations of the engine; 0 for cached
+    clips_per_s: tuple[float, ...]  # in each of three rounds, with the clips in memory
 
 
 def variants(config: InputConfig) -> dict[str, MaskConfig]:
-    """The scorers that can be compared: `cached` and `student` only where the mask names their files."""
+    """Return the scorers that can be compared: `cached` and `student` only where `config.mask` names their files."""
     mask = replace(config.mask, kind="tgm", order="top")
     found = {"patch": replace(mask, scorer="patch")}
     if mask.frames_per_tubelet > 1:
@@ -60,7 +60,7 @@ def variants(config: InputConfig) -> dict[str, MaskConfig]:
 def load_clips(
     config: InputConfig, manifest: Manifest, num_clips: int, batch: int, device: torch.device
 ) -> list[ClipBatch]:
-    """The first clips that training would draw, on `device`, in batches; `num_clips` is rounded up to whole batches."""
+    """Decode the first clips that training would draw, on `device`; `num_clips` is rounded up to whole batches."""
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=batch,
         seed=config.seed,
@@ -76,16 +76,18 @@ def load_clips(
 def compare_scorers(
     config: InputConfig, manifest: Manifest, batches: Sequence[ClipBatch], device: torch.device
 ) -> tuple[list[ScorerReport], dict[str, Tensor]]:
-    """A report for each of `variants(config)`, and each one's scores, float32 [clips, S, N] on the CPU."""
+    """Return a report for each of `variants(config)`, and its scores, float32 [clips, S, N] on the CPU."""
     masks, clip = variants(config), load_clip(config.clip)
-    scorers = {name: make_scorer(replace(config, mask=mask), manifest, device) for name, mask in masks.items()}
-    for note in {scorer.note for scorer in scorers.values()} - {""}:
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
+    texts = [captions(clips) for clips in batches]
+    scorers = {name: make_scorer(replace(config, mask=mask), manifest, device, clip) for name, mask in masks.items()}
+    for note in {captions.note, *(scorer.note for scorer in scorers.values())} - {""}:
         print(note)
     seconds: dict[str, list[float]] = {name: [] for name in masks}
     scores: dict[str, Tensor] = {}
-    for _ in range(_ROUNDS):  # interleaved, so that a slow moment of the machine meets all of them
+    for _ in range(_ROUNDS):  # interleaved, so that a slow moment of the machine affects all scorers
         for name, scorer in tqdm(scorers.items(), desc="scoring", unit="scorer"):
-            spent, scores[name] = _score(scorer, batches, device)
+            spent, scores[name] = _score(scorer, batches, texts, device)
             seconds[name].append(spent)
     num_clips = sum(len(clips.requests) for clips in batches)
     k = config.mask.masked_per_slot(config.model.patches_per_slot)
@@ -106,7 +108,7 @@ def compare_scorers(
 
 
 def mask_agreement(scores: Tensor, reference: Tensor, k: int) -> Tensor:
-    """|top-k of both| / k for each slot: two of [B, S, N] → [B, S]."""
+    """Return |top-k of both| / k for each slot: twice [B, S, N] → [B, S]."""
     chosen = []
     for x in (scores, reference):
         _, masked = topk_mask(x.float(), k)
@@ -115,14 +117,14 @@ def mask_agreement(scores: Tensor, reference: Tensor, k: int) -> Tensor:
 
 
 def rank_correlation(scores: Tensor, reference: Tensor) -> Tensor:
-    """Spearman's rank correlation for each slot: two of [B, S, N] → [B, S]; 0 where all scores of a slot are equal."""
+    """Return Spearman's rank correlation per slot: twice [B, S, N] → [B, S]; 0 where all scores of a slot are equal."""
     ranks = [torch.stack([_ranks(clip) for clip in x]) for x in (scores, reference)]
     centred = [x - x.mean(-1, keepdim=True) for x in ranks]
     return torch.cosine_similarity(centred[0], centred[1], dim=-1)
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """[S, N] → rank of each patch in its slot; equal scores share the mean of their ranks."""
+    """Rank each patch in its slot, [S, N] → [S, N]; equal scores share the mean of their ranks."""
     one, other = scores[:, :, None], scores[:, None, :]
     return (one > other).sum(-1) + 0.5 * (one == other).sum(-1)
 
@@ -132,18 +134,19 @@ def count_gflop(clip: CLIPModel, model: ModelConfig, mask: MaskConfig) -> float:
     if mask.scorer == "cached":
         return 0.0
     tower = make_tower(clip, mask.tower(), model.patch_size, model.image_size, model.image_size).eval()
-    # torch counts matrix products only; attention shows as such under its plain kernel.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        tower(torch.zeros(1, *tower.input_shape))
+    with torch.inference_mode():
+        flops = count_flops(lambda: tower(torch.zeros(1, *tower.input_shape)))
     per_frame = 1 if mask.scorer == "dense" else model.patches_per_slot
     frames = model.num_slots * mask.frames_per_tubelet
-    return float(counter.get_total_flops()) * per_frame * frames / 1e9
+    return float(flops) * per_frame * frames / 1e9
 
 
-def _score(scorer: Scorer, batches: Sequence[ClipBatch], device: torch.device) -> tuple[float, Tensor]:
-    """Seconds, and scores float32 [clips, S, N] on the CPU."""
+def _score(
+    scorer: Scorer, batches: Sequence[ClipBatch], texts: Sequence[Tensor], device: torch.device
+) -> tuple[float, Tensor]:
+    """Return the seconds it took, and scores float32 [clips, S, N] on the CPU."""
     started = time.perf_counter()
-    scores = [scorer(clips) for clips in batches]
+    scores = [scorer(clips, text) for clips, text in zip(batches, texts, strict=True)]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started, torch.cat([x.cpu() for x in scores])

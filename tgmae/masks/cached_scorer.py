@@ -1,10 +1,10 @@
-"""The scorer that reads score maps (`tgmae-data scores`).
+"""The scorer that reads score maps made by `tgmae-data scores`.
 
-A map covers the whole picture with square cells, as many along the short side as a clip has patches; there is one for
-every `every`-th frame and every caption, in float16. A clip's scores are the map under its own crop, bilinear at the
-centres of its patches, so cropping, flipping and resizing follow from the request.
+A map covers the whole frame with square cells, as many along the short side as a clip has patches. There is one map for
+every `every`-th frame and every caption, in float16. The scores of a clip are the map under its own crop, interpolated
+bilinearly at the centres of its patches. Cropping, flipping and resizing therefore follow from the request.
 
-Dimensions: F scored frames, C captions of a video, Y X cells, S slots, N patches a slot.
+Dimensions: F scored frames, C captions of a video, Y X cells, S slots, N patches per slot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
-from engines.clip_model import load_clip
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.store import Key, MapFolder, digest_videos
@@ -23,42 +22,55 @@ from tgmae.masks.maps.store import Key, MapFolder, digest_videos
 COMMAND = "tgmae-data scores"
 
 
-def score_key(clip: str, tower: str, patch_size: int, cells: int, every: int) -> Key:
-    """What score maps depend on beside pictures and captions.
+def score_key(clip: str, identity: str, tower: str, patch_size: int, cells: int, every: int) -> Key:
+    """Describe what score maps depend on besides videos and captions.
 
-    clip     fingerprint of its weights      tower  its name; tells the scorer, and for dense the last block
-    cells    along the short side            every  frames between two maps
+    clip      fingerprint of CLIP's weights    identity  `CLIPConfig.identity`, by which it is recognised unloaded
+    tower     name of the network, which tells the scorer and, for dense, the last block
+    cells     cells along the short side       every     frames from one map to the next
     """
     sizes = {"patch_size": patch_size, "cells": cells, "every": every}
-    return {"dtype": "float16", "clip": clip, "tower": tower, **sizes}
+    return {"dtype": "float16", "clip": clip, "clip_identity": identity, "tower": tower, **sizes}
 
 
 class CachedScorer:
-    """Raises ValueError where the maps do not fit CLIP, geometry, videos or captions."""
+    """Reads scores from a folder of maps.
+
+    Raises ValueError where the maps do not fit the CLIP, geometry, videos or captions.
+    """
+
+    needs_text = False
 
     def __init__(self, config: InputConfig, manifest: Manifest, device: torch.device) -> None:
         assert config.mask.scores is not None
-        self.manifest, self.device = manifest, device
+        self.device = device
         self.side = config.model.image_size // config.model.patch_size
         self.slots, self.tubelet = config.model.num_slots, config.model.tubelet_size
         self.frames_per_tubelet = config.mask.frames_per_tubelet
         self.maps = MapFolder(config.mask.scores, COMMAND)
         tower, self.every = str(self.maps.key.get("tower")), int(self.maps.key.get("every", 1))
-        clip = load_clip(config.clip).fingerprint
-        self.maps.check(score_key(clip, tower, config.model.patch_size, self.side, self.every))
+        # Loading CLIP takes seconds, and it is not used for anything else here: its identity stands beside the maps.
+        identity, clip = config.clip.identity(), str(self.maps.key.get("clip"))
+        if identity != self.maps.key.get("clip_identity"):
+            from engines.clip_model import load_clip
+
+            clip = load_clip(config.clip).fingerprint
+        self.maps.check(score_key(clip, identity, tower, config.model.patch_size, self.side, self.every))
         self.note = self.maps.check_videos(manifest, digest_videos(manifest, "captions"))
 
-    def __call__(self, clips: ClipBatch) -> Tensor:
-        """float32 [B, S, N]."""
-        scores = np.stack([self.score(request) for request in clips.requests])
+    def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
+        """Return float32 [B, S, N]."""
+        pairs = zip(clips.videos, clips.requests, strict=True)
+        scores = np.stack([self.score(video, request) for video, request in pairs])
         return torch.from_numpy(scores).to(self.device, non_blocking=True)
 
-    def score(self, request: ClipRequest) -> NDArray[np.float32]:
-        """float32 [S, N] of one clip: the maps nearest to its scored frames, under its crop."""
-        video = self.manifest[request.row]
-        maps = self.maps.read(video.path)
-        frames = np.array(request.frames).reshape(self.slots, self.tubelet)[:, : self.frames_per_tubelet]
-        nearest = np.minimum(np.rint(frames / self.every).astype(int), len(maps) - 1)
+    def score(self, video: Video, request: ClipRequest) -> NDArray[np.float32]:
+        """Return float32 [S, N] of one clip: the maps nearest to its scored frames, under its crop."""
+        maps = self.maps.read(video.name)
+        # The maps of a segment begin at its start. Where `every` divides that, ties are decided as for the whole file.
+        frames = (np.array(request.frames) - video.start % self.every).reshape(self.slots, self.tubelet)
+        places = np.rint(frames[:, : self.frames_per_tubelet] / self.every).astype(int) - video.start // self.every
+        nearest = np.minimum(places, len(maps) - 1)
         chosen = maps[nearest, request.caption].astype(np.float32).mean(1)  # [S, Y, X]
         down, across = crop_weights(video, request.crop, request.flip, chosen.shape[1:], self.side)
         scores: NDArray[np.float32] = (down @ chosen @ across.T).reshape(self.slots, -1)
@@ -68,9 +80,9 @@ class CachedScorer:
 def crop_weights(
     video: Video, crop: CropBox, flip: bool, grid: tuple[int, ...], side: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bilinear weights of a map's rows and columns at the patch centres of a crop: float32 [side, Y], [side, X].
+    """Return bilinear weights of a map's rows and columns at the patch centres of a crop: float32 [side, Y], [side, X].
 
-    The map's cells divide the whole picture evenly. Beyond the outermost cell centres the outermost cells hold.
+    The map's cells divide the whole frame evenly. Beyond the outermost cell centres, the outermost cells are used.
     """
     centres = (np.arange(side) + 0.5) / side
     rows = (crop.y + centres * crop.height) / video.height * grid[0] - 0.5
@@ -79,7 +91,7 @@ def crop_weights(
 
 
 def _weights(places: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
-    """Row i interpolates between the two cells around places[i]."""
+    """Return weights whose row i interpolates between the two cells around places[i]."""
     distance = np.abs(np.clip(places, 0, cells - 1)[:, None] - np.arange(cells))
     weights: NDArray[np.float32] = np.maximum(0, 1 - distance).astype(np.float32)
     return weights

@@ -1,5 +1,4 @@
-"""How the pictures of a batch move from frame to frame of their clips, from the motion vectors that
-`tgmae-data motion` keeps.
+"""How the clips of a batch move from frame to frame, from the motion vectors that `tgmae-data motion` keeps.
 
 Dimensions: B clips, T frames, J video frames from one clip frame to the next, Y X cells, P points.
 """
@@ -21,18 +20,19 @@ from tgmae.masks.maps.store import Key, MapFolder, digest_videos
 
 COMMAND = "tgmae-data motion"
 MOTION_KEY: Key = {"dtype": "int8", "compression": "zstd", "maps": "motion vectors", "cell": BLOCK, "unit": str(UNIT)}
-_MOST_STEPS = 16  # video frames followed back from a clip frame: with uniform sampling the one before may be far off
+# video frames followed back from a clip frame: with uniform sampling, the previous one may be far away
+_MOST_STEPS = 16
 
 
 @dataclass(frozen=True)
 class MotionField:
-    """How far the picture has moved since the clip frame before, and where a clip's crop lies in it.
+    """How far each place has moved since the previous clip frame, and where the crop of each clip lies.
 
-    vectors  float32 [B, T, 2, Y, X], right and down, in pixels; the first frame's are since as long before it
-    steps    float32 [B, T], video frames since then
-    moves    bool [B, T], false where a short video's last frame is repeated: its vectors are those that led to it, and
-             lead nowhere now
-    grids    float32 [B, 2], columns and rows that hold a clip's motion; what lies beyond is padding
+    vectors  float32 [B, T, 2, Y, X], right and down, in pixels; the first frame looks back as far as the second
+    steps    float32 [B, T], video frames since the previous clip frame
+    moves    bool [B, T], false where the last frame of a short video is repeated: its vectors are those that led to
+             it, and nothing moves any more
+    grids    float32 [B, 2], columns and rows that hold the clip's motion; the rest is padding
     origin   float32 [B, 2], x and y of the centre of the first cell, in pixels
     cell     pixels from one cell's centre to the next
     crops    float32 [B, 4], x, y, width and height in pixels        flips  bool [B]
@@ -48,7 +48,7 @@ class MotionField:
     flips: Tensor
 
     def points(self, side: int) -> Tensor:
-        """side² points spread evenly over each clip's crop, in the order of its pixels: float32 [B, side², 2]."""
+        """Return side² points spread evenly over each clip's crop, in pixel order: float32 [B, side², 2]."""
         place = (torch.arange(side, device=self.crops.device) + 0.5) / side
         across = torch.where(self.flips[:, None], 1 - place, place) * self.crops[:, 2:3] + self.crops[:, 0:1]
         down = place * self.crops[:, 3:4] + self.crops[:, 1:2]
@@ -56,7 +56,7 @@ class MotionField:
         return torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1).flatten(1, 2)
 
     def at(self, frame: int | slice, points: Tensor) -> Tensor:
-        """The vectors of some frames at points [B, P, 2] or [B, frames, P, 2]: float32 [B, frames, P, 2]."""
+        """Read the vectors of some frames at points [B, P, 2] or [B, frames, P, 2]: float32 [B, frames, P, 2]."""
         chosen = self.vectors[:, frame] if isinstance(frame, slice) else self.vectors[:, frame : frame + 1]
         if points.dim() == 3:
             points = points[:, None].expand(-1, chosen.shape[1], -1, -1)
@@ -66,10 +66,11 @@ class MotionField:
 
 
 def sample_cells(cells: Tensor, places: Tensor) -> Tensor:
-    """Bilinear values of cells [M, 2, Y, X] at places [M, P, 2] (x, y in cells) → [M, P, 2]; the border goes on.
+    """Interpolate cells [M, 2, Y, X] bilinearly at places [M, P, 2] (x, y in cells) → [M, P, 2]; the border is
+    extended.
 
-    torch's grid_sample would do, but rounds by the size of the grid: here a clip's values do not depend on how far the
-    grids of its batch are padded.
+    torch's grid_sample rounds by the size of the grid. Here the values of a clip do not depend on how far the grids of
+    its batch are padded.
     """
     rows, columns = cells.shape[2:]
     flat = cells.flatten(2).transpose(1, 2)  # [M, Y·X, 2]
@@ -86,10 +87,10 @@ def sample_cells(cells: Tensor, places: Tensor) -> Tensor:
 
 
 def compose(motion: Tensor, steps: Tensor) -> Tensor:
-    """Follow every cell back over the frames between two clip frames and add up how far it moved.
+    """Follow every cell back over the frames between two clip frames, and add up how far it moved.
 
-    motion  [B, T, J, 2, Y, X] in cells: [:, i, j] leads to the video frame j before clip frame i, from the one before
-            it        steps  [B, T], how many of the J lie since the clip frame before
+    motion  [B, T, J, 2, Y, X] in cells: [:, i, j] leads to the video frame j frames before clip frame i, from the frame
+            before that        steps  [B, T], how many of the J lie since the previous clip frame
 
     Returns [B, T, 2, Y, X] in cells.
     """
@@ -97,7 +98,7 @@ def compose(motion: Tensor, steps: Tensor) -> Tensor:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     start = torch.stack([x, y], -1).view(1, -1, 2).to(motion)
     fields, count = motion.flatten(0, 1), steps.flatten()
-    # The first step is read off the cell itself, the others between cells.
+    # The first step is read from the cell itself, the later ones between cells.
     place = start - fields[:, 0].flatten(2).transpose(1, 2)
     for step in range(1, motion.shape[2]):
         place = place - sample_cells(fields[:, step], place) * (step < count)[:, None, None]
@@ -113,25 +114,24 @@ class CodecMotion:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
-        self.manifest, self.device = manifest, device
+        self.device = device
         self.maps = MapFolder(folder, COMMAND)
         self.maps.check(MOTION_KEY)
         self.maps.check_videos(manifest, digest_videos(manifest))
-        columns = (manifest.table.column(name).to_pylist() for name in ("path", "codec"))
-        without = [(path, codec) for path, codec in zip(*columns, strict=True) if path in self.maps.unreadable]
+        codecs = zip(manifest.names(), manifest.table.column("codec").to_pylist(), strict=True)
+        without = [(name, codec) for name, codec in codecs if name in self.maps.unreadable]
         if silent := [f"{path} ({codec})" for path, codec in without if codec not in CODECS]:
             raise ValueError(
                 f"{len(silent)} of {len(manifest)} videos carry no motion vectors ({' and '.join(CODECS)} do), such as "
                 f"{', '.join(silent[:3])}; re-encode the data set with: tgmae-data compact MANIFEST --out FOLDER"
             )
         self.note = (
-            f"{len(without)} videos gave no motion when {folder} was made, such as "
+            f"{len(without)} videos had no motion when {folder} was made, such as "
             f"{', '.join(path for path, _ in without[:3])}; their masks are random"
         ) * bool(without)
 
     def __call__(self, clips: ClipBatch) -> MotionField:
-        requests = clips.requests
-        videos = [self.manifest[request.row] for request in requests]
+        requests, videos = clips.requests, clips.videos
         steps = np.stack([frame_steps(request) for request in requests])
         most = int(steps.max())
         windows = [self._window(video, request, most) for video, request in zip(videos, requests, strict=True)]
@@ -151,19 +151,19 @@ class CodecMotion:
         )
 
     def _window(self, video: Video, request: ClipRequest, most: int) -> NDArray[np.int8]:
-        """The motion that leads to each of a clip's frames and to the `most` - 1 before it, int8 [T, J, 2, Y, X]."""
-        if video.path in self.maps.unreadable:
+        """Return the motion up to each clip frame and up to the `most` - 1 frames before it: int8 [T, J, 2, Y, X]."""
+        if video.name in self.maps.unreadable:
             return np.zeros((len(request.frames), most, 2, 1, 1), np.int8)
-        maps = self.maps.read(video.path)
-        frames = np.array(request.frames)[:, None] - np.arange(most)
+        maps = self.maps.read(video.name)
+        frames = np.array(request.frames)[:, None] - video.start - np.arange(most)
         window: NDArray[np.int8] = maps[np.clip(frames, 0, len(maps) - 1)].astype(np.int8, copy=False)
         return window
 
 
 def frame_steps(request: ClipRequest) -> NDArray[np.int64]:
-    """Video frames from each of a clip's frames back to the one before, at least 1, int64 [T].
+    """Return the video frames from each frame of a clip back to the previous one, at least 1: int64 [T].
 
-    The first is given the second's; where the last frame is repeated, its own holds.
+    The first frame takes the second's value. A repeated last frame keeps its own.
     """
     steps = np.diff(np.array(request.frames), prepend=request.frames[0])
     steps[0] = steps[1] if len(steps) > 1 else 1
@@ -174,16 +174,16 @@ def frame_steps(request: ClipRequest) -> NDArray[np.int64]:
 
 
 def is_new(request: ClipRequest) -> NDArray[np.bool_]:
-    """Which of a clip's frames are not the one before again, bool [T]."""
+    """Return which frames of a clip are not a repetition of the previous one: bool [T]."""
     frames = np.array(request.frames)
     return np.append(True, frames[1:] != frames[:-1])
 
 
 def first_centre(video: Video) -> tuple[float, float]:
-    """Where the centre of a motion grid's first cell lies in the upright picture, x and y in pixels.
+    """Return where the centre of a motion grid's first cell lies in the upright frame, x and y in pixels.
 
-    The codec's blocks begin at the coded picture's top left; where it is turned, the cells that stick out at its right
-    and bottom come to lie at the left or top.
+    The codec's blocks start at the top left of the coded frame. Where that is turned, the cells that stick out at its
+    right and bottom end up at the left or top.
     """
     over_x, over_y = (-video.width) % BLOCK, (-video.height) % BLOCK
     x = over_x if video.rotation in (90, 180) else 0
@@ -192,7 +192,7 @@ def first_centre(video: Video) -> tuple[float, float]:
 
 
 def _pad(windows: list[NDArray[np.int8]]) -> NDArray[np.int8]:
-    """One array of windows of several grid sizes; what is added repeats the border."""
+    """Stack windows of several grid sizes into one array; the padding repeats the border."""
     rows, columns = (max(window.shape[axis] for window in windows) for axis in (3, 4))
     out = np.empty((len(windows), *windows[0].shape[:3], rows, columns), np.int8)
     for target, window in zip(out, windows, strict=True):

@@ -1,6 +1,6 @@
-"""Motion-guided masks: hide what moves, hide a box that moves, or show what a moving map carries along.
+"""Motion-guided masks: mask what moves, mask a box that moves, or leave visible what a moving map carries along.
 
-Dimensions: B clips, T frames, S slots, N patches a slot, G points a side (two a patch), C centres.
+Dimensions: B clips, T frames, S slots, N patches per slot, G points per side (two per patch), C centres.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.masks.motion_field import MotionField
 
-_PER_PATCH = 2  # points along a patch's side at which motion is read
-_TIE = 1e-3  # of a pixel a frame: below what vectors resolve (a quarter), so that only equal patches are drawn by lot
+_PER_PATCH = 2  # points per side of a patch at which motion is read
+_TIE = 1e-3  # pixels per frame: far below what vectors resolve (a quarter), so that lots decide between equals only
 _BUMP_PX = 16.0  # width of MGMAE's Gaussians, in pixels of the clip
 
 
@@ -34,7 +34,9 @@ class MotionSource(Protocol):
 
 
 class MotionScorer:
-    """A scorer for mask.kind mgm, mgm_box and mgmae."""
+    """The scorer for mask kinds mgm, mgm_box and mgmae."""
+
+    needs_text = False
 
     def __init__(self, config: InputConfig, manifest: Manifest, device: torch.device) -> None:
         model = config.model
@@ -51,21 +53,23 @@ class MotionScorer:
         }
         self.score = kinds[config.mask.kind]
 
-    def __call__(self, clips: ClipBatch) -> Tensor:
-        """float32 [B, S, N]."""
+    def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
+        """Return float32 [B, S, N]."""
         return self.score(self.source(clips), clips)
 
     def _speed(self, field: MotionField, clips: ClipBatch) -> Tensor:
-        """mgm: pixels a frame, the mean over a patch and over the frames of its tubelet; ties by lot."""
+        """Score for mgm: pixels per frame, averaged over a patch and the frames of its tubelet. Lots break ties."""
         vectors = field.at(slice(None), field.points(self.side * _PER_PATCH))  # [B, T, G², 2]
         return self._pool(vectors.norm(dim=-1) / field.steps[..., None]) + _TIE * self._lots(clips, self.slots)
 
     def _moving_box(self, field: MotionField, clips: ClipBatch) -> Tensor:
-        """mgm_box: a box of as many patches as are masked, centred on the first slot's fastest patch, then carried on
-        by the motion inside it (the mean of the vectors, weighted by their length: what is still has no say). Where
-        clip frames lie more than 16 video frames apart, only the last 16 carry it.
+        """Score for mgm_box: a box of as many patches as are masked.
 
-        The score falls with the distance from the box's centre, so that the best patches are the box.
+        It is centred on the fastest patch of the first slot, then carried along by the motion inside it: the mean of
+        the vectors, weighted by their length, so that what stands still does not count. Where clip frames lie more than
+        16 video frames apart, only the last 16 carry it.
+
+        The score falls with the distance from the centre of the box, so that the top patches are the box.
         """
         vectors = field.at(slice(None), field.points(self.side * _PER_PATCH)) * field.moves[..., None, None]
         mirrored = torch.where(field.flips, -1.0, 1.0)
@@ -85,8 +89,8 @@ class MotionScorer:
                 inside = ((patches - centre[:, None]).abs().amax(-1) <= half) * speed[:, slot]
                 shift = (inside[..., None] * moved[:, slot]).sum(1) / inside.sum(1, keepdim=True).clamp(min=1e-9)
                 centre = centre + shift
-            # The box stays inside and covers whole patches; of its outermost ring, which may not fit whole, what is
-            # nearest to the centre.
+            # The box stays inside the clip and covers whole patches. Its outermost ring may not fit whole; then the
+            # patches nearest to the centre are taken.
             corner = (centre - (width - 1) / 2).clamp(0, last)
             centre = corner + (width - 1) / 2
             away = patches - (corner.round() + (width - 1) / 2)[:, None]
@@ -94,11 +98,11 @@ class MotionScorer:
         return torch.stack(scores, 1)
 
     def _moving_bumps(self, field: MotionField, clips: ClipBatch) -> Tensor:
-        """mgmae (Huang et al. 2023): Gaussian bumps on the middle frame, carried along by the motion; the patches with
-        most of them stay visible, so their scores are lowest.
+        """Score for mgmae (Huang et al. 2023): Gaussian bumps on the middle frame, carried along by the motion.
 
-        There are as many bumps as a slot has visible patches. A point that the motion leads out of the clip takes the
-        value of the place where it is. Codec vectors follow at most 16 video frames from one clip frame to the next.
+        The patches under most of the bumps stay visible, so their scores are lowest. There are as many bumps as a slot
+        has visible patches. A point that the motion leads out of the clip keeps the value of its own place. Codec
+        vectors are followed over at most 16 video frames from one clip frame to the next.
         """
         points = field.points(self.side * _PER_PATCH)
         frames, middle = field.vectors.shape[1], field.vectors.shape[1] // 2
@@ -116,7 +120,7 @@ class MotionScorer:
         relative, here = (place - corner) / size, (points[:, None] - corner) / size  # of the crop's sides
         out = ((relative < 0) | (relative > 1)).any(-1, keepdim=True)
         relative = torch.where(out, here, relative)
-        # Not by a matrix product, whose rounding depends on the batch.
+        # Without a matrix product, whose rounding would depend on the batch.
         away = torch.cdist(
             relative.flatten(1, 2), self._bump_centres(field, clips), compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -124,9 +128,7 @@ class MotionScorer:
         return -self._pool(torch.exp(-((nearest / self.bump) ** 2)).view(len(points), frames, -1))
 
     def _bump_centres(self, field: MotionField, clips: ClipBatch) -> Tensor:
-        """Patch centres drawn from the requests' mask seeds, in shares of the crop as it lies in the picture:
-        float32 [B, C, 2].
-        """
+        """Draw patch centres by the mask seeds, as shares of the crop before it is flipped: float32 [B, C, 2]."""
         count = self.side**2 - self.num_masked
         drawn = [np.random.default_rng(r.mask_seed).permutation(self.side**2)[:count] for r in clips.requests]
         patch = torch.from_numpy(np.stack(drawn)).to(field.crops.device, non_blocking=True)
@@ -135,18 +137,18 @@ class MotionScorer:
         return torch.stack([across, centres[..., 1]], -1)
 
     def _moved(self, field: MotionField, frame: int, places: Tensor) -> Tensor:
-        """How far places [B, frames, P, 2] have moved on the way to one frame: the same shape."""
+        """Return how far places [B, frames, P, 2] have moved on the way to one frame, in the same shape."""
         vectors = field.at(frame, places.flatten(1, 2)[:, None]).view_as(places)
         return vectors * field.moves[:, frame, None, None, None]
 
     def _lots(self, clips: ClipBatch, slots: int) -> Tensor:
-        """What decides between equals, from the requests' mask seeds: float32 [B, slots, N] in 0 … 1."""
+        """Draw lots that break ties, from the requests' mask seeds: float32 [B, slots, N] in 0 … 1."""
         shape = (slots, self.side**2)
         lots = [np.random.default_rng(request.mask_seed).random(shape, np.float32) for request in clips.requests]
         return torch.from_numpy(np.stack(lots)).to(self.source.device, non_blocking=True)
 
     def _pool(self, values: Tensor) -> Tensor:
-        """Means over patches and tubelets: [B, T, G², …] → [B, S, N, …]."""
+        """Average over patches and tubelets: [B, T, G², …] → [B, S, N, …]."""
         shape = (self.slots, self.tubelet, self.side, _PER_PATCH, self.side, _PER_PATCH)
         return values.reshape(len(values), *shape, *values.shape[3:]).mean((2, 4, 6)).flatten(2, 3)
 

@@ -1,4 +1,4 @@
-"""Random masks: scores that look at nothing but the requests' mask seeds."""
+"""Random masks: scores that depend on nothing but the requests' mask seeds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from dali_pipelines.types import ClipBatch
 
 
 class NoiseScorer:
-    """The two masks that look at nothing but the requests' mask seeds.
+    """Scores for the two random masks.
 
     random  independent in every slot (ST-MAE)        tube  one draw, shared by all slots (VideoMAE)
     """
 
     note = ""
+    needs_text = False
 
     def __init__(
         self, kind: Literal["random", "tube"], num_slots: int, patches_per_slot: int, device: torch.device
@@ -25,7 +26,8 @@ class NoiseScorer:
         self.num_slots, self.patches_per_slot, self.device = num_slots, patches_per_slot, device
         self.draws = num_slots if kind == "random" else 1
 
-    def __call__(self, clips: ClipBatch) -> Tensor:
+    def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
+        """Return float32 [B, S, N]."""
         size = (self.draws, self.patches_per_slot)
         noise = [np.random.default_rng(request.mask_seed).random(size, np.float32) for request in clips.requests]
         scores = torch.from_numpy(np.stack(noise)).to(self.device, non_blocking=True)

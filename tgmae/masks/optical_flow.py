@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from dali_pipelines.types import ClipBatch
 from tgmae.masks.motion_field import MotionField
 
-_CELL = 8  # pixels: RAFT's own grid, which it enlarges at the end
-_LEAST = 128  # pixels: smaller pictures leave nothing at the top of RAFT's pyramid
-_PAIRS = 32  # pairs of frames in one pass
+_CELL = 8  # pixels: RAFT's own grid, which it upsamples at the end
+_LEAST = 128  # pixels: smaller frames leave nothing at the top of RAFT's pyramid
+_PAIRS = 32  # pairs of frames per pass
 
 
 class RaftMotion:
     """Motion fields from a torchvision RAFT checkpoint, small or large.
 
-    Raises FileNotFoundError where there is none, ValueError where it is no RAFT.
+    Raises FileNotFoundError where there is none, ValueError where the file is not a RAFT checkpoint.
     """
 
     note = ""
@@ -38,10 +38,11 @@ class RaftMotion:
         flow = self._flow(frames[:, 1:], frames[:, :-1])
         cell = width / flow.shape[-1]
         return MotionField(
-            # Flow to the frame before leads back; the picture moved the other way. The first frame has the second's.
+            # Flow to the previous frame leads back; the content moved the other way. The first frame takes the
+            # second's.
             vectors=-torch.cat([flow[:, :1], flow], 1),
             steps=torch.ones(batch, count, device=self.device),
-            moves=torch.ones(batch, count, dtype=torch.bool, device=self.device),  # a frame repeated has no flow
+            moves=torch.ones(batch, count, dtype=torch.bool, device=self.device),  # a repeated frame has no flow
             grids=torch.tensor([[flow.shape[-1], flow.shape[-2]]], dtype=torch.float32, device=self.device),
             origin=torch.full((batch, 2), cell / 2, device=self.device),
             cell=cell,
@@ -51,8 +52,9 @@ class RaftMotion:
 
     @torch.inference_mode()
     def _flow(self, frames: Tensor, others: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] twice → how far each place of `frames` lies from its own in `others`, the mean of a
-        cell: float32 [B, T, 2, Y, X], pixels.
+        """Return how far each cell of `frames` lies from its place in `others`, on average.
+
+        Both are uint8 [B, T, H, W, 3]; the result is float32 [B, T, 2, Y, X], in pixels.
         """
         pairs = zip(*(torch.split(x.flatten(0, 1), _PAIRS) for x in (frames, others)), strict=True)
         found = torch.cat([self._flow_of_pairs(one, other) for one, other in pairs])
@@ -62,11 +64,11 @@ class RaftMotion:
         height, width = frames.shape[1:3]
         scale = max(1.0, _LEAST / min(height, width))
         size = [math.ceil(scale * side / 8) * 8 for side in (height, width)]
-        pictures = [
+        images = [
             F.interpolate(x.permute(0, 3, 1, 2).float() / 127.5 - 1, size, mode="bilinear", align_corners=False)
             for x in (frames, others)
         ]
-        flow: Tensor = self.model(*pictures)[-1]
+        flow: Tensor = self.model(*images)[-1]
         grid = (math.ceil(height / _CELL), math.ceil(width / _CELL))
         shrink = torch.tensor([width / size[1], height / size[0]], device=flow.device).view(1, 2, 1, 1)
         return F.adaptive_avg_pool2d(flow, grid) * shrink
@@ -80,7 +82,7 @@ def _load_raft(checkpoint: Path) -> nn.Module:
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{checkpoint} is no checkpoint: {error}") from error
+        raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
     for make in (raft_small, raft_large):
         model: nn.Module = make(weights=None)
         if isinstance(weights, dict) and weights.keys() == model.state_dict().keys():

@@ -1,8 +1,14 @@
-"""The scorer that a configuration names. Without text-guided masks CLIP is not even imported."""
+"""Scorers: a score for every patch. The patches that score highest in their slot are masked.
+
+Nothing here imports CLIP unless masks are guided by text.
+
+Dimensions: B clips, S slots, N patches per slot, E text embedding.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,22 +19,36 @@ from tgmae.data.manifest import Manifest
 from tgmae.masks.config import MOTION_KINDS
 from tgmae.masks.noise_scorer import NoiseScorer
 
+if TYPE_CHECKING:
+    from engines.clip_model import CLIPModel
+    from tgmae.captions.embeddings import CaptionEmbeddings
+
 
 class Scorer(Protocol):
-    """A score for every patch; patches with the highest scores of their slot are masked.
+    """Scores the patches of a batch, from nothing but what the batch carries.
 
-    note   what the user should know of it, "" for nothing
+    note        what the user should know about the scores, "" for nothing
+    needs_text  whether `text` must be given
     """
 
     note: str
+    needs_text: bool
 
-    def __call__(self, clips: ClipBatch) -> Tensor:
-        """float32 [B, S, N] on the training device."""
+    def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
+        """Return float32 [B, S, N] on the training device.
+
+        text   float32 [B, E], L2-normalised: the embedding of the caption that each request drew
+        """
         ...
 
 
-def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device) -> Scorer:
-    """The scores that `config.mask` names. Raises ValueError where they cannot be computed."""
+def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None) -> Scorer:
+    """Make the scorer that `config.mask` names.
+
+    clip   the CLIP that `config.clip` names, where the caller has loaded it
+
+    Raises ValueError where the scores cannot be computed.
+    """
     model, mask = config.model, config.mask
     if mask.kind in MOTION_KINDS:
         from tgmae.masks.motion_scorer import MotionScorer
@@ -40,6 +60,48 @@ def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device) -
         from tgmae.masks.cached_scorer import CachedScorer
 
         return CachedScorer(config, manifest, device)
+    from engines.clip_model import load_clip
     from tgmae.masks.text_scorer import TextScorer
 
-    return TextScorer(config, manifest, device)
+    return TextScorer(config, manifest, device, clip or load_clip(config.clip))
+
+
+@dataclass(frozen=True)
+class BoundScorer:
+    """A scorer together with the captions of the data set: it finds the text of a batch, and scores the batch.
+
+    captions   None where nothing needs text
+    """
+
+    scorer: Scorer
+    captions: CaptionEmbeddings | None
+
+    @property
+    def note(self) -> str:
+        """What the user should know about scores and captions, "" for nothing."""
+        return "\n".join(filter(None, [self.captions.note if self.captions else "", self.scorer.note]))
+
+    def text(self, clips: ClipBatch) -> Tensor | None:
+        """Return the embedding of the caption that each request drew, float32 [B, E]; None where nothing needs text."""
+        return None if self.captions is None else self.captions(clips)
+
+    def __call__(self, clips: ClipBatch) -> Tensor:
+        """Return scores float32 [B, S, N] on the training device."""
+        return self.scorer(clips, self.text(clips))
+
+
+def bind_scorer(
+    config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None
+) -> BoundScorer:
+    """Make the scorer that `config.mask` names, and its captions, with one CLIP for both.
+
+    Raises ValueError where the scores cannot be computed.
+    """
+    if config.mask.kind != "tgm" or config.mask.scorer == "cached":
+        return BoundScorer(make_scorer(config, manifest, device), None)
+    from engines.clip_model import load_clip
+    from tgmae.captions.embeddings import CaptionEmbeddings
+
+    clip = clip or load_clip(config.clip)
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
+    return BoundScorer(make_scorer(config, manifest, device, clip), captions)

@@ -1,6 +1,6 @@
-"""Masks: every strategy is a score for each patch, and the top-k patches of every slot are masked.
+"""Select the masked patches: the top-k scores of every slot.
 
-Dimensions: B clips, S slots, N patches a slot.
+Dimensions: B clips, S slots, N patches per slot.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tgmae.model.token_masks import TokenMasks
 
 
 def select_masks(config: MaskConfig, model: ModelConfig, scores: Tensor) -> TokenMasks:
-    """Scores float32 [B, S, N] → the masks of a batch, on the scores' device."""
+    """Turn scores float32 [B, S, N] into the masks of a batch, on the same device."""
     if config.order == "bottom":
         scores = -scores
     visible, masked = topk_mask(scores, config.masked_per_slot(model.patches_per_slot))

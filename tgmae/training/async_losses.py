@@ -1,4 +1,4 @@
-"""What a step's losses and gradient norm were, read without making the GPU wait for the host."""
+"""Losses and gradient norms, read a step later so that the GPU never waits for the host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dali_pipelines.types import ClipRequest
 @dataclass(frozen=True)
 class StepRecord:
     step: int  # counted from 1
-    losses: list[float]  # of its forward passes
+    losses: list[float]  # one per forward pass
     grad_norm: float
-    requests: list[ClipRequest]  # of its clips, in the order of the forward passes
+    requests: list[ClipRequest]  # its clips, in the order of the forward passes
 
     @property
     def is_finite(self) -> bool:
@@ -26,10 +26,10 @@ class StepRecord:
 
 
 class AsyncLosses:
-    """`push` what a step left on the device, `pop` it when it has arrived.
+    """`push` the scalars of a step while they are on the device, `pop` them when they have arrived on the host.
 
-    While the GPU works on a step the host waits for no more than the step before: it launches ahead, and never by more
-    than one step. On a CPU everything has arrived at once.
+    While the GPU works on a step, the host waits for the step before it at most. It therefore launches ahead, but never
+    by more than one step. On a CPU everything arrives at once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,18 +37,18 @@ class AsyncLosses:
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None, list[ClipRequest]]] = deque()
 
     def push(self, step: int, losses: list[Tensor], grad_norm: Tensor, requests: list[ClipRequest]) -> None:
-        """losses: scalars of any precision; grad_norm: a scalar."""
+        """Start to copy a step's losses (scalars of any precision) and gradient norm (a scalar) to the host."""
         values, arrived = torch.stack([*(loss.detach().float() for loss in losses), grad_norm.detach().float()]), None
         if self._on_gpu:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
-            # Whoever waits for it sleeps: by default CUDA spins, on a core that the decoders need.
+            # A blocking event lets the waiting thread sleep. By default CUDA spins on a core that the decoders need.
             arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             arrived.record()
         self._pending.append((step, values, arrived, requests))
 
     def pop(self, wait: bool) -> Iterator[StepRecord]:
-        """The steps that have arrived, oldest first; with `wait` all that were pushed."""
+        """Yield the steps that have arrived, oldest first; with `wait`, all that were pushed."""
         keep = 1 if self._on_gpu and not wait else 0
         while len(self._pending) > keep:
             step, values, arrived, requests = self._pending.popleft()

@@ -1,4 +1,4 @@
-"""Batches whose memory another stream made, kept until the stream that works on them is done with them."""
+"""Keep batches alive until the CUDA stream that works on them is done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Event(Protocol):
-    """What is needed of a `torch.cuda.Event`."""
+    """The part of `torch.cuda.Event` that is used here."""
 
     def query(self) -> bool: ...
     def synchronize(self) -> None: ...
@@ -17,11 +17,11 @@ class Event(Protocol):
 class BatchLifetime:
     """Holds each batch that is handed out until the work on it is done.
 
-    A batch may be DALI's memory, and its masks were made on the loader's stream: either allocator would use them again
-    as soon as Python lets go of them, although the training stream may not have read them yet. (Tensor.record_stream
-    holds back torch's own memory only.)
+    A batch may be DALI's memory, and its masks were made on the loader's stream. Either allocator would reuse the
+    memory as soon as Python drops the batch, although the training stream may not have read it yet.
+    (Tensor.record_stream protects torch's own memory only.)
 
-    record   returns an event that has passed when all that is queued by now on the working stream is done
+    record   returns an event that completes when everything queued so far on the working stream is done
     """
 
     def __init__(self, record: Callable[[], Event]) -> None:
@@ -30,14 +30,14 @@ class BatchLifetime:
         self._held: deque[tuple[Event, object]] = deque()
 
     def hand_out(self, batch: object) -> None:
-        """Take note of a batch. The work on the one before must be queued by now; those that are done are dropped."""
+        """Hold a batch, and drop batches that are done. The work on the previous batch must be queued by now."""
         self._end_newest()
         self._newest = batch
         while self._held and self._held[0][0].query():
             self._held.popleft()
 
     def close(self) -> None:
-        """Wait for the work on all of them, and let go."""
+        """Wait for the work on all batches, and drop them."""
         self._end_newest()
         while self._held:
             event, _ = self._held[0]

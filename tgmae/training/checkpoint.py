@@ -1,9 +1,8 @@
-"""Checkpoints: written whole or not at all, the last few kept, read without running code from the file."""
+"""Checkpoints: written atomically, the last few kept, read without running code from the file."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from engines.files import replacing
 from tgmae.config import TrainConfig, to_dict
-from tgmae.model.huggingface import check_shapes
+from tgmae.model.weights import check_shapes
 from tgmae.telemetry.metrics import METRICS_FILE
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
+
+
+FORMAT = 2  # of the file; 1 had no number, and is still read
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    videos      fingerprint of the manifest, checked when resuming
+    saved_step  the step of the newest checkpoint that this run wrote or resumed from
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, videos: str
+    ) -> None:
+        self.folder, self.config, self.model, self.optimizer, self.videos = folder, config, model, optimizer, videos
+        self.saved_step = 0
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of `step`, unless it is there, and delete all but the newest ones. Raises OSError."""
+        if step > self.saved_step:
+            save_checkpoint(self.folder, step, self.model, self.optimizer, self.config, self.videos)
+            prune_checkpoints(self.folder, self.config.log.keep_checkpoints)
+            self.saved_step = step
 
 
 def save_checkpoint(
@@ -25,15 +49,15 @@ def save_checkpoint(
 
     step     optimiser steps done            videos   fingerprint of the manifest, checked when resuming
 
-    Raises OSError, naming the newest checkpoint that is whole, where the file cannot be written; older checkpoints
-    are untouched.
+    Raises OSError, naming the newest whole checkpoint, where the file cannot be written. Older checkpoints are not
+    touched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob("*.tmp"):
         left_over.unlink()
     path = folder / f"step_{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
     state = {
+        "format": FORMAT,
         "step": step,
         "videos": videos,
         "config": to_dict(config),
@@ -41,19 +65,14 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
     }
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = newest_checkpoint(folder)
         raise OSError(
             f"could not write {path}: {error}. "
-            + (f"{kept} is whole; make room and start again to go on from it" if kept else "no checkpoint was kept")
+            + (f"{kept} is whole; make room and start again to resume from it" if kept else "no checkpoint was kept")
         ) from error
-    _sync_folder(folder)
     return path
 
 
@@ -64,13 +83,13 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Rename checkpoints of more than `step` steps, left by a run that this one does not go on from, to .old-<n>."""
+    """Rename checkpoints of more than `step` steps, which this run does not resume from, to .old-<n>."""
     newer = [path for path in _checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
     return [path.rename(_free_name(path)) for path in newer]
 
 
 def set_aside_run(run_dir: Path) -> Path | None:
-    """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; None where there is nothing to keep."""
+    """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; return None where there is neither."""
     if not (run_dir / METRICS_FILE).exists() and newest_checkpoint(run_dir / "checkpoints") is None:
         return None
     return run_dir.rename(_free_name(run_dir))
@@ -82,22 +101,27 @@ def _free_name(path: Path) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most steps, or None."""
+    """Return the checkpoint with the most steps, or None."""
     found = _checkpoints(folder)
     return found[-1] if found else None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where it is none."""
+    """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where the file is not a checkpoint."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a file such as RUN/checkpoints/step_00000100.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on with advice that is not for us
-        raise ValueError(f"{path} is no readable checkpoint: {reason}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # without torch's advice, which does not apply here
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
-        raise ValueError(f"{path} is no tgmae checkpoint")
+        raise ValueError(f"{path} is not a tgmae checkpoint")
+    if int(state.get("format", 1)) > FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state['format']}, but this version of tgmae reads formats up to {FORMAT}; "
+            "update tgmae, or start from its weights with --init-from RUN/hf"
+        )
     return state
 
 
@@ -109,9 +133,9 @@ def restore(
     config: TrainConfig,
     videos: str,
 ) -> int:
-    """Put a checkpoint's weights and optimiser state in place; return the steps done.
+    """Load a checkpoint's weights and optimiser state; return the steps done.
 
-    Raises ValueError where the network has another shape (naming both) or function, or where the clips would come in
+    Raises ValueError where the network has another shape (naming both) or function, and where clips would come in
     another order than in the run that is resumed.
     """
     check_shapes(model.state_dict(), state["model"], str(path))
@@ -119,11 +143,11 @@ def restore(
     changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
     if changed:
         raise ValueError(
-            f"cannot resume {path}, it is of another run: {'; '.join(changed)}. "
-            "Start afresh with --resume never or another --run-dir, from its weights with --init-from RUN/hf"
+            f"cannot resume from {path}, which belongs to another run: {'; '.join(changed)}. "
+            "Start over with --resume never or another --run-dir, or from its weights with --init-from RUN/hf"
         )
     model.load_state_dict(state["model"])
-    # Weight decay, betas and the like are this run's, not the old one's.
+    # Weight decay, betas and so on come from this run, not from the checkpoint.
     fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
     for group, settings in zip(optimizer.param_groups, fresh, strict=True):
@@ -132,14 +156,14 @@ def restore(
 
 
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
-    """What this run does otherwise than the one that wrote the checkpoint: "data.stride 2 → 4"."""
+    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4"."""
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
     del new["format"]  # says how the settings are written, and is no setting
     return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
 
 
 def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:
-    """What makes the network's function and the order of the clips."""
+    """Return the settings that decide the network's function and the order of the clips."""
     model = {name: value for name, value in _flatten(config).items() if name.startswith("model.")}
     model.pop("model.attention")
     clips = {"seed": config["seed"], "batch_size": config["batch_size"], "data.repeat": config["data"]["repeat"]}
@@ -155,12 +179,3 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,7 @@
-"""Distil a student scorer from `patch` on the user's own clips: `tgmae-engine distill`."""
+"""Distil a student scorer from `patch` on the user's own clips, for `tgmae-engine distill`.
+
+Dimensions: F frames, N patches per frame, n patches, P values of a raw patch, C captions, E embedding.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dali_pipelines.open import open_pipeline
 from engines.clip_model import load_clip
 from engines.config import TowerSpec
 from engines.files import replacing
@@ -25,11 +29,10 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
 from tgmae.masks.scorer import make_scorer
 from tgmae.training.config import DistillConfig
-from tgmae.training.loader import make_pipeline
 from tgmae.training.process import stop_requests
 
 _SAVE_EVERY = 20  # rounds
-_MAX_TEXTS = 256  # captions that the loss looks at
+_MAX_TEXTS = 256  # captions in the loss
 
 
 def distill(
@@ -40,9 +43,10 @@ def distill(
     options: DistillConfig,
     device: torch.device,
 ) -> dict[str, float | int | str]:
-    """Train, measure on `held_out`, and write the student; returns what was measured.
+    """Train a student, measure it on `held_out`, and write it to `out`; return the measurements.
 
-    Every `_SAVE_EVERY` rounds the state goes to OUT.partial, from which a killed run goes on.
+    Every `_SAVE_EVERY` rounds the state goes to OUT.partial, from which a killed run resumes. Raises ValueError where a
+    round has too few patches, or where the pipeline cannot run here.
     """
     torch.manual_seed(config.seed)
     model, size = config.model, config.model.image_size
@@ -67,23 +71,24 @@ def distill(
         state = torch.load(partial, weights_only=True)
         if state["settings"] == settings:
             fit.load_state(state)
-            print(f"going on from {partial}, round {fit.step // steps_per_round}")
+            print(f"resuming from {partial}, round {fit.step // steps_per_round}")
         else:
-            print(f"{partial} was begun with other settings; starting over")
+            print(f"{partial} was made with other settings; starting over")
     first = fit.step // steps_per_round
 
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=model.num_frames,
         batch_size=options.clips, seed=config.seed,
     )  # fmt: skip
-    pipeline = make_pipeline(replace(config, data=sampler.data), options.pipeline, manifest, sampler, first, device)
+    pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
     bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
     losses: list[float] = []
     try:
         with stop_requests() as stop:
             for number in bar:
-                # One frame of each tubelet: the other is nearly the same.
-                batch = pipeline.next_batch()  # held to the end of the round, whose losses wait for the GPU
+                # One frame of each tubelet, since the other is nearly the same. The batch is held until the end of the
+                # round, when the GPU has read it.
+                batch = pipeline.next_batch()
                 frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
                 patches = _patches(frames, model.patch_size, clip.mean, clip.std)
                 wanted = teacher.embed(frames).float().flatten(0, 1)
@@ -109,13 +114,15 @@ def distill(
 def _measure(
     config: InputConfig, held_out: Manifest, student: Path, num_clips: int, device: torch.device
 ) -> dict[str, float | int | str]:
-    """Agreement of the student's masks with the teacher's on clips it was not trained on."""
+    """Compare the student's masks with the teacher's on clips that it was not trained on."""
     batches = load_clips(config, held_out, num_clips, min(16, num_clips), device)
+    clip = load_clip(config.clip)
+    captions = CaptionEmbeddings(held_out, clip, config.clip.cache_dir, device)
     scores = []
-    for scorer in ("patch", "student"):
-        mask = replace(config.mask, kind="tgm", scorer=scorer, student=student)
-        score = make_scorer(replace(config, mask=mask), held_out, device)
-        scores.append(torch.cat([score(clips).cpu() for clips in batches]))
+    for name in ("patch", "student"):
+        mask = replace(config.mask, kind="tgm", scorer=name, student=student)
+        scorer = make_scorer(replace(config, mask=mask), held_out, device, clip)
+        scores.append(torch.cat([scorer(clips, captions(clips)).cpu() for clips in batches]))
     k = config.mask.masked_per_slot(config.model.patches_per_slot)
     share = mask_agreement(scores[1], scores[0], k)
     return {
@@ -143,10 +150,11 @@ def _save_state(path: Path, state: dict[str, object]) -> None:
 class Distillation:
     """Fits a student to pairs of patches and CLIP embeddings, step by step.
 
-    The loss is the squared error of cosines between the patches of a batch and a set of text embeddings, which is what
-    masks are made of, plus one minus the cosine of student and teacher, which holds for texts not seen.
+    The loss has two parts. The first is the squared error of the cosines between the patches of a batch and a set of
+    text embeddings: masks are made of these. The second is one minus the cosine between student and teacher, which
+    helps with texts that the student has not seen.
 
-    num_steps   of the whole run: the learning rate follows half a cosine
+    num_steps   steps of the whole run; the learning rate follows half a cosine
     texts       float32 [C, E], the captions that scores are wanted for
     """
 
@@ -156,9 +164,9 @@ class Distillation:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, num_steps)
 
     def update(self, patches: Tensor, teacher: Tensor) -> float:
-        """One step on normalised patches [n, P] and teacher embeddings [n, E]; returns the loss."""
+        """Take a step on normalised patches [n, P] and teacher embeddings [n, E]; return the loss."""
         student = self.tower(patches)
-        # Only differences between patches move a mask: what all patches share is taken out first.
+        # Only differences between patches move a mask, so the mean over the patches is subtracted first.
         wanted, given = ((x @ self.texts.T) for x in (teacher, student))
         spread = wanted.std(0, keepdim=True) + 1e-6
         centred = [(x - x.mean(0, keepdim=True)) / spread for x in (wanted, given)]
@@ -186,7 +194,7 @@ class Distillation:
 
 
 def split_rows(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled row numbers in groups of `size`; what is left over is dropped."""
+    """Yield shuffled row numbers in groups of `size`; the remainder is dropped."""
     order = torch.randperm(count, generator=generator)
     for start in range(0, count - size + 1, size):
         yield order[start : start + size]

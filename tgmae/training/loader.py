@@ -1,7 +1,9 @@
-"""From requests to what the training step takes: clips and masks, one batch ahead of it.
+"""From requests to what a training step needs: clips, masks and text, one batch ahead of the step.
 
-The next batch is fetched and masked by a thread (on its own CUDA stream where there is a GPU) while the step runs.
-Placement itself happens in the pipeline's worker processes and DALI's threads, so the thread mostly waits.
+A thread fetches and masks the next batch while the step runs, on its own CUDA stream where there is a GPU. Decoding
+happens in the pipeline's worker processes and in DALI's threads, so the thread mostly waits.
+
+Dimensions: B clips, E text embedding.
 """
 
 from __future__ import annotations
@@ -10,17 +12,18 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, VideoTable
-from tgmae.config import InputConfig, TrainConfig
+from dali_pipelines.open import open_pipeline
+from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, describe_tensor
+from tgmae.config import TrainConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import Scorer
+from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
@@ -28,24 +31,45 @@ from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.batch_lifetime import BatchLifetime
 
 
-@dataclass(frozen=True)
+class InputError(ValueError):
+    """The next batch cannot be made. The message says why and what to do about it."""
+
+
+@dataclass(frozen=True, repr=False)
 class TrainingBatch:
-    """Clips and their masks, on the training device."""
+    """Clips, their masks and their text, on the training device.
+
+    text   float32 [B, E], L2-normalised: the embedding of the caption that each request drew; None where nothing
+           needs it
+    """
 
     clips: ClipBatch
     masks: TokenMasks
+    text: Tensor | None
+
+    def __repr__(self) -> str:
+        text = "None" if self.text is None else describe_tensor(self.text)
+        return f"TrainingBatch(clips {self.clips!r}, masks {self.masks!r}, text {text})"
 
 
 class Loader:
-    """Iterate over training batches; `waited_s` adds up the time `next_batch` kept its caller waiting.
+    """Gives training batches, one by one, through `next_batch`.
 
-    On CUDA a batch's memory is safe for work that is queued on the caller's stream before it asks for the next batch.
-    Videos that could not be read are named once and kept in `skipped`, by row. `clock` times the stages load (waiting
-    for decoded clips), score and mask.
+    waited_s  seconds that `next_batch` has kept its caller waiting, in all
+    skipped   videos that could not be read, by row of the manifest; each is named once on the terminal
+    clock     times the stages load (waiting for decoded clips), score and mask
+
+    On CUDA the memory of a batch stays valid for all work that is queued on the caller's stream before it asks for the
+    next batch.
     """
 
     def __init__(
-        self, pipeline: ClipPipeline, scorer: Scorer, mask: MaskConfig, model: ModelConfig, device: torch.device
+        self,
+        pipeline: ClipPipeline,
+        scorer: BoundScorer,
+        mask: MaskConfig,
+        model: ModelConfig,
+        device: torch.device,
     ) -> None:
         self.pipeline, self.scorer, self.mask, self.model, self.device = pipeline, scorer, mask, model, device
         self.clock = StageClock(device)
@@ -54,20 +78,23 @@ class Loader:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            # What the scorer holds was put on the device by this thread's stream.
+            # The scorer's tensors were put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._handover = BatchLifetime(self._record_event)
+        self._lifetime = BatchLifetime(self._record_event)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
     def next_batch(self) -> TrainingBatch:
-        """The next batch; the one after it is begun at once."""
+        """Return the next batch, and start on the one after it. Raises InputError where it cannot be made."""
         started = time.perf_counter()
-        batch = self._next.result()
+        try:
+            batch = self._next.result()
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self._next = self._thread.submit(self._make_batch)
         self.waited_s += time.perf_counter() - started
         if self._stream is not None:
-            self._handover.hand_out(batch)
+            self._lifetime.hand_out(batch)
         for video in batch.clips.skipped:
             if video.row not in self.skipped:
                 tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
@@ -77,7 +104,7 @@ class Loader:
     def close(self) -> None:
         """Stop the thread and the pipeline's processes."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._handover.close()
+        self._lifetime.close()
         self.pipeline.close()
 
     def _record_event(self) -> torch.cuda.Event:
@@ -91,57 +118,45 @@ class Loader:
                 clips = self.pipeline.next_batch()
                 clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
             with self.clock("score"):
-                scores = self.scorer(clips)
+                text = self.scorer.text(clips)
+                scores = self.scorer.scorer(clips, text)
             with self.clock("mask"):
-                batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores))
+                batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
         if self._stream is not None:
-            # Done means done on the GPU too: or the wait would hide in the training step, outside `waited_s`. Blocking:
-            # the thread sleeps, instead of spinning on a core that the decoders need.
+            # A batch is done when the GPU is done with it; otherwise the wait would move into the training step,
+            # outside `waited_s`. The event blocks: the thread sleeps instead of spinning on a core that the decoders
+            # need.
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             done.record(self._stream)
             done.synchronize()
         return batch
 
 
-def make_pipeline(
-    config: InputConfig,
-    kind: Literal["dali", "pyav"],
-    videos: VideoTable,
-    sampler: ClipSampler,
-    first_batch: int,
-    device: torch.device,
-) -> ClipPipeline:
-    """The pipeline of a kind. Raises ValueError where it cannot run here."""
-    size = config.model.image_size
-    if kind == "pyav":
-        if config.data.decode == "gpu":
-            raise ValueError("--pipeline pyav decodes on the CPU: take --pipeline dali, or leave out --data.decode gpu")
-        from dali_pipelines.pyav_pipeline import PyavPipeline
-
-        return PyavPipeline(videos, sampler, size, first_batch)
-    try:
-        from dali_pipelines.dali_pipeline import DaliPipeline
-    except ImportError as error:
-        raise ValueError(
-            f"--pipeline dali cannot run: {error}. Install it with pip install nvidia-dali-cuda130, "
-            "or choose --pipeline pyav"
-        ) from error
-    return DaliPipeline(videos, sampler, config.data, size, first_batch, device)
-
-
 def make_loader(
     config: TrainConfig,
     manifest: Manifest,
-    scorer: Scorer,
+    scorer: BoundScorer,
     first_batch: int,
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """The loader of one process, from its batch `first_batch` on."""
+    """Make the loader of one process, starting at its batch `first_batch`.
+
+    scorer   scores the patches, and finds the text of the batches (`bind_scorer`)
+
+    Raises ValueError where the pipeline cannot run here.
+    """
+    pipeline = open_clips(config, manifest, first_batch, device, rank, world_size)
+    return Loader(pipeline, scorer, config.mask, config.model, device)
+
+
+def open_clips(
+    config: TrainConfig, manifest: Manifest, first_batch: int, device: torch.device, rank: int = 0, world_size: int = 1
+) -> ClipPipeline:
+    """Open the pipeline of one process, starting at its batch `first_batch`. Raises ValueError where it cannot run."""
     sampler = ClipSampler(
         manifest=manifest, data=config.data, num_frames=config.model.num_frames,
         batch_size=config.device_batch_size, seed=config.seed, rank=rank, world_size=world_size,
     )  # fmt: skip
-    pipeline = make_pipeline(config, config.pipeline, manifest, sampler, first_batch, device)
-    return Loader(pipeline, scorer, config.mask, config.model, device)
+    return open_pipeline(config.pipeline, manifest, sampler, config.data, config.model.image_size, first_batch, device)

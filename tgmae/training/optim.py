@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and the learning-rate schedule of VideoMAE's pretraining."""
+"""AdamW, its parameter groups, and the learning-rate schedule of VideoMAE's pretraining."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgmae.training.config import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on biases, norms and the mask token."""
+    """Make AdamW with weight decay on matrices only: not on biases, norms and the mask token."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.dim() < 2 or name.endswith("mask_token")]
     matrices = [p for name, p in named if not (p.dim() < 2 or name.endswith("mask_token"))]
@@ -21,10 +21,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
-    """Clip the gradients and take a step; returns their norm before clipping, a scalar on the device.
+    """Clip the gradients and take a step; return their norm before clipping, a scalar on the device.
 
-    Where the norm is not a finite number the step changes nothing, moments included. That is decided on the device, so
-    the host need not wait for the norm: fused AdamW looks at `found_inf`, as it does for torch's GradScaler.
+    A step whose norm is not finite changes nothing, not even the moments. The device decides that, so the host need not
+    wait for the norm: fused AdamW reads `found_inf`, as it does for torch's GradScaler.
     """
     norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
     if clip_norm is not None:
@@ -38,7 +38,7 @@ def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: f
 class Schedule:
     """Linear warm-up, then half a cosine down to the smallest rate.
 
-    batch_size    clips an optimiser step; every rate is multiplied by batch_size / 256 (VideoMAE scales all three)
+    batch_size    clips per optimiser step; every rate is multiplied by batch_size / 256 (VideoMAE scales all three)
     """
 
     config: OptimConfig
@@ -47,7 +47,7 @@ class Schedule:
     steps_per_epoch: float
 
     def rate(self, step: int) -> float:
-        """Learning rate of optimiser step `step`, counted from 0."""
+        """Return the learning rate of optimiser step `step`, counted from 0."""
         config, scale = self.config, self.batch_size / 256
         warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps)
         if step < warmup:

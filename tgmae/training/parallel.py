@@ -1,4 +1,4 @@
-"""One process or many: what `torchrun` says, and nothing home-made."""
+"""One process or many, as `torchrun` says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them."""
+    """This process among all processes of the run."""
 
     rank: int
     size: int
@@ -24,23 +24,28 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print a line, on the main process only."""
+        if self.is_main:
+            print(text, flush=True)
+
     def mean(self, value: float) -> float:
-        """Mean over all processes; every process must call it."""
+        """Return the mean over all processes. Every process must call it."""
         return float(self._sum([value])[0]) / self.size
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each flag is up in any process; every process must call it."""
+        """Return whether each flag is set in any process. Every process must call it."""
         return tuple(bool(count) for count in self._sum(flags))
 
     def _sum(self, values: Sequence[float]) -> Tensor:
-        """On the CPU, so that no GPU has to wait."""
+        """Add up over all processes, on the CPU, so that no GPU has to wait."""
         total = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(total)
         return total
 
     def union(self, numbers: set[int]) -> set[int]:
-        """All processes' numbers together; every process must call it."""
+        """Return the numbers of all processes together. Every process must call it."""
         if self.size == 1:
             return numbers
         gathered: list[set[int]] = [set()] * self.size
@@ -48,7 +53,7 @@ class World:
         return set().union(*gathered)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
 
@@ -58,7 +63,7 @@ class World:
 
 
 def start(device: Literal["auto", "cuda", "cpu"]) -> World:
-    """Join the process group that torchrun announces; alone without it. Raises ValueError where CUDA is missing."""
+    """Join the process group that torchrun announces, or run alone. Raises ValueError where CUDA is missing."""
     chosen = choose_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
@@ -67,9 +72,9 @@ def start(device: Literal["auto", "cuda", "cpu"]) -> World:
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:
-    """This process's GPU where there is one, unless told otherwise. Raises ValueError where CUDA is missing."""
+    """Choose the device of this process. Raises ValueError where CUDA is asked for and missing."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no CUDA device; tgmae-info says more")
+        raise ValueError("--device cuda was asked for, but torch finds no CUDA device; tgmae-info says why")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

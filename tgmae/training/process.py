@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def manual_garbage_collection() -> Iterator[None]:
-    """Inside, garbage that refers to itself is collected by `gc.collect` only, and what exists already is left out.
+    """Inside the block only `gc.collect` collects cyclic garbage, and objects that exist already are left out.
 
-    The collector otherwise starts whenever enough objects were made, and looks at all of torch's and the manifest's: a
-    pause in one process that every other process then waits for. Memory without cycles is freed at once as always.
+    Otherwise the collector starts whenever enough objects were made, and walks over all of torch's and the manifest's
+    objects: a pause in one process for which all other processes wait. Memory without cycles is freed at once as
+    always.
     """
     was_on = gc.isenabled()
     gc.collect()
@@ -36,7 +37,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch the two signals while the block runs; a second one interrupts at once (KeyboardInterrupt)."""
+    """Catch SIGTERM and SIGINT while the block runs. The second signal interrupts at once (KeyboardInterrupt)."""
     stop = StopRequest()
 
     def request(number: int, _frame: object) -> None:

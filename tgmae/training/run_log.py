@@ -1,82 +1,135 @@
-"""What a training run says: the choices it was made with, and what to do where it stops."""
+"""The log of a run: its first lines, progress bar, metrics, and messages about what went wrong."""
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from dali_pipelines.placement import Placement, choose_placement
-from dali_pipelines.video.excerpt import why_no_excerpt
+from dali_pipelines.types import ClipPipeline, ClipRequest
 from tgmae.config import TrainConfig
 from tgmae.data.manifest import Manifest
-from tgmae.data.sampling import clip_span
 from tgmae.masks.config import MOTION_KINDS
 from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.async_losses import StepRecord
+from tgmae.telemetry.metrics import MetricsWriter, Throughput
+from tgmae.training.async_losses import AsyncLosses, StepRecord
 from tgmae.training.checkpoint import newest_checkpoint
 from tgmae.training.loader import Loader
 from tgmae.training.parallel import World
+from tgmae.training.step import TrainingStep
 
-_TRIED = 16  # videos
+
+class RunLog:
+    """Counts steps, reads their losses without making the GPU wait, and reports them.
+
+    loss   mean over the steps of the last report and over all processes; NaN before the first report
+    """
+
+    def __init__(
+        self, config: TrainConfig, world: World, manifest: Manifest, first_step: int, last_step: int, per_epoch: float
+    ) -> None:
+        self.config, self.world, self.manifest, self.steps_per_epoch = config, world, manifest, per_epoch
+        self.loss = self.grad_norm = math.nan
+        self.metrics = MetricsWriter(config.run_dir, first_step, config.log.tensorboard) if world.is_main else None
+        is_silent = not (world.is_main and config.log.progress)
+        self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=is_silent)
+        self.throughput = Throughput()
+        self._losses = AsyncLosses(world.device)
+
+    def record(self, step: int, losses: list[Tensor], grad_norm: Tensor, requests: list[ClipRequest]) -> None:
+        """Take note of a step that was launched. Raises ValueError where an earlier loss was not finite.
+
+        losses     scalars on the device, one per forward pass
+        grad_norm  scalar on the device, before clipping
+        requests   the clips of the step, in the order of the forward passes
+        """
+        self.bar.update()
+        self._losses.push(step, losses, grad_norm, requests)
+        self._read(wait=False)
+
+    def settle(self) -> None:
+        """Wait for the losses of all steps. Raises ValueError where one is not finite."""
+        self._read(wait=True)
+
+    def _read(self, wait: bool) -> None:
+        for seen in self._losses.pop(wait):
+            if not seen.is_finite:
+                raise ValueError(describe_bad_loss(seen, self.manifest, self.config.run_dir / "checkpoints"))
+            self.throughput.count(self.config.batch_size, sum(seen.losses) / len(seen.losses))
+            self.grad_norm = seen.grad_norm
+
+    def report(self, step: int, rate: float, num_skipped: int, loader: Loader, training_step: TrainingStep) -> None:
+        """Write the metrics since the last report. Every process must call it."""
+        self.settle()
+        stages = loader.clock.totals() | training_step.clock.totals()
+        values = {
+            "epoch": step / self.steps_per_epoch,
+            **self.throughput.report(loader.waited_s, stages),
+            "learning_rate": rate,
+            "grad_norm": self.grad_norm,
+            "skipped_videos": num_skipped,
+        }
+        values["loss"] = self.loss = self.world.mean(values["loss"])
+        gc.collect(1)  # objects made since the last report
+        if self.metrics is not None:
+            self.metrics.write(step, values)
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
+        )
+
+    def summarise(self, step: int, total: int, num_skipped: int, loader: Loader) -> str:
+        """Sum up the whole run in one line."""
+        return (
+            f"step {step} of {total}, loss {self.loss:.3f}; {self.throughput.summary(loader.waited_s)}, "
+            f"{num_skipped} videos skipped; see {self.config.run_dir}"
+        )
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.metrics is not None:
+            self.metrics.close()
 
 
 def describe_run(
-    config: TrainConfig,
-    world: World,
-    manifest: Manifest,
-    model: VideoMAE,
-    attention: str,
-    use_bf16: bool,
-    steps: str,
-) -> str:
-    """The choices this run was made with, those behind `auto` too."""
+    config: TrainConfig, world: World, manifest: Manifest, pipeline: ClipPipeline, model: VideoMAE, use_bf16: bool,
+    first_step: int, last_step: int, total_steps: int,
+) -> str:  # fmt: skip
+    """Say what this run was set up with, including the choices behind `auto`."""
     data, shape = config.data, config.model
     visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
+    return (
+        f"data      {len(manifest)} videos from {data.manifest}; "
+        f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
+        f"pipeline  {pipeline.describe()}\n"
+        f"model     {_describe_network(config, model, use_bf16)}\n"
+        f"mask      {_describe_mask(config, world.device.type)}, {visible * shape.num_slots} of {shape.num_tokens} "
+        "tokens visible\n"
+        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {first_step} to {last_step} of "
+        f"{total_steps}; batch {config.batch_size}: {config.accumulation_steps(world.size)} × "
+        f"{config.device_batch_size} clips on each"
+    )
+
+
+def _describe_network(config: TrainConfig, model: VideoMAE, use_bf16: bool) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    network = [f"{millions:.1f} M parameters", f"attention {attention}", "bf16 autocast" if use_bf16 else "float32"]
+    network = [
+        f"{millions:.1f} M parameters",
+        f"attention {model.attention}",
+        "bf16 autocast" if use_bf16 else "float32",
+    ]
     if config.compile:
         network.append("compiled blocks (the first step waits for them)")
     if config.cuda_graph:
         network.append("CUDA graph")
-    accumulation = config.accumulation_steps(world.size)
-    return (
-        f"data      {len(manifest)} videos from {data.manifest}; "
-        f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
-        f"pipeline  {config.pipeline}, {_describe_decoding(config, world, manifest)}\n"
-        f"model     {', '.join(network)}\n"
-        f"mask      {_describe_mask(config, world.device)}, {visible * shape.num_slots} of {shape.num_tokens} "
-        "tokens visible\n"
-        f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {steps}; "
-        f"batch {config.batch_size}: {accumulation} × {config.device_batch_size} clips on each"
-    )
+    return ", ".join(network)
 
 
-def _describe_decoding(config: TrainConfig, world: World, manifest: Manifest) -> str:
-    """Raises ValueError where --data.decode asks for what is not there."""
-    if config.pipeline == "pyav":
-        return "decoding on the CPU"
-    decoding = choose_placement(config.data, world.device)
-    span = clip_span(config.data, config.model.num_frames)
-    return decoding.describe(manifest.coded()) + _try_excerpts(manifest, decoding, span)
-
-
-def _try_excerpts(manifest: Manifest, decoding: Placement, span: int) -> str:
-    """What NVDEC takes by the manifest may hold packets that it must not get, which only the file says."""
-    kinds = decoding.native(manifest.coded())
-    native = [row for row, kind in enumerate(manifest.coded()) if kind in kinds] if kinds else []
-    tried = native[:: max(1, -(-len(native) // _TRIED))]
-    refused = [reason for row in tried if (reason := why_no_excerpt(manifest.file(row), manifest[row], span))]
-    if not refused:
-        return ""
-    reasons = ", ".join(sorted(set(refused)))
-    return f"; but {len(refused)} of {len(tried)} tried go to PyAV too ({reasons}): tgmae-data compact mends that"
-
-
-def _describe_mask(config: TrainConfig, device: torch.device) -> str:
+def _describe_mask(config: TrainConfig, device_type: str) -> str:
     mask, clip = config.mask, config.clip
     if mask.kind in MOTION_KINDS:
         return f"{mask.kind}, motion from {mask.flow if mask.kind == 'mgmae' and mask.flow else mask.motion}"
@@ -87,11 +140,11 @@ def _describe_mask(config: TrainConfig, device: torch.device) -> str:
     if mask.scorer == "cached":
         return words
     frames = "both frames" if mask.frames_per_tubelet > 1 else "1 frame"
-    return f"{words} in {clip.engine}, {clip.precision_on(device.type)}, {frames} of each tubelet"
+    return f"{words} in {clip.engine}, {clip.precision_on(device_type)}, {frames} of each tubelet"
 
 
 def advise_scorer(config: TrainConfig) -> str:
-    """What is cheaper than scorer patch with a CLIP of real size; "" for every other choice."""
+    """Name the cheaper scorers where patch runs with a CLIP of real size; return "" for every other choice."""
     mask, clip = config.mask, config.clip.model
     if mask.kind != "tgm" or mask.scorer != "patch" or clip == "shapes":
         return ""
@@ -107,7 +160,7 @@ def advise_scorer(config: TrainConfig) -> str:
 
 
 def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -> str:
-    """Names the clips of the forward passes that went wrong; of the whole step where only the gradient did."""
+    """Name the clips of the passes whose loss is not finite; of the whole step where only the gradient is not."""
     losses, size = seen.losses, len(seen.requests) // len(seen.losses)
     bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
     clips = [request for number in bad for request in seen.requests[number * size : (number + 1) * size]]
@@ -115,14 +168,15 @@ def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -
     return (
         f"loss is {sum(losses) / len(losses)} and the gradient's norm {seen.grad_norm} at step {seen.step}; the "
         f"weights were not updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
-        + "\n".join(f"  {request}  {manifest[request.row].path}" for request in clips)
+        + "\n".join(f"  {request}  {manifest[request.row].name}" for request in clips)
     )
 
 
 def describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
+    """Say that too many videos could not be read, and name the first."""
     return (
         f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
-        f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder anew with "
+        f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder again with "
         "--decode-all. The first:\n"
         + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
     )

@@ -1,6 +1,6 @@
-"""The training step: a batch's gradients, then the update. What train.py runs and the benchmarks time.
+"""The training step: gradients of one or several batches, then the update. train.py runs it and benchmarks time it.
 
-Dimensions: B clips, T frames, H W pixels, V visible, M masked, P values a token.
+Dimensions: B clips, T frames, H W pixels, V visible, M masked, P values per token.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.optim import apply_gradients
 from tgmae.training.parallel import World
 
-_WARM_UP = 3  # passes before the capture: kernels are compiled and chosen, libraries take their workspaces
+_WARM_UP = 3  # passes before the capture, in which kernels are compiled and libraries allocate their workspaces
 
 
 class TrainingStep:
-    """`add_gradients` of one batch or, accumulating, of several, then `update`.
+    """Call `add_gradients` for one batch, or for several to accumulate, then `update`.
 
-    clock   times the stages forward, backward and optimizer; of a CUDA graph the first two as one
+    clock   times the stages forward, backward and optimizer; a CUDA graph merges the first two
 
-    Nothing here waits for the GPU. With config.cuda_graph forward and backward of a batch are captured when this is
-    made and replayed from then on: the host launches one graph instead of some thousand kernels. Raises ValueError
-    where that cannot be.
+    Nothing here waits for the GPU. With config.cuda_graph, forward and backward of a batch are captured once and then
+    replayed: the host launches one graph instead of some thousand kernels. Raises ValueError where that is impossible.
     """
 
     def __init__(
@@ -46,16 +45,15 @@ class TrainingStep:
         if config.cuda_graph:
             if world.device.type != "cuda" or world.size > 1:
                 raise ValueError(
-                    f"--cuda-graph needs one process on a CUDA device, got {world.size} × {world.device.type}; "
-                    "leave it out"
+                    f"--cuda-graph needs one process on a CUDA device, got {world.size} × {world.device.type}; drop it"
                 )
             self.graph = GradientGraph(self, config)
 
     def add_gradients(self, frames: Tensor, masks: TokenMasks, is_last: bool = True) -> tuple[Tensor, Tensor]:
-        """Forward and backward of a batch; its gradients, divided by the number of batches in a step, are added up.
+        """Run forward and backward of a batch, and add its gradients, divided by the number of batches in a step.
 
         frames     uint8 [B, T, H, W, 3]
-        is_last    of the step: processes then exchange what they have added up
+        is_last    whether the step ends with this batch: processes then exchange their gradients
 
         Returns the loss, a scalar, and the prediction [B, M, P], which a CUDA graph overwrites in the next call.
         """
@@ -69,7 +67,7 @@ class TrainingStep:
     def launch(
         self, frames: Tensor, masks: TokenMasks, stage: Callable[[str], AbstractContextManager[None]]
     ) -> tuple[Tensor, Tensor]:
-        """Forward and backward, kernel by kernel."""
+        """Run forward and backward kernel by kernel."""
         with stage("forward"), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.use_bf16):
             loss, prediction = self.network(frames, masks)
         with stage("backward"):
@@ -77,15 +75,15 @@ class TrainingStep:
         return loss.detach(), prediction.detach()
 
     def update(self, rate: float) -> Tensor:
-        """Take an optimiser step with learning rate `rate`; returns the gradients' norm before clipping, a scalar.
+        """Take an optimiser step with learning rate `rate`; return the norm of the gradients before clipping, a scalar.
 
-        The norm is of all processes' gradients, so that all of them skip a step that is not finite, or none.
+        The norm covers the gradients of all processes, so either all of them skip a step that is not finite, or none.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.clock("optimizer"):
             norm = apply_gradients(self.model, self.optimizer, self.clip_norm)
-            # A graph adds to the gradients where they were when it was captured.
+            # A graph adds to the gradients at the addresses where it was captured.
             self.optimizer.zero_grad(set_to_none=self.graph is None)
         return norm
 
@@ -97,7 +95,7 @@ class GradientGraph:
         model, device, batch = config.model, step.world.device, config.device_batch_size
         num_masked = config.mask.masked_per_slot(model.patches_per_slot) * model.num_slots
         shape = (batch, model.num_frames, model.image_size, model.image_size, 3)
-        # The inputs that the graph reads: any frames and masks will do to capture it.
+        # The inputs that the graph reads. Any frames and masks will do for the capture.
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         tokens = torch.arange(model.num_tokens, dtype=torch.int32, device=device).expand(batch, -1)
         self.visible, self.masked = (part.contiguous() for part in tokens.tensor_split([-num_masked], dim=1))
@@ -116,7 +114,7 @@ class GradientGraph:
             self.loss, self.prediction = step.launch(self.frames, masks, named_range)
 
     def replay(self, frames: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
-        """Raises ValueError for another shape than the captured one."""
+        """Copy the inputs and replay. Raises ValueError for another shape than the captured one."""
         for given, held in ((frames, self.frames), (masks.visible, self.visible), (masks.masked, self.masked)):
             if given.shape != held.shape:
                 raise ValueError(f"the captured step takes {list(held.shape)}, got {list(given.shape)}")

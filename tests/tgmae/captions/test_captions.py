@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_pipelines.types import ClipRequest, CropBox
+from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
 from engines.text_cache import embed_captions
-from tests.support.videos import make_video
+from tests.support.videos import clip_batch, make_video
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.captions.policy import require_captions
 from tgmae.data.manifest import SCHEMA, Manifest
@@ -33,13 +33,17 @@ def manifest_of(*captions: Sequence[str], labels: Sequence[str] | None = None) -
         make_video(path=f"{row}.mp4", captions=tuple(texts), label=name)
         for row, (texts, name) in enumerate(zip(captions, names, strict=True))
     ]
-    columns = {name: [getattr(video, name) for video in videos] for name in SCHEMA.names}
-    return Manifest(pa.table(columns, schema=SCHEMA), Path("/nowhere"))
+    return Manifest.of(videos, Path("/nowhere"))
 
 
-def request(row: int, caption: int) -> ClipRequest:
+def drawn(manifest: Manifest, *places: tuple[int, int]) -> ClipBatch:
+    """A batch that drew these captions: (row, number of the caption)."""
     crop = CropBox(x=0, y=0, width=1, height=1)
-    return ClipRequest(row=row, epoch=0, position=0, frames=(0,), crop=crop, flip=False, caption=caption, mask_seed=0)
+    requests = [
+        ClipRequest(row=row, epoch=0, position=0, frames=(0,), crop=crop, flip=False, caption=number, mask_seed=0)
+        for row, number in places
+    ]
+    return clip_batch(torch.zeros(len(places), 1, 1, 1, 3, dtype=torch.uint8), requests, manifest)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def test_complete_captions_pass_unchanged() -> None:
 
 def test_empty_and_blank_captions_are_dropped_and_edges_trimmed() -> None:
     got, note = require_captions(manifest_of(["", "a cat", "  "], [" a dog\n", "\t", "a hound"]), "error")
-    assert [got[row].captions for row in range(2)] == [("a cat",), ("a dog", "a hound")]
+    assert [got[row].texts for row in range(2)] == [("a cat",), ("a dog", "a hound")]
     assert note == ""
     assert got.table.schema.equals(SCHEMA)
 
@@ -106,7 +110,7 @@ def test_only_what_helps_is_offered() -> None:
 
 def test_exclude_leaves_the_others_in_order() -> None:
     got, note = require_captions(manifest_of([], ["a"], [""], ["b", " "], ["c"]), "exclude")
-    assert [(got[row].path, got[row].captions) for row in range(len(got))] == [
+    assert [(got[row].path, got[row].texts) for row in range(len(got))] == [
         ("1.mp4", ("a",)),
         ("3.mp4", ("b",)),
         ("4.mp4", ("c",)),
@@ -115,16 +119,16 @@ def test_exclude_leaves_the_others_in_order() -> None:
 
 
 def test_exclude_with_nothing_left() -> None:
-    with pytest.raises(ValueError, match=r"not one of the 2 videos has a caption; .*--mask\.kind tube"):
+    with pytest.raises(ValueError, match=r"none of the 2 videos has a caption; .*--mask\.kind tube"):
         require_captions(manifest_of([], [" "]), "exclude")
 
 
 def test_labels_stand_in_with_spaces_for_underscores() -> None:
     manifest = manifest_of(["a cat"], [], [" "], labels=["x", "playing_the__flute", "Run"])
     got, note = require_captions(manifest, "label")
-    assert [got[row].captions for row in range(3)] == [("a cat",), ("playing the  flute",), ("Run",)]
+    assert [got[row].texts for row in range(3)] == [("a cat",), ("playing the  flute",), ("Run",)]
     assert [got[row].label for row in range(3)] == ["x", "playing_the__flute", "Run"]
-    assert note == "2 videos without a caption take their label for one"
+    assert note == "2 videos without a caption use their label"
 
 
 def test_neither_caption_nor_label() -> None:
@@ -144,11 +148,11 @@ def test_each_request_gets_the_embedding_of_its_own_caption(clip: CLIPModel, tmp
     assert fake.asked == [["a", "b", "c", "d"]]  # each distinct caption once
     assert (table.table.shape, table.table.dtype) == ((4, 8), torch.float32)
     places = [(2, 1), (0, 0), (0, 1), (1, 0), (2, 0), (3, 0), (2, 2)]
-    got = table([request(row, caption) for row, caption in places])
+    got = table(drawn(manifest_of(*captions), *places))
     expected = torch.stack([fake.embedding(captions[row][caption]) for row, caption in places])
     assert torch.equal(got, expected)
-    for row, texts in enumerate(captions):
-        assert torch.equal(table.of_row(row), torch.stack([fake.embedding(text) for text in texts]))
+    for texts in captions:
+        assert torch.equal(table.of(texts), torch.stack([fake.embedding(text) for text in texts]))
 
 
 def test_embeddings_are_open_clips_own(clip: CLIPModel, tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_embeddings_are_open_clips_own(clip: CLIPModel, tmp_path: Path) -> None:
         with torch.inference_mode():
             raw = clip.model.encode_text(tokenizer([text]))[0].double()  # type: ignore[operator]
         expected = (raw / raw.square().sum().sqrt()).float()
-        torch.testing.assert_close(table([request(0, number)])[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(table(drawn(manifest_of(captions), (0, number)))[0], expected, rtol=0, atol=1e-5)
 
 
 def test_embeddings_are_read_from_disk_the_second_time(clip: CLIPModel, tmp_path: Path) -> None:
@@ -213,9 +217,10 @@ def test_a_broken_cache_is_made_anew(clip: CLIPModel, tmp_path: Path, damage: st
 def test_captions_too_long_are_counted(clip: CLIPModel, tmp_path: Path) -> None:
     """77 tokens with start and end: 75 words of one token fit, 76 do not. The rest does not count."""
     fits, longer, longest = (" ".join(["cat"] * count) for count in (75, 76, 200))
-    table = CaptionEmbeddings(manifest_of([fits, longer], [longest, longer, "a dog"]), clip, tmp_path, CPU)
+    manifest = manifest_of([fits, longer], [longest, longer, "a dog"])
+    table = CaptionEmbeddings(manifest, clip, tmp_path, CPU)
     assert table.note.startswith("2 of 4 captions are longer than CLIP's 77 tokens")
-    assert torch.equal(table([request(0, 1)]), table([request(1, 0)]))
+    assert torch.equal(table(drawn(manifest, (0, 1))), table(drawn(manifest, (1, 1))))
     assert CaptionEmbeddings(manifest_of([fits, "a dog"]), clip, tmp_path, CPU).note == ""
 
 

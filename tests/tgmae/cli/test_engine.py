@@ -215,7 +215,7 @@ def test_check_leaves_out_what_cannot_be_read(
             ("build", "--clip.engine", "tensorrt_rtx", "--target", "sm80"),
             "--target needs --clip.batch",
         ),
-        (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: take"),
+        (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: use"),
         (
             ("export", "--tower", "dense", "--height", "100"),
             "--height and --width must be multiples of --patch-size, got 100, 224 and 16",
@@ -225,7 +225,7 @@ def test_check_leaves_out_what_cannot_be_read(
         (("check", "--frames", "0"), "--frames must be at least 1, got 0"),
         (("check", "--manifest", "none.parquet"), "no manifest at none.parquet"),
         (("check", "--manifest", "none.parquet", "--width", "32"), "--manifest needs --height equal to --width"),
-        (("check", "--clip.engine", "tensorrt_rtx", "--device", "cpu"), "clip.engine tensorrt_rtx runs on CUDA only"),
+        (("check", "--clip.engine", "tensorrt_rtx", "--device", "cpu"), "--clip.engine tensorrt_rtx runs on CUDA only"),
         (("export", "--tower", "student"), "--tower student needs --student FILE"),
         (("export", "--clip.model", "ViT-B32"), "open_clip has no model 'ViT-B32'; did you mean ViT-B-32"),
     ],

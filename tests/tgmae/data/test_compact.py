@@ -22,21 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import real_data_folder
-from tests.support.videos import write_numbered
+from tests.support.videos import real_data_folder, write_numbered
 from tgmae.cli.data import main
-from tgmae.data.compact import JOURNAL
-from tgmae.data.compact import CompactConfig
-from tgmae.data.compact import CompactResult
-from tgmae.data.compact import _Job
-from tgmae.data.compact import _run_jobs
-from tgmae.data.compact import compact
-from tgmae.data.compact import name_results
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import index_folder
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
+from tgmae.data.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
+from tgmae.data.indexing import Excluded, index_folder
+from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.shapes.truth import read_objects
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -70,7 +60,7 @@ def test_rows_are_carried_over(tmp_path: Path) -> None:
     result = compact(manifest, tmp_path / "out", SMALL, 2)
     made = read_manifest(result.manifest)
     videos = [made[row] for row in range(len(made))]
-    assert [(v.path, v.label, v.captions, v.split) for v in videos] == [
+    assert [(v.path, v.label, v.texts, v.split) for v in videos] == [
         ("x/a.mp4.mp4", "l1", ("one",), "train"),
         ("x/a.avi.mp4", "l2", ("two", "three"), "val"),
         ("y/a.mp4", "", (), "test"),
@@ -84,7 +74,7 @@ def test_rows_are_carried_over(tmp_path: Path) -> None:
     again = compact(index(root, csv_path=root / "list.csv"), tmp_path / "out", SMALL, 1)
     made = read_manifest(again.manifest)
     assert again.num_reused == 3  # what is said of the videos is no reason to encode them again
-    assert (made[0].path, made[0].label, made[0].captions) == ("x/a.avi.mp4", "new", ("other",))
+    assert (made[0].path, made[0].label, made[0].texts) == ("x/a.avi.mp4", "new", ("other",))
 
 
 def test_names_do_not_collide() -> None:
@@ -138,7 +128,7 @@ def test_objects_of_a_shapes_set_of_unchanged_pictures(few_shapes: Manifest, tmp
     made = read_manifest(tmp_path / "out" / "manifest.parquet")
     objects = read_objects(tmp_path / "out")
     assert list(objects) == [made[row].path for row in range(3)]
-    assert all(made[row].captions == (objects[made[row].path][0].caption,) for row in range(3))
+    assert all(made[row].texts == (objects[made[row].path][0].caption,) for row in range(3))
 
 
 # Bad files

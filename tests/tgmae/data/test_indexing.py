@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 
-from dali_pipelines.video.decode import DecodeError
-from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import draw_number
-from tests.support.videos import read_number
-from tests.support.videos import real_data_folder
-from tests.support.videos import write_numbered
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import Excluded
-from tgmae.data.indexing import index_folder
-from tgmae.data.indexing import list_csv
-from tgmae.data.indexing import list_folder
-from tgmae.data.indexing import probe
-from tgmae.data.manifest import Manifest
-from tgmae.data.manifest import read_manifest
-from dali_pipelines.types import Video
+from dali_pipelines.types import Caption, Video
+from dali_pipelines.video.decode import DecodeError, decode_frames
+from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tgmae.data.indexing import Entry, Excluded, index_folder, list_csv, list_folder, probe
+from tgmae.data.manifest import Manifest, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -172,6 +162,10 @@ def test_labels_are_the_folders(tmp_path: Path) -> None:
     ]
 
 
+def csv_captions(*texts: str) -> tuple[Caption, ...]:
+    return tuple(Caption(text, "csv") for text in texts)
+
+
 def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     text = (
         "\ufeffpath,label,split,caption,caption_fr,note\n"  # with the byte order mark that Excel writes
@@ -182,8 +176,8 @@ def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     )
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
     assert list_csv(tmp_path / "list.csv", "train") == [
-        Entry("a.mp4", "walk", ("one, with a comma", "un", "three"), "val"),
-        Entry("dir/b.mp4", "run", ("two",), "train"),
+        Entry("a.mp4", "walk", csv_captions("one, with a comma", "un", "three"), "val"),
+        Entry("dir/b.mp4", "run", csv_captions("two"), "train"),
         Entry("c.mp4", "", (), "test"),
     ]
 
@@ -200,7 +194,7 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     """Spaces after commas are harmless; a comma too many, two labels for one path, another encoding are not."""
     listed = tmp_path / "list.csv"
     listed.write_text("Path, label, caption\n./a.mp4, walk, a man walks\n")
-    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", ("a man walks",), "train")]
+    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
     for text, words in (
         ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
         ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),
@@ -232,7 +226,7 @@ def test_csv_reaches_the_manifest(tmp_path: Path) -> None:
         tmp_path, tmp_path / "manifest.parquet", csv_path=tmp_path / "list.csv", split="test", num_workers=1
     )
     videos = rows(read_manifest(tmp_path / "manifest.parquet"))
-    assert [(v.path, v.label, v.split, v.captions) for v in videos.values()] == [
+    assert [(v.path, v.label, v.split, v.texts) for v in videos.values()] == [
         ("b.mp4", "x", "val", ("first", "second")),
         ("a.mp4", "y", "test", ()),
     ]
@@ -359,7 +353,7 @@ def test_second_run_opens_only_what_changed(tmp_path: Path) -> None:
     assert (result.num_videos, result.num_reused, result.excluded) == (3, 1, [])
     after = rows(read_manifest(out))
     assert {path: video.num_frames for path, video in after.items()} == {"a.mp4": 20, "c.mp4": 30, "d.mp4": 25}
-    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].captions) == ("new", "val", ("a caption",))
+    assert (after["a.mp4"].label, after["a.mp4"].split, after["a.mp4"].texts) == ("new", "val", ("a caption",))
 
 
 def test_second_run_asks_for_longer_videos(tmp_path: Path) -> None:

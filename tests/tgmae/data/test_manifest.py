@@ -7,10 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.videos import make_video
-from tgmae.data.manifest import ROOT_KEY
-from tgmae.data.manifest import SCHEMA
-from tgmae.data.manifest import read_manifest
-from tgmae.data.manifest import write_manifest
+from tgmae.data.manifest import FORMAT_KEY, ROOT_KEY, Manifest, read_manifest, write_manifest
 
 
 def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
@@ -33,7 +30,7 @@ def test_failed_write_leaves_the_old_manifest(tmp_path: Path) -> None:
     write_manifest(path, [make_video()], tmp_path)
     before = path.read_bytes()
     with pytest.raises((pa.ArrowException, OverflowError)):
-        write_manifest(path, [make_video(), make_video(num_frames=2**40)], tmp_path)
+        write_manifest(path, [make_video(), make_video(path="b.mp4", num_frames=2**40)], tmp_path)
     assert path.read_bytes() == before
 
 
@@ -46,7 +43,7 @@ def test_missing_file_names_the_command(tmp_path: Path) -> None:
 def test_not_parquet(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "manifest.parquet"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"manifest\.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match=r"manifest\.parquet is not a Parquet file"):
         read_manifest(path)
 
 
@@ -54,7 +51,7 @@ def test_cut_off_parquet(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, [make_video()], tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="is no Parquet file"):
+    with pytest.raises(ValueError, match="is not a Parquet file"):
         read_manifest(path)
 
 
@@ -82,8 +79,8 @@ def test_paths_that_leave_the_root(tmp_path: Path, video_path: str) -> None:
         write_manifest(path, [make_video(), make_video(path=video_path)], tmp_path)
     assert not path.exists()
 
-    columns = {name: [getattr(make_video(path=video_path), name)] for name in SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata({ROOT_KEY: b"."})), path)
+    table = Manifest.of([make_video(path=video_path)], tmp_path).table
+    pq.write_table(table.replace_schema_metadata({ROOT_KEY: b".", FORMAT_KEY: b"2"}), path)
     with pytest.raises(ValueError, match="leaves the root"):
         read_manifest(path)
 

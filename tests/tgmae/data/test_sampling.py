@@ -8,24 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from dali_pipelines.types import ClipRequest, Video
 from tests.support.videos import make_video
 from tgmae.data.config import DataConfig
-from tgmae.data.manifest import SCHEMA
 from tgmae.data.manifest import Manifest
-from tgmae.data.sampling import ClipSampler
-from tgmae.data.sampling import clip_span
-from tgmae.data.sampling import sample_crop
-from tgmae.data.sampling import sample_frames
-from dali_pipelines.types import ClipRequest
-from dali_pipelines.types import Video
+from tgmae.data.sampling import ClipSampler, clip_span, sample_crop, sample_frames
 
 
 def make_manifest(videos: list[Video]) -> Manifest:
-    columns = {name: [getattr(video, name) for video in videos] for name in SCHEMA.names}
-    return Manifest(pa.table(columns, schema=SCHEMA), Path("/nowhere"))
+    return Manifest.of(videos, Path("/nowhere"))
 
 
 def make_sampler(num_videos: int = 10, data: DataConfig | None = None, **changes: Any) -> ClipSampler:

@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import draw_number
-from tests.support.videos import make_video
-from tests.support.videos import read_number
-from tests.support.videos import write_numbered
-from tgmae.data.indexing import Entry
-from tgmae.data.indexing import probe
-from tgmae.data.transcode import CODERS
-from tgmae.data.transcode import CompactConfig
-from tgmae.data.transcode import choose_nearest
-from tgmae.data.transcode import compact_size
-from tgmae.data.transcode import transcode
 from dali_pipelines.types import Video
+from dali_pipelines.video.decode import decode_frames
+from tests.support.videos import draw_number, make_video, read_number, write_numbered
+from tgmae.data.indexing import Entry, probe
+from tgmae.data.transcode import CODERS, CompactConfig, choose_nearest, compact_size, transcode
 
 SMALL = CompactConfig(short_side=64)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
 from dali_pipelines.video.motion import BLOCK, UNIT
 from tests.dali_pipelines.test_motion import CASES, FRAMES, HEIGHT, SIDE, WIDTH, corner, write_moving
-from tests.support.videos import make_video
+from tests.support.videos import clip_batch, make_video
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.masks.maps.build_motion import build_motion
@@ -41,11 +41,10 @@ def request(
     )
 
 
-def batch(*requests: ClipRequest) -> ClipBatch:
+def batch(manifest: Manifest | Sequence[Video], *requests: ClipRequest) -> ClipBatch:
     """Frames that nobody reads."""
-    return ClipBatch(
-        frames=torch.zeros(len(requests), len(requests[0].frames), 1, 1, 3, dtype=torch.uint8), requests=requests
-    )
+    frames = torch.zeros(len(requests), len(requests[0].frames), 1, 1, 3, dtype=torch.uint8)
+    return clip_batch(frames, requests, manifest)
 
 
 def folder_of(tmp_path: Path, videos: Sequence[Video], motion: Sequence[NDArray[np.int8] | str]) -> Manifest:
@@ -106,7 +105,7 @@ def test_a_known_motion_adds_up_over_the_stride(case: str, tmp_path: Path) -> No
     assert build_motion(manifest, tmp_path / "motion", 0).num_videos == 1
     frames = range(20, FRAMES, 4)
     whole = CropBox(x=0, y=0, width=WIDTH, height=HEIGHT)
-    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(request(0, frames, whole)))
+    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(manifest, request(0, frames, whole)))
     assert field.steps.tolist() == [[4.0] * len(frames)]
     for number, frame in enumerate(frames):
         x, y = corner(frame)
@@ -137,7 +136,7 @@ def test_points_lie_where_the_crop_is(rotation: int, flip: bool, tmp_path: Path)
     assert first_centre(video) == (8 - left, 8 - top)
     manifest = folder_of(tmp_path, [video], [ramp(10, 7)])
     crop = CropBox(x=30, y=40, width=50, height=80)
-    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(request(0, range(4), crop, flip)))
+    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(manifest, request(0, range(4), crop, flip)))
     points = field.points(5)
     assert points.shape == (1, 25, 2)
     found = field.at(slice(None), points)
@@ -180,7 +179,7 @@ def test_frames_before_the_first_are_the_first(tmp_path: Path) -> None:
     motion[:, 0] = np.arange(20)[:, None, None]
     manifest = folder_of(tmp_path, [make_video(width=32, height=32)], [motion])
     crop = CropBox(x=0, y=0, width=32, height=32)
-    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(request(0, (1, 5), crop)))
+    field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(manifest, request(0, (1, 5), crop)))
     # Back from frame 1: the motion of 1, 0, 0, 0; from 5: of 5, 4, 3, 2. Even over the picture, so plain sums.
     np.testing.assert_allclose(field.vectors[0, :, 0, 0, 0], [1 * UNIT, 14 * UNIT])
 
@@ -200,10 +199,10 @@ def test_a_batch_of_several_sizes_is_its_clips(tmp_path: Path) -> None:
         for row in range(3)
     ]  # fmt: skip
     requests = [request(r.row, r.frames[:6], r.crop, r.flip) for r in requests]
-    together = source(batch(*requests))
+    together = source(batch(manifest, *requests))
     points = together.points(7)
     for number, one in enumerate(requests):
-        alone = source(batch(one))
+        alone = source(batch(manifest, one))
         np.testing.assert_allclose(alone.points(7)[0], points[number])
         found = (field.at(slice(None), field.points(7)) for field in (alone, together))
         first, second = found
@@ -215,13 +214,13 @@ def test_videos_without_motion(tmp_path: Path) -> None:
     broken = [make_video(path="a.mp4"), make_video(path="b.mp4")]
     manifest = folder_of(tmp_path, broken, [ramp(8, 10), "truncated"])
     source = CodecMotion(tmp_path / "motion", manifest, CPU)
-    assert source.note.startswith("1 videos gave no motion when")
+    assert source.note.startswith("1 videos had no motion when")
     assert "b.mp4; their masks are random" in source.note
-    assert not source(batch(request(1, range(4), crop))).vectors.any()
+    assert not source(batch(manifest, request(1, range(4), crop))).vectors.any()
 
     (tmp_path / "vp9").mkdir()
     silent = [make_video(path="a.mp4"), make_video(path="b.webm", codec="vp9")]
-    manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 gives no motion vectors"])
+    manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 videos carry no motion vectors"])
     with pytest.raises(
         ValueError, match=r"1 of 2 videos carry no motion vectors .*b\.webm \(vp9\); .*tgmae-data compact"
     ):

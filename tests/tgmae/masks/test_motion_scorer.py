@@ -23,7 +23,7 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.motion_scorer import MotionScorer
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.masks.select import select_masks
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
@@ -36,6 +36,7 @@ SIDE = 8  # patches
 MODEL = ModelConfig(image_size=SIDE * 16, num_frames=8)
 SLOTS = 4
 PIXELS = SIDE * BLOCK  # of the test's videos: a cell is a patch
+VIDEO = make_video(width=PIXELS, height=PIXELS)
 
 
 def config(folder: Path, kind: str, ratio: float = 0.25) -> InputConfig:
@@ -52,7 +53,7 @@ def scorer_of(tmp_path: Path, motion: NDArray[np.int8], kind: str, ratio: float 
 
 def clip(flip: bool = False, mask_seed: int = 0, start: int = 3) -> ClipBatch:
     whole = CropBox(x=0, y=0, width=PIXELS, height=PIXELS)
-    return batch(request(0, range(start, start + 16, 2), whole, flip, mask_seed))
+    return batch([VIDEO], request(0, range(start, start + 16, 2), whole, flip, mask_seed))
 
 
 def masked(scores: Tensor, ratio: float = 0.25) -> NDArray[np.bool_]:
@@ -126,10 +127,10 @@ def test_a_repeated_frame_carries_nothing_on(kind: str, tmp_path: Path) -> None:
     """A video that ends after three of eight frames: from then on the picture stands, and so does the mask."""
     scorer = scorer_of(tmp_path, moving_block((3.0, 2.0)), kind)
     whole = CropBox(x=0, y=0, width=PIXELS, height=PIXELS)
-    scores = scorer(batch(request(0, (1, 5, 9, 9, 9, 9, 9, 9), whole)))
+    scores = scorer(batch([VIDEO], request(0, (1, 5, 9, 9, 9, 9, 9, 9), whole)))
     assert not torch.equal(scores[0, 0], scores[0, 2])
     torch.testing.assert_close(scores[0, 2], scores[0, 3], rtol=0, atol=1e-6)
-    moving = scorer(batch(request(0, range(1, 17, 2), whole)))
+    moving = scorer(batch([VIDEO], request(0, range(1, 17, 2), whole)))
     assert not torch.allclose(moving[0, 0], moving[0, 2], atol=1e-3)
 
 
@@ -202,9 +203,9 @@ def test_masks_depend_on_their_own_clip_only(tmp_path: Path) -> None:
     requests = [request(0, range(0, 32, 4), crop, mask_seed=1), request(1, range(5, 21, 2), crop, True, mask_seed=2)]
     for kind in ("mgm", "mgm_box", "mgmae"):
         scorer = MotionScorer(config(tmp_path / "motion", kind), manifest, CPU)
-        together = scorer(batch(*requests))
+        together = scorer(batch(manifest, *requests))
         for number, one in enumerate(requests):
-            assert torch.equal(scorer(batch(one))[0], together[number])
+            assert torch.equal(scorer(batch(manifest, one))[0], together[number])
 
 
 @pytest.mark.gpu
@@ -243,7 +244,7 @@ def judged(manifest: Manifest, kind: str, cache_dir: Path) -> dict[str, float]:
     plan = ClipSampler(manifest=manifest, data=settings.data, num_frames=8, batch_size=len(manifest), seed=0)
     clips = PyavPipeline(manifest, plan, 96).next_batch()
     assert not clips.skipped
-    scores = make_scorer(settings, manifest, CPU)(clips).numpy()
+    scores = bind_scorer(settings, manifest, CPU)(clips).numpy()
     objects = read_objects(manifest.root)
     truth = [
         object_coverage(objects[manifest[request.row].path][0], request, 96, 16, 2) >= 0.5 for request in clips.requests

@@ -12,7 +12,7 @@ from torchvision.models.optical_flow import raft_small
 from torchvision.transforms.functional import normalize
 
 from dali_pipelines.types import ClipBatch, CropBox
-from tests.support.videos import make_video
+from tests.support.videos import clip_batch, make_video
 from tests.tgmae.masks.test_motion_field import request
 from tgmae.config import InputConfig
 from tgmae.data.manifest import read_manifest, write_manifest
@@ -36,7 +36,7 @@ def clips(size: int, frames: int = 4, count: int = 2) -> ClipBatch:
     pictures = torch.randint(0, 256, (count, frames, size, size, 3), dtype=torch.uint8)
     crop = CropBox(x=7, y=9, width=50, height=40)
     requests = tuple(request(0, range(frames), crop, flip=True, mask_seed=n) for n in range(count))
-    return ClipBatch(frames=pictures, requests=requests)
+    return clip_batch(pictures, requests)
 
 
 def test_flow_is_torchvisions(checkpoint: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_is_no_raft(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no RAFT checkpoint at .*raft_small and raft_large"):
         RaftMotion(tmp_path / "missing.pth", CPU)
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pth is no checkpoint"):
+    with pytest.raises(ValueError, match=r"text\.pth is not a checkpoint"):
         RaftMotion(tmp_path / "text.pth", CPU)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds neither torchvision's raft_small nor raft_large"):

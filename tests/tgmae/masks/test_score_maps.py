@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
-from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
+from dali_pipelines.types import Caption, ClipRequest, CropBox
 from dali_pipelines.video.decode import decode_clips, decode_whole_frames
 from engines.clip_model import SHAPES_CLIP, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
-from tests.support.videos import make_video, write_numbered
+from tests.support.videos import clip_batch, make_video, write_numbered
 from tests.tgmae.masks.test_text_scorer import score_naively
 from tgmae.config import InputConfig
 from tgmae.data.config import DataConfig
@@ -44,8 +44,7 @@ from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.frames import grid_of
 from tgmae.masks.maps.store import MapFolder
 from tgmae.masks.maps.writer import BuildResult
-from tgmae.masks.scorer import make_scorer
-from tgmae.masks.text_scorer import TextScorer
+from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -56,9 +55,7 @@ SECOND_CAPTION = "a blue star spinning"
 
 
 def with_captions(manifest: Manifest, captions: Sequence[Sequence[str]]) -> Manifest:
-    column = manifest.table.schema.get_field_index("captions")
-    cells = pa.array([list(texts) for texts in captions], pa.list_(pa.string()))
-    return Manifest(manifest.table.set_column(column, "captions", cells), manifest.root)
+    return manifest.with_captions([[Caption(text, "test") for text in texts] for texts in captions])
 
 
 def two_captions(path: Path) -> Manifest:
@@ -150,7 +147,7 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
     pictures = torch.from_numpy(
         np.stack(list(decode_whole_frames(manifest.file(1), video, numbers, 6 * PATCH, 8 * PATCH)))
     )
-    for caption, text in enumerate(video.captions):
+    for caption, text in enumerate(video.texts):
         expected = score_naively(clip, pictures, [text] * 3).reshape(3, 6, 8)
         # float16 keeps 11 bits: 2⁻¹² of the value.
         np.testing.assert_allclose(stored[[0, 9, 19], caption], expected, rtol=2**-11, atol=1e-4)
@@ -159,8 +156,10 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
 def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     fingerprint = load_clip(CLIPConfig(model="shapes")).fingerprint
     expected = {
+        "format": 2,
         "dtype": "float16",
         "clip": fingerprint,
+        "clip_identity": CLIPConfig(model="shapes").identity(),
         "tower": "patch16",
         "patch_size": 16,
         "cells": CELLS,
@@ -231,7 +230,7 @@ def test_crop_and_flip_are_grid_sample(manifest: Manifest, maps: Path, cache_dir
             of_frames[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
         )[0]
         expected = sampled.flip(-1) if wanted.flip else sampled
-        got = scorer.score(wanted)
+        got = scorer.score(video, wanted)
         assert (got.dtype, got.shape) == (np.float32, (4, 36))
         np.testing.assert_allclose(got, expected.flatten(1).numpy(), rtol=0, atol=1e-6)
 
@@ -243,18 +242,20 @@ def test_first_frame_only(manifest: Manifest, maps: Path, cache_dir: Path) -> No
     crop = CropBox(x=20, y=0, width=120, height=120)
     firsts = (0, 0, 8, 8, 20, 20, 30, 30)
     wanted = request(4, (0, 4, 8, 12, 20, 24, 30, 34), crop)
-    np.testing.assert_array_equal(one.score(wanted), two.score(replace(wanted, frames=firsts)))
-    assert np.abs(one.score(wanted) - two.score(wanted)).max() > 1e-3
+    np.testing.assert_array_equal(
+        one.score(manifest[4], wanted), two.score(manifest[4], replace(wanted, frames=firsts))
+    )
+    assert np.abs(one.score(manifest[4], wanted) - two.score(manifest[4], wanted)).max() > 1e-3
 
 
 def test_a_batch_is_its_clips(manifest: Manifest, maps: Path, cache_dir: Path) -> None:
     scorer = make_scorer(config(maps, cache_dir), manifest, CPU)
     assert isinstance(scorer, CachedScorer)
     plan = ClipSampler(manifest=manifest, data=DataConfig(flip=True), num_frames=8, batch_size=5, seed=1)
-    clips = ClipBatch(frames=torch.zeros(5, 8, 96, 96, 3, dtype=torch.uint8), requests=plan(0))
+    clips = clip_batch(torch.zeros(5, 8, 96, 96, 3, dtype=torch.uint8), plan(0), manifest)
     scores = scorer(clips)
     assert (scores.dtype, scores.device.type, tuple(scores.shape)) == (torch.float32, "cpu", (5, 4, 36))
-    np.testing.assert_array_equal(scores.numpy(), np.stack([scorer.score(r) for r in clips.requests]))
+    np.testing.assert_array_equal(scores.numpy(), np.stack([scorer.score(manifest[r.row], r) for r in clips.requests]))
 
 
 @pytest.mark.parametrize("scorer", ["patch", "dense"])
@@ -269,9 +270,11 @@ def test_the_whole_picture_scores_as_directly(tmp_path: Path, cache_dir: Path, s
     assert cached.maps.read(videos[1].path).shape == (10, 1, 6, 8)
     wanted = request(0, (2, 4, 6, 8, 10, 12, 14, 16), CropBox(x=0, y=0, width=120, height=120))
     frames = torch.from_numpy(decode_clips(videos.file(0), videos[0], [wanted], 96))
-    directly = TextScorer(config(tmp_path, cache_dir, mask=MaskConfig(scorer=scorer)), videos, CPU)  # type: ignore[arg-type]
-    direct = directly(ClipBatch(frames=frames, requests=(wanted,)))[0].numpy()
-    np.testing.assert_allclose(cached.score(wanted), direct, rtol=0, atol=2**-12)  # half a float16 step below 1
+    directly = bind_scorer(config(tmp_path, cache_dir, mask=MaskConfig(scorer=scorer)), videos, CPU)  # type: ignore[arg-type]
+    direct = directly(clip_batch(frames, [wanted], videos))[0].numpy()
+    np.testing.assert_allclose(
+        cached.score(videos[0], wanted), direct, rtol=0, atol=2**-12
+    )  # half a float16 step below 1
     assert np.ptp(direct) > 0.02
 
 
@@ -280,7 +283,7 @@ def test_masks_agree_with_direct_scores(manifest: Manifest, maps: Path, cache_di
     plain = config(maps, cache_dir)
     plan = ClipSampler(manifest=manifest, data=plain.data, num_frames=8, batch_size=12, seed=5)
     clips = PyavPipeline(manifest, plan, 96).next_batch()
-    direct = TextScorer(replace(plain, mask=MaskConfig()), manifest, CPU)(clips).numpy()
+    direct = bind_scorer(replace(plain, mask=MaskConfig()), manifest, CPU)(clips).numpy()
     cached = CachedScorer(plain, manifest, CPU)(clips).numpy()
     tops = [np.argsort(-scores, axis=-1)[..., :21].reshape(-1, 21) for scores in (direct, cached)]
     agreement = np.mean([len(set(a) & set(b)) / 21 for a, b in zip(*tops, strict=True)])
@@ -380,10 +383,10 @@ def test_other_settings_are_refused_when_training(
 ) -> None:
     """Saying what differs: another grid of patches, other weights."""
     grid = config(maps, cache_dir, model=ModelConfig(image_size=64, num_frames=8))
-    with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make them anew"):
+    with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make maps in another folder"):
         CachedScorer(grid, manifest, CPU)
     weights = config(maps, cache_dir, clip=CLIPConfig(model=other_clip, cache_dir=cache_dir))
-    with pytest.raises(ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make them anew"):
+    with pytest.raises(ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make maps"):
         CachedScorer(weights, manifest, CPU)
 
 
@@ -401,7 +404,7 @@ def test_other_settings_are_refused_when_building(
         ({"every": 4, "cells": 4}, r"cells 6 \(now 4\), every 2 \(now 4\)"),
     ]
     for options, words in cases:
-        with pytest.raises(ValueError, match=rf"were made with {words}; make them anew in another folder"):
+        with pytest.raises(ValueError, match=rf"were made with {words}; make maps in another folder"):
             build(manifest, copied, cache_dir, **options)  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in copied.iterdir()} == before
 
@@ -438,7 +441,8 @@ def test_rows_of_a_split_find_their_maps(manifest: Manifest, maps: Path, cache_d
     crop, frames = CropBox(x=20, y=0, width=120, height=120), (0, 4, 8, 12, 16, 20, 24, 28)
     for row, place in ((11, 0), (3, 1), (9, 2)):
         np.testing.assert_array_equal(
-            some.score(request(place, frames, crop, caption=1)), every.score(request(row, frames, crop, caption=1))
+            some.score(manifest[row], request(place, frames, crop, caption=1)),
+            every.score(manifest[row], request(row, frames, crop, caption=1)),
         )
 
 
@@ -457,10 +461,10 @@ def test_an_unreadable_video_is_recorded_reported_and_named(tmp_path: Path, cach
     assert re.match(r"2 videos could not be read when .*scores was made, such as b\.mp4, c\.mp4;", scorer.note)
     crop = CropBox(x=0, y=0, width=120, height=120)
     for row in (0, 3):
-        assert np.isfinite(scorer.score(request(row, tuple(range(8)), crop))).all()
+        assert np.isfinite(scorer.score(videos[row], request(row, tuple(range(8)), crop))).all()
     for row, name in ((1, "b.mp4"), (2, "c.mp4")):
         with pytest.raises(ValueError, match=rf"^{name} could not be read when .* was made; run tgmae-data scores"):
-            scorer.score(request(row, tuple(range(8)), crop))
+            scorer.score(videos[row], request(row, tuple(range(8)), crop))
 
 
 def arrays(folder: Path, manifest: Manifest) -> list[NDArray[np.float16]]:

@@ -14,6 +14,7 @@ import torch
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from engines.config import CLIPConfig
+from tests.support.videos import clip_batch
 from tgmae.config import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.config import MaskConfig
@@ -49,7 +50,7 @@ def geometry(image: int, patch: int, frames: int, tubelet: int) -> ModelConfig:
 def batch(seeds: Sequence[int]) -> ClipBatch:
     """Clips of one grey pixel: noise looks at nothing but the requests."""
     frames = torch.zeros(len(seeds), 1, 1, 1, 3, dtype=torch.uint8)
-    return ClipBatch(frames=frames, requests=tuple(request(seed, i) for i, seed in enumerate(seeds)))
+    return clip_batch(frames, [request(seed, i) for i, seed in enumerate(seeds)])
 
 
 def noise(kind: str, model: ModelConfig, seeds: Sequence[int]) -> torch.Tensor:

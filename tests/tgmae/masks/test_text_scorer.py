@@ -21,14 +21,14 @@ from dali_pipelines.types import ClipBatch
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import FrameTower
+from tests.support.videos import clip_batch
 from tgmae.config import InputConfig
 from tgmae.data.config import DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.masks.select import select_masks
-from tgmae.masks.text_scorer import TextScorer
 from tgmae.model.config import ModelConfig
 from tgmae.training.loader import Loader
 
@@ -137,12 +137,12 @@ def clips(manifest: Manifest, config: InputConfig) -> ClipBatch:
 @pytest.fixture(scope="module")
 def naive(clip: CLIPModel, manifest: Manifest, clips: ClipBatch) -> NDArray[np.float64]:
     """Cosines of every frame [B, T, N]."""
-    captions = [manifest[request.row].captions[request.caption] for request in clips.requests for _ in range(8)]
+    captions = [manifest[request.row].texts[request.caption] for request in clips.requests for _ in range(8)]
     return score_naively(clip, clips.frames.flatten(0, 1), captions).reshape(4, 8, -1)
 
 
-def make(config: InputConfig, manifest: Manifest, **mask: object) -> TextScorer:
-    return TextScorer(replace(config, mask=MaskConfig(**mask)), manifest, CPU)  # type: ignore[arg-type]
+def make(config: InputConfig, manifest: Manifest, **mask: object) -> BoundScorer:
+    return bind_scorer(replace(config, mask=MaskConfig(**mask)), manifest, CPU)  # type: ignore[arg-type]
 
 
 # patch
@@ -179,10 +179,10 @@ def test_patch_with_the_real_network(config: InputConfig, manifest: Manifest, cl
     config = replace(
         config, model=replace(config.model, image_size=64, num_frames=2), mask=MaskConfig(frames_per_tubelet=1)
     )
-    one = ClipBatch(frames=clips.frames[:1, :2, 16:80, 16:80].contiguous(), requests=clips.requests[:1])
-    scores = TextScorer(config, manifest, CPU, big)(one)[0]
+    one = clip_batch(clips.frames[:1, :2, 16:80, 16:80].contiguous(), clips.requests[:1], manifest)
+    scores = bind_scorer(config, manifest, CPU, big)(one)[0]
     request = one.requests[0]
-    expected = score_naively(big, one.frames[0, :1], [manifest[request.row].captions[request.caption]])
+    expected = score_naively(big, one.frames[0, :1], [manifest[request.row].texts[request.caption]])
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-4)
     assert same_share(scores, expected, k=9) >= 0.999
     assert np.ptp(expected) > 0.005
@@ -196,7 +196,7 @@ def test_resizing_8_bit_pixels_changes_little(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """CLIP's own preprocessing rounds and clips the enlarged pixels to 8 bits; the fold cannot. How far that leads."""
-    captions = [manifest[request.row].captions[request.caption] for request in clips.requests for _ in range(8)]
+    captions = [manifest[request.row].texts[request.caption] for request in clips.requests for _ in range(8)]
     rounded = score_naively(clip, clips.frames.flatten(0, 1), captions, as_bytes=True).reshape(naive.shape)
     share = same_share(torch.from_numpy(naive), rounded, k=21)
     # The worst pictures for it: black and white blocks of 4², whose overshoot is clipped at every edge.
@@ -231,7 +231,7 @@ def test_scores_of_a_clip_do_not_depend_on_its_neighbours(
 ) -> None:
     whole = make(config, manifest)(clips)
     for place in range(4):
-        alone = ClipBatch(frames=clips.frames[place : place + 1], requests=(clips.requests[place],))
+        alone = clip_batch(clips.frames[place : place + 1], clips.requests[place : place + 1], manifest)
         torch.testing.assert_close(make(config, manifest)(alone)[0], whole[place], rtol=0, atol=2e-6)
 
 
@@ -244,7 +244,7 @@ def test_captions_and_flips_of_the_requests_are_honoured(
     batch = PyavPipeline(manifest, lambda _: requests, SIZE).next_batch()
     scores = make(config, manifest, frames_per_tubelet=1)(batch)
     plain = batch.frames[0, ::2]
-    captions = manifest[request.row].captions
+    captions = manifest[request.row].texts
     for place, (frames, caption) in enumerate(
         [(plain, captions[0]), (plain, captions[1]), (plain.flip(2), captions[1])]
     ):
@@ -258,7 +258,7 @@ def test_bottom_masks_what_is_least_like_the_caption(
     config: InputConfig, manifest: Manifest, clips: ClipBatch, naive: NDArray[np.float64]
 ) -> None:
     mask = MaskConfig(order="bottom", frames_per_tubelet=1)
-    scores = make_scorer(replace(config, mask=mask), manifest, CPU)(clips)
+    scores = bind_scorer(replace(config, mask=mask), manifest, CPU)(clips)
     hidden = torch.zeros(4, SLOTS * SIDE**2, dtype=torch.bool)
     hidden.scatter_(1, select_masks(mask, config.model, scores).masked.long(), True)
     least = np.argsort(naive[:, ::2], axis=-1)[..., :21]  # floor(.6 · 36)
@@ -330,7 +330,7 @@ def test_dense_equals_a_computation_by_hand(
     assert (scores.dtype, tuple(scores.shape)) == (torch.float32, (4, SLOTS, SIDE**2))
     for place in (0, 3):
         request = clips.requests[place]
-        caption = manifest[request.row].captions[request.caption]
+        caption = manifest[request.row].texts[request.caption]
         frames = [dense_naively(clip, frame, caption, last_block) for frame in clips.frames[place, 2:4]]
         np.testing.assert_allclose(scores[place, 1].numpy(), np.mean(frames, axis=0), rtol=0, atol=1e-4)
 
@@ -371,11 +371,14 @@ def test_a_gpu_scores_as_the_cpu_does(
     clip = replace(config.clip, precision=precision, batch=12 * SIDE**2)  # type: ignore[arg-type]
     changed = replace(config, mask=MaskConfig(scorer=scorer), clip=clip)  # type: ignore[arg-type]
     wanted = select_masks(changed.mask, changed.model, expected)
-    given = TextScorer(changed, manifest, device)
+    given = bind_scorer(changed, manifest, device)
 
     class Same:
         def next_batch(self) -> ClipBatch:
             return clips
+
+        def describe(self) -> str:
+            return ""
 
         def close(self) -> None: ...
 

@@ -16,6 +16,7 @@ from tgmae.data.config import DataConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
+from tgmae.masks.scorer import BoundScorer
 from tgmae.model.config import ModelConfig
 from tgmae.training.batch_lifetime import BatchLifetime
 from tgmae.training.loader import Loader
@@ -107,18 +108,19 @@ def make_pipeline(shapes: Path, device: torch.device, **data: object) -> DaliPip
 def make_loader(shapes: Path, device: torch.device, **data: object) -> Loader:
     model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
     mask = MaskConfig(kind="tube")
-    return Loader(make_pipeline(shapes, device, **data), Noise(model, device), mask, model, device)
+    return Loader(make_pipeline(shapes, device, **data), BoundScorer(Noise(model, device), None), mask, model, device)
 
 
 class Noise:
     """Scores that need no manifest."""
 
     note = ""
+    needs_text = False
 
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
         self.model, self.device = model, device
 
-    def __call__(self, clips: ClipBatch) -> torch.Tensor:
+    def __call__(self, clips: ClipBatch, text: torch.Tensor | None = None) -> torch.Tensor:
         shape = (len(clips.requests), self.model.num_slots, self.model.patches_per_slot)
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
@@ -180,13 +182,13 @@ def test_scorers_read_what_was_decoded(shapes: Path) -> None:
     seen = []
 
     class Looking(Noise):
-        def __call__(self, clips: ClipBatch) -> torch.Tensor:
+        def __call__(self, clips: ClipBatch, text: torch.Tensor | None = None) -> torch.Tensor:
             seen.append(check_sums(clips.frames))
             return super().__call__(clips)
 
     model = ModelConfig(image_size=SIZE, num_frames=NUM_FRAMES)
     pipeline = make_pipeline(shapes, device)
-    loader = Loader(pipeline, Looking(model, device), MaskConfig(kind="tube"), model, device)
+    loader = Loader(pipeline, BoundScorer(Looking(model, device), None), MaskConfig(kind="tube"), model, device)
     try:
         for _ in range(6):
             frames = loader.next_batch().clips.frames

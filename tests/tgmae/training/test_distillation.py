@@ -28,7 +28,7 @@ from tgmae.data.config import DataConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.training.config import DistillConfig
 from tgmae.training.distillation import Distillation, distill, split_rows
@@ -95,10 +95,10 @@ def test_what_is_no_student_is_refused(tmp_path: Path) -> None:
         load_student(tmp_path / "nothing", "a", 8)
     for name, content in {"empty": b"", "text": b"hello, I am no network" * 9}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is no student made by tgmae-engine distill"):
+        with pytest.raises(ValueError, match=rf"{name} is not a student made by tgmae-engine distill"):
             load_student(tmp_path / name, "a", 8)
     save_file({"weight": torch.zeros(2)}, tmp_path / "other", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"other is no student made by tgmae-engine distill"):
+    with pytest.raises(ValueError, match=r"other is not a student made by tgmae-engine distill"):
         load_student(tmp_path / "other", "a", 8)
 
 
@@ -204,7 +204,7 @@ def test_measured_agreement_is_in_the_file_and_true(shapes: Path, cache_dir: Pat
     clips = PyavPipeline(held_out, plan, 96).next_batch()
     tops = []
     for mask in (plain.mask, replace(plain.mask, scorer="student", student=student)):
-        scores = make_scorer(replace(plain, mask=mask), held_out, CPU)(clips)
+        scores = bind_scorer(replace(plain, mask=mask), held_out, CPU)(clips)
         tops.append([set(row.topk(21).indices.tolist()) for row in scores.flatten(0, 1)])
     shares = [len(a & b) / 21 for a, b in zip(*tops, strict=True)]
     assert measured["agreement"] == pytest.approx(np.mean(shares), abs=1e-6)

@@ -1,4 +1,4 @@
-"""Compute the score maps of a manifest; several processes and machines may share the work."""
+"""Compute the score maps of a manifest. Several processes and machines may share the work."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from tgmae.masks.maps.frames import decode_in_workers
 from tgmae.masks.maps.store import digest_videos
 from tgmae.masks.maps.writer import BuildResult, write_maps
 
-_MAX_TOWERS = 4  # dense towers kept for frame sizes met before; each holds a copy of CLIP
+_MAX_TOWERS = 4  # dense towers kept, one per frame size; each holds a copy of CLIP
 
 
 def build_scores(
     manifest: Manifest, out: Path, clip_config: CLIPConfig, spec: TowerSpec, *, cells: int, patch_size: int,
     every: int, device: torch.device, num_workers: int, share: int = 0, shares: int = 1,
 ) -> BuildResult:  # fmt: skip
-    """Write the parts `share`, `share` + `shares`, … of the manifest's score maps that are not there yet.
+    """Write the missing parts among `share`, `share` + `shares`, … of the manifest's score maps.
 
-    cells   patches along a clip's short side        every   frames between two maps
+    cells   cells along the short side of a video        every   frames from one map to the next
 
     Raises ValueError where `out` holds maps made with other settings, FileNotFoundError and OSError for files.
     """
     clip = load_clip(clip_config)
     side = cells * patch_size
     tower = make_tower(clip, spec, patch_size, side, side)
-    # A dense tower's name tells its frame size, which differs from video to video.
+    # The name of a dense tower contains its frame size, which differs from video to video.
     name = tower.name.partition("-")[0] if spec.kind == "dense" else tower.name
     captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
     if captions.note and share == 0:
         print(captions.note)
-    # Videos differ in size and length, so hardly a pass would be the one that was recorded.
-    scorers = _ScorerBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
+    # Videos differ in size and length, so a recorded CUDA graph would hardly ever fit.
+    similarities = _SimilarityBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
 
     def compute(rows: list[int]) -> Iterator[NDArray[np.float16] | str]:
-        pictures = decode_in_workers(manifest, rows, cells, patch_size, every, num_workers)
-        for row, frames in zip(rows, pictures, strict=True):
+        decoded = decode_in_workers(manifest, rows, cells, patch_size, every, num_workers)
+        for row, frames in zip(rows, decoded, strict=True):
             if isinstance(frames, str):
                 yield frames
                 continue
-            texts = captions.of_row(row)
-            features = scorers(frames.shape[1], frames.shape[2])
-            cosines = features.compare(torch.from_numpy(frames).to(device), texts.expand(len(frames), -1, -1))
+            texts = captions.of([caption.text for caption in manifest[row].captions])
+            similarity = similarities(frames.shape[1], frames.shape[2])
+            cosines = similarity.compare(torch.from_numpy(frames).to(device), texts.expand(len(frames), -1, -1))
             grid = (frames.shape[1] // patch_size, frames.shape[2] // patch_size)
             yield cosines.view(*cosines.shape[:2], *grid).half().cpu().numpy()
 
-    key = score_key(clip.fingerprint, name, patch_size, cells, every)
+    key = score_key(clip.fingerprint, clip_config.identity(), name, patch_size, cells, every)
     return write_maps(manifest, digest_videos(manifest, "captions"), out, key, COMMAND, compute, share, shares)
 
 
-class _ScorerBySize:
-    """PatchSimilarity for frames of one size after another; a dense tower belongs to one size, the others fit all."""
+class _SimilarityBySize:
+    """Makes a `PatchSimilarity` for each frame size. A dense tower fits one size only, the others fit all."""
 
     def __init__(
         self, clip: CLIPModel, config: CLIPConfig, spec: TowerSpec, patch_size: int, device: torch.device
@@ -73,7 +73,7 @@ class _ScorerBySize:
         key = (height, width) if self.spec.kind == "dense" else (0, 0)
         if key not in self.made:
             if len(self.made) >= _MAX_TOWERS:
-                self.made.pop(next(iter(self.made)))  # the one not met for longest
+                self.made.pop(next(iter(self.made)))  # the one not used for longest
             self.made[key] = make_patch_similarity(
                 self.clip, self.config, self.spec, self.patch_size, height, width, self.device
             )

@@ -1,6 +1,6 @@
-"""Frames for score maps: whole pictures, so resized that a patch covers a cell of the map; decoded by worker processes.
+"""Frames for score maps: whole frames, resized so that a patch covers a cell of the map, decoded by worker processes.
 
-Workers import this module: it does without CLIP.
+Workers import this module, so it does without CLIP.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tgmae.data.manifest import Manifest
 
 
 def grid_of(video: Video, cells: int) -> tuple[int, int]:
-    """Rows and columns of a video's maps: `cells` along the short side, as square as whole numbers allow."""
+    """Return rows and columns of a video's maps: `cells` along the short side, and cells as square as possible."""
     cell = min(video.width, video.height) / cells
     return max(cells, round(video.height / cell)), max(cells, round(video.width / cell))
 
@@ -26,8 +26,9 @@ def grid_of(video: Video, cells: int) -> tuple[int, int]:
 def decode_in_workers(
     manifest: Manifest, rows: list[int], cells: int, patch_size: int, every: int, num_workers: int
 ) -> Iterator[NDArray[np.uint8] | str]:
-    """Every `every`-th frame of each of `rows` in turn, decoded ahead: uint8 [F, Y·patch, X·patch, 3], or the reason
-    there is none.
+    """Yield every `every`-th frame of each of `rows`, in order, decoded ahead.
+
+    Each item is uint8 [F, Y·patch, X·patch, 3], or the reason why the video could not be read.
     """
     return map_in_workers(partial(_decode, manifest, cells, patch_size, every), rows, num_workers)
 
@@ -35,13 +36,14 @@ def decode_in_workers(
 def _decode(manifest: Manifest, cells: int, patch_size: int, every: int, row: int) -> NDArray[np.uint8] | str:
     video = manifest[row]
     height, width = (count * patch_size for count in grid_of(video, cells))
-    frames = range(0, video.num_frames, every)
-    pictures: list[NDArray[np.uint8]] = []
+    frames = range(video.start, video.end, every)
+    decoded: list[NDArray[np.uint8]] = []
     try:
-        pictures.extend(decode_whole_frames(manifest.file(row), video, frames, height, width))
+        decoded.extend(decode_whole_frames(manifest.file(row), video, frames, height, width))
     except DecodeError as error:
-        # What lies before a break is worth having: clips from there can be trained on.
-        if not pictures:
+        # The frames before a break are worth having: clips from there can be trained on.
+        if not decoded:
             return str(error)
-    # Turned pictures are transposed views, and so would their stack be; the patch kernel takes whole rows.
-    return np.ascontiguousarray(np.stack(pictures))
+    # Frames that were turned upright are transposed views, and so would their stack be. The patch kernel needs whole
+    # rows.
+    return np.ascontiguousarray(np.stack(decoded))

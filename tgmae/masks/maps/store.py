@@ -3,10 +3,10 @@
 A folder of maps holds
 
     maps.json           what the maps depend on; maps that depend on something else are refused
-    part-00000.arrow    PART_VIDEOS videos each, written whole or not at all; of a part that is not finished every video
-                        done so far is kept in a journal: a killed run goes on behind it
+    part-00000.arrow    PART_VIDEOS videos each, written atomically; a journal keeps every finished video of a part that
+                        is not complete, and a killed run resumes after it
 
-and each video has one array, of any shape and of the folder's dtype, compressed where maps.json says so.
+Each row of the manifest has one array, of any shape and of the folder's dtype, compressed where maps.json says so.
 """
 
 from __future__ import annotations
@@ -24,36 +24,39 @@ from numpy.typing import NDArray
 from engines.files import write_atomically
 from tgmae.data.manifest import Manifest
 
-# digest: of what the maps of this video depend on (`digest_videos`); shape: empty where the video could not be read
+# path: the name of the row (`Video.name`). digest: of what its maps depend on (`digest_videos`). shape: empty where the
+# video could not be read.
 SCHEMA = pa.schema(
     [("path", pa.string()), ("digest", pa.string()), ("shape", pa.list_(pa.int32())), ("maps", pa.large_binary())]
 )
 _KEY_FILE = "maps.json"
+FORMAT = 2  # of maps.json and the parts; 1 had no format number and no identity of the CLIP, and is still read
+_NOT_COMPARED = ("format", "clip_identity")  # the CLIP is compared by its fingerprint
 
-Key = dict[str, str | int]  # has "dtype", may have "compression" (zstd), and what else the maps of a folder depend on
+Key = dict[str, str | int]  # has "dtype", may have "compression" (zstd), and whatever else the maps depend on
 
 
 class MapFolder:
-    """The maps of one folder, read as they are needed; in memory is only where each video's maps lie.
+    """The maps of one folder, read as they are needed. Only the places of the maps are kept in memory.
 
-    command  what makes such a folder, for messages
+    command  the command that makes such a folder, for messages
 
     Raises FileNotFoundError or ValueError where `folder` holds no maps.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.command, self.key = folder, command, _read_key(folder, command)
-        self._place: dict[str, tuple[Path, int]] = {}  # by path: part and row, of the digest that was checked
-        self._found: dict[tuple[str, str], tuple[Path, int, bool]] = {}  # by path and digest: and whether it has maps
+        self._place: dict[str, tuple[Path, int]] = {}  # by name: part and row, for the digest that was checked
+        self._found: dict[tuple[str, str], tuple[Path, int, bool]] = {}  # by name and digest; and whether it has maps
         for part in sorted(folder.glob("part-*.arrow")):
             table = self._open_part(part)
             columns = (table.column(name).to_pylist() for name in ("path", "digest", "shape"))
-            for row, (path, digest, shape) in enumerate(zip(*columns, strict=True)):
-                if not self._found.get((path, digest), (part, row, False))[2]:  # a later part may have tried again
-                    self._found[path, digest] = (part, row, bool(shape))
-                self._place[path] = (part, row)
-        readable = {path for (path, _), (_, _, has_maps) in self._found.items() if has_maps}
-        self.unreadable = {path for path, _ in self._found} - readable  # of those that are checked, once they are
+            for row, (name, digest, shape) in enumerate(zip(*columns, strict=True)):
+                if not self._found.get((name, digest), (part, row, False))[2]:  # a later part may have tried again
+                    self._found[name, digest] = (part, row, bool(shape))
+                self._place[name] = (part, row)
+        readable = {name for (name, _), (_, _, has_maps) in self._found.items() if has_maps}
+        self.unreadable = {name for name, _ in self._found} - readable  # `check_videos` narrows it to its videos
         self._open: dict[Path, pa.Table] = {}
 
     def check(self, wanted: Key) -> None:
@@ -61,10 +64,9 @@ class MapFolder:
         _check_key(self.folder, wanted, self.key, self.command)
 
     def check_videos(self, manifest: Manifest, digests: Sequence[str]) -> str:
-        """Raise ValueError where videos have no maps, or for another digest; returns what the user should know."""
-        paths = manifest.table.column("path").to_pylist()
-        names = list(zip(paths, digests, strict=True))
-        missing = [path for path, digest in names if (path, digest) not in self._found]
+        """Raise ValueError where videos have no maps, or maps of another digest. Returns what the user should know."""
+        names = list(zip(manifest.names(), digests, strict=True))
+        missing = [name for name, digest in names if (name, digest) not in self._found]
         if missing:
             raise ValueError(
                 f"{self.folder} has no maps, or maps of other videos or captions, for {len(missing)} of "
@@ -78,22 +80,22 @@ class MapFolder:
             f"where they can be read now, run {self.command} again"
         ) * bool(lost)
 
-    def read(self, path: str) -> NDArray[np.generic]:
-        """A video's maps, without copying unless they are compressed.
+    def read(self, name: str) -> NDArray[np.generic]:
+        """Return the maps of a row of the manifest, without copying unless they are compressed.
 
         Raises ValueError where the video could not be read when they were made.
         """
-        part, row = self._place[path]
+        part, row = self._place[name]
         if part not in self._open:
             self._open[part] = self._open_part(part)
         table = self._open[part]
         shape = table.column("shape")[row].as_py()
         if not shape:
-            raise ValueError(f"{path} could not be read when {self.folder} was made; run {self.command} again")
+            raise ValueError(f"{name} could not be read when {self.folder} was made; run {self.command} again")
         return _unpack(table.column("maps")[row].as_buffer(), shape, self.key)
 
     def _open_part(self, part: Path) -> pa.Table:
-        """Memory-mapped. A rename makes a part, so one that cannot be read is damaged."""
+        """Map a part into memory. Parts are renamed into place, so one that cannot be read is damaged."""
         try:
             return pa.ipc.open_file(pa.memory_map(str(part))).read_all()
         except pa.ArrowInvalid as error:
@@ -101,28 +103,32 @@ class MapFolder:
 
 
 def digest_videos(manifest: Manifest, *columns: str) -> list[str]:
-    """For each video, a digest of the given columns of the manifest and of what tells one recording from another.
+    """Return a digest per row of the given columns and of what tells one recording, or segment, from another.
 
-    The date is left out: a copy of a data set has new ones.
+    The date is left out: a copy of a data set has new dates.
     """
     names = ("num_frames", "width", "height", "rotation", "num_bytes", *columns)
     rows = zip(*(manifest.table.column(name).to_pylist() for name in names), strict=True)
-    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12] for row in rows]
+    segments = zip(*(manifest.table.column(name).to_pylist() for name in ("start_frame", "end_frame")), strict=True)
+    described = [
+        row if segment == (0, row[0]) else (*row, *segment) for row, segment in zip(rows, segments, strict=True)
+    ]
+    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12] for row in described]
 
 
 def part_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.arrow"
 
 
-def make_record(path: str, digest: str, maps: NDArray[np.generic] | None, key: Key) -> pa.RecordBatch:
-    """One video's row of `SCHEMA`; without maps for one that could not be read."""
+def make_record(name: str, digest: str, maps: NDArray[np.generic] | None, key: Key) -> pa.RecordBatch:
+    """Make one row of `SCHEMA`; a video that could not be read has no maps."""
     data, shape = b"", []
     if maps is not None:
         assert maps.dtype == key["dtype"]
         data, shape = maps.tobytes(), list(maps.shape)
         if "compression" in key:
             data = pa.compress(data, codec=key["compression"], asbytes=True)
-    return pa.RecordBatch.from_pylist([{"path": path, "digest": digest, "shape": shape, "maps": data}], schema=SCHEMA)
+    return pa.RecordBatch.from_pylist([{"path": name, "digest": digest, "shape": shape, "maps": data}], schema=SCHEMA)
 
 
 def _unpack(data: pa.Buffer, shape: list[int], key: Key) -> NDArray[np.generic]:
@@ -143,25 +149,36 @@ def _read_key(folder: Path, command: str) -> Key:
         raise ValueError(f"{path} does not describe maps: {error}") from error
     if not isinstance(key, dict) or "dtype" not in key:
         raise ValueError(f"{path} does not describe maps: it has no dtype")
+    if int(key.get("format", 1)) > FORMAT:
+        raise ValueError(
+            f"{path} has format {key['format']}, but this version of tgmae reads formats up to {FORMAT}; update tgmae, "
+            f"or make the maps again in another folder with: {command} MANIFEST --out FOLDER"
+        )
     return key
 
 
 def write_key(folder: Path, key: Key, command: str) -> None:
+    """Write maps.json, or compare it where it is there. Raises ValueError where the maps depend on something else.
+
+    A folder made before maps.json held the identity of the CLIP gets it now, so that training need not load CLIP.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _KEY_FILE
     if path.exists():
-        _check_key(folder, key, _read_key(folder, command), command)
-        return
-    write_atomically(path, (json.dumps(key, indent=2) + "\n").encode())
+        found = _read_key(folder, command)
+        _check_key(folder, key, found, command)
+        if "clip_identity" in found or "clip_identity" not in key:
+            return
+    write_atomically(path, (json.dumps({"format": FORMAT, **key}, indent=2) + "\n").encode())
 
 
 def _check_key(folder: Path, wanted: Key, found: Key, command: str) -> None:
-    names = dict.fromkeys([*found, *wanted])
+    names = [name for name in dict.fromkeys([*found, *wanted]) if name not in _NOT_COMPARED]
     differing = [
         f"{name} {found.get(name)} (now {wanted.get(name)})" for name in names if wanted.get(name) != found.get(name)
     ]
     if differing:
         raise ValueError(
-            f"the maps in {folder} were made with {', '.join(differing)}; make them anew in another folder with "
-            f"{command}, or choose the settings they were made with"
+            f"the maps in {folder} were made with {', '.join(differing)}; make maps in another folder with "
+            f"{command}, or use the settings they were made with"
         )

@@ -1,4 +1,4 @@
-"""Write a folder of maps (`tgmae.masks.maps.store`): part by part, every video kept as soon as it is done."""
+"""Write a folder of maps (`store.py`) part by part. Every video is kept as soon as it is done."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from engines.files import lock_file, replacing
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.store import SCHEMA, Key, make_record, part_path, write_key
 
-PART_VIDEOS = 512  # of which a process holds the maps in memory while it writes them
-WRITING = "writing"  # name of the lock that one process holds for its share of the parts
-_STALE_S = 3600  # after which no process can still be writing a part
+PART_VIDEOS = 512  # rows per part; a process holds their maps in memory while it writes them
+WRITING = "writing"  # name of the lock that a process holds for its share of the parts
+_STALE_S = 3600  # seconds after which no process can still be writing a temporary file
 
-# The maps of each of the given rows in turn, or the reason why there are none.
+# Yields the maps of each of the given rows in order, or the reason why there are none.
 Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | str]]
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    num_videos: int  # done now
-    num_reused: int  # found in parts written before
+    num_videos: int  # computed now
+    num_reused: int  # found in parts written earlier
     skipped: list[SkippedVideo]
-    num_bytes: int  # of this process's parts
+    num_bytes: int  # size of this process's parts
     seconds: float
 
 
@@ -40,9 +40,9 @@ def write_maps(
     manifest: Manifest, digests: Sequence[str], out: Path, key: Key, command: str, compute: Compute,
     share: int = 0, shares: int = 1,
 ) -> BuildResult:  # fmt: skip
-    """Write the parts `share`, `share` + `shares`, … of a manifest's maps that are not there yet.
+    """Write the missing parts among `share`, `share` + `shares`, … of a manifest's maps.
 
-    What the folder holds of videos that are not in this manifest stays.
+    Maps of videos that are not in this manifest are kept.
 
     Raises ValueError where `out` holds maps that depend on something else.
     """
@@ -50,14 +50,14 @@ def write_maps(
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder to write maps into, got the file {out}")
     write_key(out, key, command)
-    paths = manifest.table.column("path").to_pylist()
-    names = list(zip(paths, digests, strict=True))
+    rows_names = manifest.names()
+    names = list(zip(rows_names, digests, strict=True))
     parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
     rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
-    own = set(paths)
+    own = set(rows_names)
     skipped: list[SkippedVideo] = []
     with lock_file(out / f"{WRITING}-{share}-of-{shares}"):
-        missing: dict[int, list[int]] = {}  # rows to compute, of every part that is to be written
+        missing: dict[int, list[int]] = {}  # rows to compute, by part to be written
         for part in parts:
             _remove_stale(out, part)
             found = _read_records(out, part)
@@ -73,7 +73,7 @@ def write_maps(
                 for row in missing[part]:
                     maps = next(results)
                     if isinstance(maps, str):
-                        skipped.append(SkippedVideo(row=row, path=paths[row], reason=maps))
+                        skipped.append(SkippedVideo(row=row, path=rows_names[row], reason=maps))
                         record = make_record(*names[row], None, key)
                     else:
                         record = make_record(*names[row], maps, key)
@@ -94,14 +94,14 @@ def _journals(folder: Path, part: int) -> list[Path]:
 
 
 def _remove_stale(folder: Path, part: int) -> None:
-    """Half-written parts that a killed run left behind."""
+    """Remove half-written parts that a killed run left behind."""
     for half_written in folder.glob(f"{part_path(folder, part).name}.*.tmp"):
         if time.time() - half_written.stat().st_mtime > _STALE_S:
             half_written.unlink()
 
 
 def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBatch]:
-    """What a part and the journals of broken-off runs hold, by path and digest, without unreadable videos."""
+    """Return the records of a part and of the journals of interrupted runs, by name and digest, of readable videos."""
     batches: list[pa.RecordBatch] = []
     with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
         batches += pa.ipc.open_file(pa.memory_map(str(part_path(folder, part)))).read_all().to_batches()
@@ -120,10 +120,10 @@ def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBat
 
 
 class _Journal:
-    """Keeps each video's record on disk until its part is written, so that a killed run loses only the one at work."""
+    """Keeps each video's record on disk until its part is written: a killed run loses only the current video."""
 
     def __init__(self, part: Path) -> None:
-        # A name of its own: the process number of a killed run may come again, and what it left is still wanted.
+        # The name is random: the process number of a killed run may recur, and what that run left is still wanted.
         self.path = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.journal")
 
     def __enter__(self) -> _Journal:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[4]
 COMMANDS: dict[str, type[Any]] = {
     **{f"tgmae-data {name}": command for name, command in data.COMMANDS.items()},
     **{f"tgmae-engine {name}": command for name, command in engine.COMMANDS.items()},
-    **{f"tgmae-viz {name}": command for name, command in viz.COMMANDS.items() if name != "bench"},
+    **{f"tgmae-viz {name}": command for name, command in viz.COMMANDS.items()},
     "tgmae-info": info.Info,
 }
 CLIP = "clip.model clip.weights clip.engine clip.precision clip.batch clip.cache-dir"

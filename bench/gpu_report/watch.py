@@ -1,4 +1,4 @@
-"""What nvidia-smi sees of a GPU while something runs on it."""
+"""Record what nvidia-smi reports of a GPU while something runs on it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ _SMI = ("utilization.gpu", "utilization.decoder", "memory.used")  # percent, per
 
 
 class GpuWatch:
-    """nvidia-smi's figures, five times a second, while something runs."""
+    """Utilisation and memory from nvidia-smi, five times a second, while the context is open.
+
+    Records nothing without nvidia-smi.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.process: subprocess.Popen[bytes] | None = None
-        self._first = 0  # byte of the file from which on its figures count
+        self._first = 0  # offset in the file, in bytes, of the first figures that count
 
     def __enter__(self) -> GpuWatch:
         if shutil.which("nvidia-smi"):
@@ -34,11 +37,11 @@ class GpuWatch:
             self.process.wait()
 
     def forget(self) -> None:
-        """Leave out what was seen so far."""
+        """Discard the figures recorded so far."""
         self._first = self.file.stat().st_size if self.file.exists() else 0
 
     def read(self) -> dict[str, float]:
-        """Mean and maximum of each figure; empty without nvidia-smi."""
+        """Return mean and maximum of each figure; nothing without nvidia-smi."""
         if not self.file.exists():
             return {}
         seen: dict[str, list[float]] = {name: [] for name in _SMI}

@@ -1,6 +1,6 @@
-"""What the benchmarks of masks and of training run on: videos with motion vectors and score maps, and the scorers.
+"""Inputs of the benchmarks of masks and training: videos with motion vectors and score maps, and the scorers.
 
-All of it is made where it is missing, by the functions behind `tgmae-data shapes`, `motion` and `scores`.
+Missing inputs are created by the functions behind `tgmae-data shapes`, `tgmae-data motion` and `tgmae-data scores`.
 """
 
 from __future__ import annotations
@@ -24,40 +24,38 @@ from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.maps.build_scores import build_scores
-from tgmae.masks.scorer import Scorer, make_scorer
-from tgmae.masks.text_scorer import TextScorer
+from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.config import DistillConfig
 
 Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
-ALL_STRATEGIES = (
-    "random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached",
-)  # fmt: skip
+STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")
+WITH_CLIP = ("tgm patch", "tgm dense", "tgm student")  # run CLIP's tower, or a stand-in, on every clip
 _LARGE_CLIP = "ViT-B-32-quickgelu"
-_EVERY = 2  # video frames between two score maps: the default of `tgmae-data scores`
+_EVERY = 2  # video frames from one score map to the next: the default of `tgmae-data scores`
 
 
 @dataclass(frozen=True)
 class Videos:
-    """A manifest whose videos all have captions, and what masks need beside it."""
+    """A manifest whose videos all have captions, and the files that masks need beside it."""
 
     manifest: Manifest
     motion: Path  # folder of motion vectors
     scores: Path  # folder of score maps
-    student: Path  # written by `make_strategy`
+    student: Path  # written by `make_strategy_scorer`
     cache: Path  # caption embeddings, graphs and plans
 
 
-def prepare(
+def prepare_videos(
     work_dir: Path, manifest_path: Path, model: ModelConfig, device: torch.device, first: int | None = None
 ) -> Videos:
-    """Make below `work_dir` what is not there yet for clips of the model's size.
+    """Create motion vectors and score maps below `work_dir` for clips of the model's size, unless they exist.
 
-    first  take so many of the manifest's videos, where no more are needed
+    first  use only this many of the manifest's videos
 
-    The maps are those of scorer dense with the tiny CLIP, the quickest to make: what reading maps costs does not depend
-    on how they were made.
+    The maps come from scorer dense with the tiny CLIP, the fastest to make. The cost of reading maps does not depend on
+    how they were made.
     """
     provide_demo(manifest_path)
     manifest, note = require_captions(read_manifest(manifest_path), "label")
@@ -79,45 +77,42 @@ def prepare(
 
 
 def choose_mask(strategy: str, preset: MaskConfig, videos: Videos, ratio: float) -> MaskConfig:
-    """What `tgm patch`, `tgm dense`, `tgm cached`, `tgm student`, `mgm`, `mgm_box`, `mgmae`, `random` or `tube` means.
-
-    Raises ValueError for another name.
-    """
+    """Return the mask configuration of a strategy. Raises ValueError for a name that is not in STRATEGIES."""
     kind, _, scorer = strategy.partition(" ")
-    if strategy not in ALL_STRATEGIES:
-        raise ValueError(f"no mask strategy {strategy!r} (there are: {', '.join(ALL_STRATEGIES)})")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown mask strategy {strategy!r}; use one of: {', '.join(STRATEGIES)}")
     files = {"motion": videos.motion, "scores": videos.scores, "student": videos.student}
     return replace(preset, kind=kind, scorer=scorer or "patch", ratio=ratio, **files)  # type: ignore[arg-type]
 
 
-def make_strategy(
+def make_strategy_scorer(
     config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: CLIPModel | None = None
-) -> Scorer:
-    """The scorer of `config.mask`; text-guided with the tiny CLIP, or with `clip` where one is given.
+) -> BoundScorer:
+    """Make the scorer of `config.mask`. Text-guided scorers use the tiny CLIP, or `clip` if it is given.
 
-    Scorer student has random weights: what it costs does not depend on them.
+    Scorer student has random weights; its cost does not depend on them.
     """
     config = replace(config, clip=_tiny_clip(videos, engine))
     if config.mask.kind == "tgm" and config.mask.scorer == "student":
         make_random_student(videos.student, clip or load_clip(config.clip), config.model.patch_size)
     if clip is not None and config.mask.kind == "tgm" and config.mask.scorer != "cached":
         large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
-        return TextScorer(large, videos.manifest, device, clip)
-    return make_scorer(config, videos.manifest, device)
+        return bind_scorer(large, videos.manifest, device, clip)
+    return bind_scorer(config, videos.manifest, device)
 
 
 def make_random_clip() -> CLIPModel:
-    """CLIP ViT-B/32 with random weights: what scoring costs does not depend on them, and nothing is downloaded."""
+    """Make CLIP ViT-B/32 with random weights, without a download: the cost of scoring does not depend on them."""
     torch.manual_seed(0)
     model = open_clip.create_model(_LARGE_CLIP, pretrained=None).eval().requires_grad_(False)
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as OpenAI's
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
     tokenizer = open_clip.get_tokenizer(_LARGE_CLIP)
     name = fingerprint(model.state_dict(), "random")
     return CLIPModel(model=model, tokenizer=tokenizer, mean=mean, std=std, fingerprint=name)
 
 
 def make_random_student(path: Path, clip: CLIPModel, patch_size: int) -> None:
-    """A student of this CLIP, of the size that `tgmae-engine distill` gives it, with random weights."""
+    """Write a student of this CLIP with random weights, in the size that `tgmae-engine distill` makes."""
     torch.manual_seed(0)
     tower = StudentTower(patch_size, DistillConfig().hidden, clip.visual.proj.shape[1])
     save_student(path, tower, clip.fingerprint, {})

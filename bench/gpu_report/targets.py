@@ -1,4 +1,4 @@
-"""What the project wants of a GPU, beside what its benchmarks have measured, for the head of the GPU's report."""
+"""The project's targets on a GPU, beside what the benchmarks measured, for the head of the GPU report."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from bench.harness.figures import Reports, best, find_rows, values
 
-KERNELS = ("gather_tokens", "masked_mse forward", "masked_mse backward")  # top-k moves too little to be memory-bound
-LOADER_CLIPS_S = 5 * 171  # five times what SPDL publishes for a GPU: 1,368 clips/s of K400 on eight H100, by NVDEC
-STEP_SHARE = 0.45  # of the tensor cores' peak, in matrix products of the step
+# topk_mask moves too little to be memory-bound.
+KERNELS = ("gather_tokens", "masked_mse forward", "masked_mse backward")
+LOADER_CLIPS_S = 5 * 171  # five times SPDL's published rate per GPU: 1,368 clips/s of K400 on eight H100 with NVDEC
+STEP_SHARE = 0.45  # of the tensor cores' peak, reached by the step's matrix products
 OWN_RATIOS, ONE_RATIO = "^training, .*own ratios$", r"^training, .*γ 0\.\d+$"
 
 
 @dataclass(frozen=True)
 class Target:
-    """unit "%" means that the figure is a share."""
+    """A figure that is wanted, and where to find what was measured. Unit "%" means that the figure is a share."""
 
     name: str
     sign: Literal["≥", "≤"]
@@ -26,7 +27,7 @@ class Target:
 
 
 def _wall_clock(reports: Reports) -> float | None:
-    """TGM with cached scores by MGM: the inverse of the ratio of their clips/s."""
+    """Return the wall clock of TGM with cached scores divided by MGM's: the inverse of the ratio of their clips/s."""
     rows = find_rows(reports, "train", ONE_RATIO, "^tgm cached$")
     ratios = [row["ratio"].get("median") for row in rows if isinstance(row.get("ratio"), Mapping)]
     found = [1 / ratio for ratio in ratios if isinstance(ratio, int | float) and ratio > 0]
@@ -47,22 +48,22 @@ def _hours(reports: Reports) -> float | None:
 
 
 TARGETS = (
-    Target("end to end by the ceiling, tgm cached, γ .6", "≥", 0.95, "%",
+    Target("end to end / ceiling, tgm cached, γ .6", "≥", 0.95, "%",
            lambda reports: best(find_rows(reports, "train", OWN_RATIOS, "^tgm cached,"), "of ceiling")),
-    Target("wall clock of TGM (cached) by MGM, one ratio", "≤", 1.03, "", _wall_clock),
-    Target("step by the data sheet's peak, γ .6, batch 64, as train.py runs it by default", "≥", STEP_SHARE, "%",
+    Target("wall clock of TGM (cached) / MGM, one ratio", "≤", 1.03, "", _wall_clock),
+    Target("step / data sheet's peak, γ .6, batch 64, train.py's defaults", "≥", STEP_SHARE, "%",
            lambda reports: best(find_rows(reports, "step", "by mask ratio$", "^γ 0.6,"), "of peak")),
-    Target("the same compiled, captured, or both", "≥", STEP_SHARE, "%",
+    Target("the same, compiled, as a CUDA graph, or both", "≥", STEP_SHARE, "%",
            lambda reports: best(find_rows(reports, "step_modes", "ViT-B", "compiled|graph"), "of peak")),
-    *(Target(f"{name} by copy bandwidth, 64 clips, γ .6", "≥", 0.8, "%", _kernel(name)) for name in KERNELS),
-    Target("loader, the manifest given", "≥", LOADER_CLIPS_S, "clips/s",
+    *(Target(f"{name} / copy bandwidth, 64 clips, γ .6", "≥", 0.8, "%", _kernel(name)) for name in KERNELS),
+    Target("loader on the given manifest", "≥", LOADER_CLIPS_S, "clips/s",
            lambda reports: best(find_rows(reports, "loader.*", "^loaders", "^dali$"))),
     Target("SSv2, 200 epochs, tgm cached, γ .6", "≤", 11, "h", _hours),
 )  # fmt: skip
 
 
 def judge(reports: Reports) -> list[dict[str, Any]]:
-    """Each target with what was measured (None where nothing was) and a verdict, as plain JSON."""
+    """Return each target with what was measured (None if nothing was) and a verdict, as JSON types."""
     found = []
     for target in TARGETS:
         measured = target.find(reports)
@@ -78,6 +79,7 @@ def judge(reports: Reports) -> list[dict[str, Any]]:
 
 
 def targets_markdown(judged: Sequence[Mapping[str, Any]]) -> str:
+    """Format what `judge` returned as a table."""
     lines = ["| target | wanted | measured | |", "|---|---|---|---|"]
     for one in judged:
         measured = "" if one["measured"] is None else _show(one["measured"], one["unit"])
@@ -93,7 +95,7 @@ def _show(value: float, unit: str) -> str:
 
 
 def peak_memory(seen_mib: Mapping[str, float], reports: Reports) -> list[dict[str, Any]]:
-    """GiB by part as nvidia-smi saw it on the whole GPU, then the step's own peaks, as torch counted them."""
+    """Return GiB by row: each part as nvidia-smi saw the whole GPU, then the step's own peaks as torch counted them."""
     rows: list[dict[str, Any]] = [
         {"what": part, "nvidia_smi_gib": mib / 1024, "torch_gib": None} for part, mib in seen_mib.items()
     ]
@@ -106,10 +108,11 @@ def peak_memory(seen_mib: Mapping[str, float], reports: Reports) -> list[dict[st
 
 
 def memory_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format what `peak_memory` returned as a table."""
     if not rows:
-        return "Nothing was seen: no nvidia-smi, and no table of the step.\n"
+        return "Nothing was recorded: nvidia-smi is missing, and so is the step's table.\n"
     lines = ["|  | nvidia-smi, GiB | torch, GiB |", "|---|---|---|"]
     for row in rows:
         cells = ["" if row[key] is None else f"{row[key]:.1f}" for key in ("nvidia_smi_gib", "torch_gib")]
         lines.append(f"| {row['what']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "nvidia-smi counts all that is on the GPU, torch the tensors of its process.", ""])
+    return "\n".join([*lines, "", "nvidia-smi counts everything on the GPU, torch the tensors of its own process.", ""])

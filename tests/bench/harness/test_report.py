@@ -1,4 +1,4 @@
-"""What all benchmarks share: a report is written whatever the machine lacks, and mistakes end with one line."""
+"""A report is written whatever the machine lacks, and a user's mistakes end with one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import bench.harness.report
-from bench.harness.report import Row, Table, environment, markdown, print_table, run_from_shell
+from bench.harness import environment as origin
+from bench.harness.command_line import run_from_shell
+from bench.harness.environment import environment
+from bench.harness.tables import Row, Table, markdown, print_table
 
 
 def test_a_table_is_printed_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +24,7 @@ def test_a_table_is_printed_without_rich(capsys: pytest.CaptureFixture[str], mon
 
 
 def test_a_commit_that_cannot_be_found_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.harness.report, "RESULTS", tmp_path / "results")  # outside the repository
+    monkeypatch.setattr(origin, "BENCH", tmp_path)  # outside the repository
     assert environment()["commit"] == "not known"
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
@@ -34,7 +36,7 @@ class Options:
     package: str = "sys"
 
 
-def test_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_user_can_fix_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def end(*arguments: str) -> object:
         monkeypatch.setattr(sys, "argv", ["/somewhere/bench/some.py", *arguments])
         with pytest.raises(SystemExit) as caught:
@@ -43,7 +45,7 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert end("--package", "no_such_package") == "bench.some: No module named 'no_such_package'"
     assert end("--pakage", "sys") == 2
-    with pytest.raises(IndexError):  # a mistake of ours keeps its traceback
+    with pytest.raises(IndexError):  # our own mistakes keep their traceback
         end()
 
 
@@ -56,18 +58,35 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         ("loader", ("nowhere.parquet", "--clips", "12"), "--clips must be a multiple of"),
         ("masks", ("nowhere.parquet",), "no manifest at nowhere.parquet"),
         ("overlap", ("nowhere.parquet",), "no manifest at nowhere.parquet"),
-        ("roofline", ("--gpu", "B200"), "no figures for a GPU 'B200' (there are: H200, H200 NVL, "),
-        ("train", ("--strategies", "mgm", "text"), "--strategies takes mgm and others of tgm patch"),
+        ("roofline", ("--gpu", "B200"), "no figures for GPU 'B200'; known GPUs: H200, H200 NVL, "),
+        ("train", ("--strategies", "mgm", "text"), "--strategies needs mgm to compare with and takes tgm patch"),
     ],
 )
 def test_benchmarks_name_what_is_wrong(
-    name: str, arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, arguments: tuple[str, ...], words: str, tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench.harness.report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", *arguments])
     with pytest.raises(SystemExit) as caught:
         importlib.import_module(f"bench.{name}").main()
     assert str(caught.value.code).startswith(f"bench.{name}: ")
     assert words in str(caught.value.code)
-    assert not (tmp_path / "results").exists()
+    assert not results.exists()
+
+
+def test_the_driver_is_nvidia_smis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert origin._driver() == ""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 580.95.05\necho 580.95.05\n")
+    smi.chmod(0o755)
+    assert origin._driver() == "580.95.05"
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert origin._driver() == ""
+
+
+def test_a_table_without_ratios_or_facts() -> None:
+    assert markdown(Table("T", "ms", [Row("x", [1234.0])]).to_dict()) == (
+        "**T**\n\n|  | ms |\n|---|---|\n| x | 1,234 |\n"
+    )
+    assert "| x | 5 (4 to 6) |" in markdown(Table("T", "ms", [Row("x", [5.0, 4.0, 6.0])]).to_dict())

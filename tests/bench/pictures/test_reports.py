@@ -1,4 +1,4 @@
-"""The picture of benchmarks: the right reports, bars as long as their medians, and nothing written over another."""
+"""The picture of benchmarks has the right reports, bars as long as their medians, and no overlapping text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bench.harness.report import Row, Table
+from bench.harness.tables import Row, Table
+from bench.pictures.__main__ import Options, run
 from bench.pictures.reports import Report, draw_reports, read_reports
-from tgmae.cli.viz import Bench
 
 
 def table(rows: int, limit: float | None = None, title: str = "a table", name: str = "row", spread: float = 5) -> Table:
@@ -29,7 +29,7 @@ def table(rows: int, limit: float | None = None, title: str = "a table", name: s
 def write(
     folder: Path, name: str, tables: Sequence[Table], written: int, headline: dict[str, Any] | None = None
 ) -> None:
-    """A report as bench/report.py writes it; `written` orders the files in time."""
+    """A report as bench/harness/report.py writes it; `written` orders the files in time."""
     folder.mkdir(exist_ok=True)
     content = {
         "command": "python -m bench.x", "commit": "abc", "date": "2026-11-21", "cpu": "2 × CPU", "gpu": [],
@@ -41,7 +41,7 @@ def write(
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, still open for inspection."""
+    """Figures that were saved, kept open for inspection."""
     figures: list[Figure] = []
     monkeypatch.setattr("bench.pictures.reports.plt.close", figures.append)
     return figures
@@ -51,7 +51,7 @@ def as_report(tables: Sequence[Table], headline: dict[str, Any] | None = None) -
     return Report("step", "cpu", {"headline": headline or {}, "tables": [one.to_dict() for one in tables]})
 
 
-def test_reports_of_one_device_are_taken(tmp_path: Path) -> None:
+def test_reports_of_one_device_are_read(tmp_path: Path) -> None:
     write(tmp_path, "loader.shapes.h200", [table(2)], 1)
     write(tmp_path, "step.h200", [table(2)], 2)
     write(tmp_path, "step.cpu", [table(2)], 3)
@@ -62,7 +62,7 @@ def test_reports_of_one_device_are_taken(tmp_path: Path) -> None:
     (tmp_path / "roofline.h100.json").write_text(json.dumps(counted))
     assert [report.name for report in read_reports(tmp_path, "h200")] == ["loader.shapes", "step"]
     assert [report.device for report in read_reports(tmp_path)] == ["cpu"]  # written last
-    with pytest.raises(ValueError, match=r"no reports of l40s \(there are: cpu, h200\).*make bench"):
+    with pytest.raises(ValueError, match=r"no reports of l40s in .*, which has cpu, h200; .*make bench"):
         read_reports(tmp_path, "l40s")
 
 
@@ -71,17 +71,17 @@ def test_a_folder_without_tables_is_an_error_that_says_what_makes_them(tmp_path:
         read_reports(tmp_path / "missing")
     write(tmp_path, "old.cpu", [], 1)
     with pytest.raises(ValueError, match="make bench"):
-        Bench(tmp_path).run()
+        run(Options(tmp_path))
 
 
 def test_the_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "step.cpu", [table(3), table(2)], 1, {"ratio": 1.25})
     write(tmp_path, "loader.shapes.cpu", [table(4)], 2)
-    Bench(tmp_path).run()
+    run(Options(tmp_path))
     assert "3 tables of 2 reports" in capsys.readouterr().out
     picture = Image.open(tmp_path / "bench.cpu.png")
     assert picture.width > picture.height / 3
-    Bench(tmp_path, device="cpu", out=tmp_path / "new" / "other.png").run()
+    run(Options(tmp_path, device="cpu", out=tmp_path / "new" / "other.png"))
     assert (tmp_path / "new" / "other.png").exists()
 
 
@@ -105,7 +105,7 @@ def test_bars_whiskers_and_limit_show_the_numbers(
 
 
 def test_negative_and_empty_bars_are_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
-    """Differences, such as what remains of a whole after its stages, may fall below zero."""
+    """Differences, such as what a whole takes beyond its stages, may be negative."""
     rows = [Row("below", [-2.0, -1.0]), Row("nothing", [0.0, 0.0]), Row("above", [1.0, 3.0])]
     draw_reports([as_report([Table("rest", "ms", rows), Table("zeros", "ms", rows[1:2])])], tmp_path / "x.png")
     assert drawn[0].axes[0].get_xlim()[0] < -2
@@ -134,14 +134,14 @@ def test_nothing_overlaps_on_a_full_page(tmp_path: Path, drawn: list[Figure]) ->
     left, bottom, right, top = boxes.T
     across = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
     down = np.minimum(top[:, None], top) - np.maximum(bottom[:, None], bottom)
-    # Line boxes are a little taller than what is written in them.
+    # Line boxes are a little taller than their text.
     clash = (across > 0.5) & (down > 0.25 * np.minimum(top - bottom, (top - bottom)[:, None]))
     np.fill_diagonal(clash, False)
     assert [(texts[one].get_text(), texts[other].get_text()) for one, other in np.argwhere(clash)] == []
 
 
 def is_hidden_tick(text: Text) -> bool:
-    """Tick labels beyond an axis's limits are made but not drawn."""
+    """Tell whether a tick label lies beyond its axis's limits, where it exists but is not drawn."""
     axis = text.axes
     if axis is None or text not in axis.get_xticklabels():
         return False

@@ -1,0 +1,1 @@
+"""What a clip costs, counted from shapes; nothing is timed."""

@@ -1,0 +1,1 @@
+"""The report that qualifies a GPU: its parts, what nvidia-smi saw, targets, summary."""

@@ -1,0 +1,1 @@
+"""What every benchmark shares: its command line, measuring in rounds, tables, reports."""

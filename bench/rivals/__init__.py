@@ -1,0 +1,1 @@
+"""Other decoders and loaders that ours are compared with."""

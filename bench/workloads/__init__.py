@@ -1,0 +1,1 @@
+"""What is measured: videos and scorers, training steps, kernels, attention."""

@@ -1,0 +1,142 @@
+"""One step of train.py on a batch that is already on the device, and its time by stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench.harness.measure import now
+from kernels.topk_mask import topk_mask
+from tgmae.config import TrainConfig
+from tgmae.masks.config import MaskConfig
+from tgmae.model.attention import Backend, choose_attention
+from tgmae.model.token_masks import TokenMasks
+from tgmae.model.videomae import Attention, VideoMAE
+from tgmae.training.async_losses import AsyncLosses
+from tgmae.training.optim import make_optimizer
+from tgmae.training.parallel import World
+from tgmae.training.step import TrainingStep
+
+Mode = Literal["graph", "compiled", "compiled graph"]
+
+
+@dataclass
+class StepCase:
+    """What is run, and what was seen of it."""
+
+    preset: TrainConfig
+    batch: int
+    ratio: float
+    attention: Backend
+    steps: int  # timed in a round
+    warmup: int  # steps before the timed ones
+    mode: Literal["plain"] | Mode = "plain"
+    shares: dict[str, list[float]] = field(default_factory=dict)  # of the step's time, by stage
+    peak_gib: float = 0.0
+
+    def forget(self) -> None:
+        """Drop what was seen in a warm-up."""
+        self.shares.clear()
+
+    def config(self) -> TrainConfig:
+        """Return the configuration of a run with these choices."""
+        return replace(
+            self.preset, batch_size=self.batch, device_batch_size=self.batch,
+            mask=replace(self.preset.mask, ratio=self.ratio), compile="compiled" in self.mode,
+            cuda_graph="graph" in self.mode,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return f"γ {self.ratio}, {self.attention}, batch {self.batch}" + f", {self.mode}" * (self.mode != "plain")
+
+
+class Step:
+    """A network with its optimiser. A call does one step of train.py."""
+
+    def __init__(self, model: VideoMAE, config: TrainConfig, device: torch.device) -> None:
+        self.rate, self.losses = config.optim.base_lr, AsyncLosses(device)
+        optimizer = make_optimizer(model, config.optim)
+        self.training = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
+
+    def __call__(self, frames: Tensor, masks: TokenMasks) -> None:
+        loss, _ = self.training.add_gradients(frames, masks)
+        self.losses.push(0, [loss], self.training.update(self.rate), [])
+        assert all(seen.is_finite for seen in self.losses.pop(wait=False))
+
+
+def make_step(config: TrainConfig, device: torch.device) -> Step:
+    """Make the step of a new network, with the attention that `config` names."""
+    torch.manual_seed(0)
+    model = VideoMAE(config.model, choose_attention(config.model.attention, device)).to(device)
+    return Step(model, config, device)
+
+
+class StepTimer:
+    """Network, optimiser and random batches of one preset on the device, and the time of a training step.
+
+    case        the first case to run. Its mode holds for all others; with a CUDA graph it must be the only one.
+    prepare_s   seconds to make the step and run it for the first time: compilation, capture, loading libraries
+    """
+
+    def __init__(self, case: StepCase, largest_batch: int, device: torch.device) -> None:
+        self.device, self.config = device, case.config()
+        config, held = self.config.model, _allocated(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        shape = (largest_batch, config.num_frames, config.image_size, config.image_size, 3)
+        self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
+        torch.manual_seed(0)
+        with device:  # initial weights are drawn on the GPU, which is quicker
+            self.model = VideoMAE(config, case.attention)
+        started = now(device)
+        self.step = Step(self.model, self.config, device)
+        self.step(*self._batch(case))
+        self.prepare_s = now(device) - started
+        self.held = _allocated(device) - held
+        # A replayed graph allocates nothing; the memory it holds shows only while it is captured.
+        self.captured = torch.cuda.max_memory_allocated() - held if self.config.cuda_graph else 0
+
+    def run(self, case: StepCase) -> float:
+        """Train for the case's steps and return milliseconds a step.
+
+        Notes in `case` the share of each stage and the peak of memory.
+        """
+        for module in self.model.modules():
+            if isinstance(module, Attention):
+                module.backend = case.attention
+        batch, on_cuda = self._batch(case), self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        others = _allocated(self.device) - self.held  # bytes of other timers' networks
+        for _ in range(case.warmup):
+            self.step(*batch)
+        started, before = now(self.device), self._stages()
+        for _ in range(case.steps):
+            self.step(*batch)
+        seconds = (now(self.device) - started) / case.steps
+        for stage, spent in self._stages().items():
+            share = (spent - before.get(stage, 0.0)) / case.steps / seconds
+            case.shares.setdefault(stage, []).append(share)
+        if on_cuda:
+            case.peak_gib = max(torch.cuda.max_memory_allocated() - others, self.captured) / 2**30
+        return seconds * 1000
+
+    def _batch(self, case: StepCase) -> tuple[Tensor, TokenMasks]:
+        k = MaskConfig(ratio=case.ratio).masked_per_slot(case.preset.model.patches_per_slot)
+        visible, masked = topk_mask(self.scores[: case.batch], k)
+        return self.frames[: case.batch], TokenMasks(visible=visible, masked=masked)
+
+    def _stages(self) -> dict[str, float]:
+        self.step.training.clock.collect()
+        return self.step.training.clock.totals()
+
+
+def _allocated(device: torch.device) -> int:
+    """Return the bytes that tensors hold on a GPU; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

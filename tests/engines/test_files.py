@@ -1,0 +1,161 @@
+"""Atomic writes: whole or not at all, with ordinary permissions. Locks: one process at a time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.files import lock_file, replacing, write_atomically
+
+
+def test_a_new_file_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent  # a rename must stay on one file system
+        assert temporary.name == f"file.txt.{os.getpid()}.tmp"
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_what_was_there_stays_until_the_end(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("failing", ["block", "replace", "nothing written"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, sync: bool
+) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    if failing == "replace":
+
+        def fail(*_: object) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, "replace", fail)
+
+    def write() -> None:
+        with replacing(path, sync=sync) as temporary:
+            if failing != "nothing written":
+                temporary.write_text("half")
+            if failing == "block":
+                raise KeyboardInterrupt
+
+    expected = {"block": KeyboardInterrupt, "replace": OSError, "nothing written": FileNotFoundError}[failing]
+    with pytest.raises(expected):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    ordinary, path = tmp_path / "ordinary", tmp_path / "file"
+    ordinary.touch()
+    with replacing(path) as temporary:
+        temporary.touch(mode=0o600)  # as safetensors does
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+@pytest.mark.parametrize("write", [lambda path: write_atomically(path, b"new", sync=True), None])
+def test_sync_flushes_the_file_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None] | None
+) -> None:
+    path, calls = tmp_path / "file.txt", []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        calls.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    if write is None:
+        with replacing(path, sync=True) as temporary:
+            temporary.write_bytes(b"new")
+    else:
+        write(path)
+    assert calls == [f"file.txt.{os.getpid()}.tmp", "replace", tmp_path.name]
+    assert path.read_bytes() == b"new"
+    calls.clear()
+    write_atomically(path, b"newer")
+    assert calls == ["replace"]
+
+
+def test_bytes_of_any_kind_are_written(tmp_path: Path) -> None:
+    for data in (b"", b"\x00\xff", memoryview(b"view")):
+        write_atomically(tmp_path / "file", data)
+        assert (tmp_path / "file").read_bytes() == bytes(data)
+
+
+# Locks
+
+HOLD = """
+import sys
+from pathlib import Path
+from engines.files import lock_file
+with lock_file(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes)
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("end", ["release", "kill"])
+def test_one_process_at_a_time(tmp_path: Path, end: str) -> None:
+    """The second process waits, says so, and continues when the first one is done or dies."""
+    path = tmp_path / "file"
+    first, second = hold(path), None
+    try:
+        assert read_line(first) == "held\n"
+        second = hold(path)
+        assert read_line(second) == f"waiting for another process that writes {path}\n"
+        if end == "kill":
+            first.kill()
+            first.wait()
+        else:
+            first.communicate("\n")
+        assert read_line(second) == "held\n"
+        second.communicate("\n")
+        assert second.returncode == 0
+    finally:
+        for process in (first, second):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def test_a_lock_can_be_taken_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with lock_file(tmp_path / "file"):
+            pass
+    assert os.listdir(tmp_path) == ["file.lock"]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,142 @@
+"""The documentation names things that exist: links and anchors, files, commands, flags; and its example runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tgmae.shapes.scenes import make_shapes
+from tgmae.training.loader import TrainingBatch
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("tgmae", "dali_pipelines", "engines", "kernels", "bench", "tests", "docs")
+# Flags of every command, and of other programs: torchrun, docker, nsys, git.
+FOREIGN_FLAGS = {"help", "nproc-per-node", "shm-size", "capture-range-end", "report", "stat"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def find_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def find_names() -> set[str]:
+    """Return every field of a class and every "--option" in the source of the packages, as typed on a command line."""
+    names: set[str] = set()
+    for file in [path for folder in FOLDERS if folder != "tests" for path in (ROOT / folder).rglob("*.py")]:
+        source = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id.replace("_", "-"))
+        names |= set(re.findall(r'"--([\w-]+)', source))
+    return names
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in find_anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@every_page
+def test_files_and_modules_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    files = re.findall(rf"\b(?:{'|'.join(FOLDERS)})/[\w/.-]+\.(?:py|md|json|png)\b", text)
+    modules = re.findall(r"(?:python -m |`)((?:bench|tgmae)\.[a-z_.]+[a-z])", text)
+    missing = [file for file in files if "NAME" not in file and not (ROOT / file).exists()]
+    for module in modules:
+        path = ROOT.joinpath(*module.split("."))
+        if not (path.is_dir() or path.with_suffix(".py").exists()):
+            missing.append(module)
+    assert not missing
+
+
+def test_pages_named_in_code_exist() -> None:
+    named: dict[str, set[str]] = {}
+    for folder in FOLDERS:
+        if folder not in ("tests", "docs"):
+            for file in (ROOT / folder).rglob("*.py"):
+                for page in re.findall(r"\bdocs/\w+\.md\b", file.read_text(encoding="utf-8")):
+                    named.setdefault(page, set()).add(str(file.relative_to(ROOT)))
+    assert {page: files for page, files in named.items() if not (ROOT / page).exists()} == {}
+
+
+@every_page
+def test_commands_and_flags_exist(page: Path) -> None:
+    """Flags are looked up by name only, not by command: every part of one is a field or an option of some command."""
+    text = page.read_text(encoding="utf-8")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(re.findall(r"(?<=[`\s])tgmae-[a-z]+(?=[`\s])", text)) <= scripts.keys()
+    known = find_names() | FOREIGN_FLAGS
+    flags = re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])", text)
+    parts = {part for flag in flags for part in flag.removeprefix("no-").replace(".no-", ".").split(".")}
+    assert {part for part in parts if part not in known and f"no-{part}" not in known} == set()
+
+
+@every_page
+def test_commands_in_code_blocks_are_accepted(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parsers take every command line as it stands; nothing is run."""
+    from tgmae.cli import data, engine, train, viz
+    from tgmae.cli.parser import subcommands
+
+    modules = {"tgmae-data": data, "tgmae-engine": engine, "tgmae-viz": viz}
+    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("tgmae-"):
+                continue
+            program, *arguments = shlex.split(line, comments=True)
+            with contextlib.suppress(SystemExit):  # the code and the message are judged below
+                if program == "tgmae-train":
+                    train.parse(arguments)
+                elif program in modules:
+                    command = modules[program].COMMANDS[arguments[0]]
+                    subcommands.parse_command(f"{program} {arguments[0]}", command, arguments[1:])
+            assert capsys.readouterr().err == "", line
+
+
+def test_the_table_of_imports_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("imports", ROOT / "docs" / "imports.py")
+    assert spec is not None
+    assert spec.loader is not None
+    imports = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(imports)
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert imports.BEGIN + imports.draw_table() + imports.END in page, "run: python docs/imports.py --write"
+
+
+@pytest.mark.skipif(
+    "text" not in {field.name for field in dataclasses.fields(TrainingBatch)}, reason="the batch carries no text yet"
+)
+def test_the_example_in_the_readme_runs(tmp_path: Path) -> None:
+    """It prints what the README says, but for the request that comes first, which depends on the data set's size."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [(example, printed)] = re.findall(r"```python\n(.*?)```.*?```\n(.*?)```", readme, flags=re.DOTALL)
+    make_shapes(tmp_path / "data/shapes", count=24, seed=0, codec="h264", num_objects=1, num_workers=1)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.splitlines()[1:] == printed.splitlines()[1:]

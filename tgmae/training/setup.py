@@ -1,0 +1,172 @@
+"""Set up a run: everything that happens before the loop.
+
+`set_up` prepares pretraining. Its parts (processes, steps, resuming, run folder) are shared with finetuning.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engines.files import write_atomically
+from tgmae.captions.policy import require_captions
+from tgmae.config import TrainConfig, to_dict
+from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.masks.scorer import bind_scorer
+from tgmae.model.attention import choose_attention
+from tgmae.model.huggingface import import_hf
+from tgmae.model.videomae import VideoMAE
+from tgmae.telemetry.profiler import StepProfiler
+from tgmae.training import parallel
+from tgmae.training.checkpoint import (
+    Checkpoints,
+    changed_settings,
+    load_checkpoint,
+    newest_checkpoint,
+    restore,
+    set_aside_newer,
+    set_aside_run,
+)
+from tgmae.training.loader import Loader, open_clips
+from tgmae.training.optim import Schedule, make_optimizer
+from tgmae.training.parallel import World
+from tgmae.training.run_log import RunLog, advise_scorer, describe_run
+from tgmae.training.step import TrainingStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Optimiser steps: `first` are done, the run goes up to `last`, and the schedule spans `total`."""
+
+    first: int
+    last: int
+    total: int
+    per_epoch: float
+    accumulation: int  # forward passes of each process per step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that the loop works with. Call `close` at its end."""
+
+    world: World
+    manifest: Manifest
+    model: VideoMAE
+    step: TrainingStep
+    schedule: Schedule
+    steps: Steps
+    loader: Loader
+    log: RunLog
+    checkpoints: Checkpoints
+    profiler: StepProfiler
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the weights after `step`. Raises ValueError where the loss was not finite."""
+        self.log.settle()
+        if self.world.is_main:
+            self.checkpoints.save(step)
+        gc.collect()
+
+    def close(self) -> None:
+        """Stop the loader's processes and close the files of the run."""
+        self.log.close()
+        self.loader.close()
+        self.profiler.close()
+
+
+def set_up(config: TrainConfig) -> Run | Steps:
+    """Prepare the run that `config` describes, starting from its newest checkpoint if there is one.
+
+    Returns the steps alone where all of them are done. Raises ValueError, FileNotFoundError or OSError, which say what
+    to do about it.
+    """
+    world = parallel.start(config.device)
+
+    # The videos. With text-guided masks every one of them needs a caption.
+    manifest = read_manifest(config.data.manifest).select_split(config.data.split)
+    notes: list[str] = []
+    if config.mask.kind == "tgm":
+        manifest, note = require_captions(manifest, config.mask.no_caption)
+        notes.append(note)
+    accumulation = config.accumulation_steps(world.size)
+    per_epoch = len(manifest) * config.data.repeat / config.batch_size
+    total = math.ceil(config.epochs * per_epoch)
+
+    # The network and its optimiser, as they were at the checkpoint.
+    torch.manual_seed(config.seed)
+    attention = choose_attention(config.model.attention, world.device)
+    model = VideoMAE(config.model, attention)
+    if config.init_from is not None:
+        import_hf(model, config.init_from)
+    model.to(world.device)
+    optimizer = make_optimizer(model, config.optim)
+    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
+    first, resume_notes = _resume(config, checkpoints)
+    notes += resume_notes
+    steps = Steps(
+        first=first, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
+        accumulation=accumulation,
+    )  # fmt: skip
+    if steps.first >= steps.last:
+        for note in filter(None, notes):
+            world.say(note)
+        world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
+        world.close()
+        return steps
+
+    # The pipeline first: its worker processes take seconds to start, in which CLIP is loaded.
+    pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
+    try:
+        scorer = bind_scorer(config, manifest, world.device)
+        notes += [scorer.note, advise_scorer(config)]
+        use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
+        world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
+        for note in filter(None, notes):
+            world.say(note)
+        step = TrainingStep(model, optimizer, config, world, use_bf16)
+        _prepare_folder(config, world, steps.first)
+        log = RunLog(config, world, manifest, steps.first, steps.last, per_epoch)
+        loader = Loader(pipeline, scorer, config.mask, config.model, world.device)
+    except BaseException:
+        pipeline.close()
+        raise
+    profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
+    return Run(
+        world=world, manifest=manifest, model=model, step=step, schedule=schedule, steps=steps, loader=loader, log=log,
+        checkpoints=checkpoints, profiler=profiler,
+    )  # fmt: skip
+
+
+def _resume(config: TrainConfig, checkpoints: Checkpoints) -> tuple[int, list[str]]:
+    """Load the checkpoint that `config.resume` names, if any; return the steps done and what the user should know."""
+    if config.resume == "never":
+        return 0, []
+    path = newest_checkpoint(checkpoints.folder) if config.resume == "auto" else Path(config.resume)
+    if path is None:
+        return 0, []
+    state = load_checkpoint(path)
+    first = restore(state, path, checkpoints.model, checkpoints.optimizer, config, checkpoints.videos)
+    checkpoints.saved_step = first
+    notes = [f"resuming from {path}" + (f"; --init-from {config.init_from} is not used" if config.init_from else "")]
+    if changed := changed_settings(state, config):
+        notes.append(f"changed since that checkpoint: {', '.join(changed)}")
+    return first, notes
+
+
+def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:
+    """Set aside what an older run left in the run folder, and write config.json."""
+    world.wait()  # until every process has read its checkpoint
+    if not world.is_main:
+        return
+    if config.resume == "never" and (old := set_aside_run(config.run_dir)):
+        world.say(f"set aside the run that was in {config.run_dir}: {old}")
+    for path in set_aside_newer(config.run_dir / "checkpoints", first_step):
+        world.say(f"set aside {path}: this run starts from step {first_step}")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.run_dir / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
