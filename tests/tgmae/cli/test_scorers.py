@@ -115,7 +115,7 @@ def test_scores_need_captions(tgmae: Terminal, tmp_path: Path) -> None:
     assert not (tmp_path / "scores-patch").exists()
     code, said, _ = tgmae("data", "scores", tmp_path / "m.parquet", "--mask.no-caption", "label", "--workers", 0)
     assert code == 0, code
-    assert "1 videos without a caption take their label for one" in said
+    assert "1 videos without a caption use their label" in said
 
 
 # tgmae-viz

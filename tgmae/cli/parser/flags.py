@@ -174,12 +174,16 @@ def _describe_unknown(prog: str, word: str, flags: Sequence[Flag], hints: Mappin
 
 
 def find_nearest(name: str, names: Sequence[str]) -> list[str]:
-    """Return those of `names` that differ from `name` in a prefix such as "data." only, or the one spelt most alike."""
+    """Return those of `names` that differ from `name` in a prefix such as "data." only, or those spelt most alike."""
     last = name.rpartition(".")[2]
-    same = [other for other in names if other.rpartition(".")[2] == last]
-    lasts = difflib.get_close_matches(last, [other.rpartition(".")[2] for other in names], n=1)
-    return (
-        same
-        or difflib.get_close_matches(name, names, n=1)
-        or [other for other in names if other.rpartition(".")[2] in lasts]
-    )
+    lasts = [other.rpartition(".")[2] for other in names]
+    same = [other for other, end in zip(names, lasts, strict=True) if end == last]
+    near = _find_alike(last, lasts)
+    return same or _find_alike(name, names) or [other for other, end in zip(names, lasts, strict=True) if end in near]
+
+
+def _find_alike(name: str, names: Sequence[str]) -> list[str]:
+    """Return the nearest of `names`, and those that are about as near."""
+    near = difflib.get_close_matches(name, names, n=3)
+    ratios = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
+    return [other for other, ratio in zip(near, ratios, strict=True) if ratio > max(ratios) - 0.02]
