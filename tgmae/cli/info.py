@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import runpy
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Info(Command):
     json: bool = False  # Print JSON instead of tables.
 
     def run(self) -> None:
+        _start_dali()
         if self.json:
             facts = {
                 "tgmae": __version__, "python": platform.python_version(), "platform": platform.platform(),
@@ -83,10 +85,10 @@ def backends() -> dict[str, str]:
 
     "yes", perhaps with what it covers; "installed"; "no", or what it does instead, and the reason.
     """
+    _start_dali()
     torch = find_cuda()
-    found = {
-        "pipeline pyav": _try_import("av", "pip install av"),
-        **_describe_dali(),
+    pyav = _try_import("av", "pip install av")
+    others = {
         "attention sdpa": _describe_torch(),
         "attention xformers": _describe_xformers(),
         "attention cudnn": _describe_cudnn(),
@@ -95,6 +97,7 @@ def backends() -> dict[str, str]:
         "engine tensorrt": _describe_tensorrt("tensorrt"),
         "engine tensorrt_rtx": _describe_tensorrt("tensorrt_rtx"),
     }
+    found = {"pipeline pyav": pyav, **_describe_dali(), **others}
     if torch is None:
         found["precision"] = "fp32, bf16; for CLIP also fp8, a slow simulation"
     elif not torch.cuda.is_bf16_supported():
@@ -161,10 +164,18 @@ def _describe_torch() -> str:
     return "no: not installed; pip install torch" if importlib.util.find_spec("torch") is None else "installed"
 
 
+@functools.cache
+def _start_dali() -> subprocess.Popen[str]:
+    """Import DALI in a process of its own. That takes a second, and others may be imported here meanwhile."""
+    return subprocess.Popen([sys.executable, "-c", "import nvidia.dali"], stderr=subprocess.PIPE, text=True)
+
+
+@functools.cache
 def _describe_dali() -> dict[str, str]:
-    answer = _try_import("nvidia.dali", "pip install nvidia-dali-cuda130")
-    if answer != "yes":
-        return {"pipeline dali": answer}
+    _, errors = _start_dali().communicate()
+    if _start_dali().returncode != 0:
+        reason = errors.strip().rpartition("\n")[2]  # of the traceback: "ImportError: …"
+        return {"pipeline dali": f"no: {reason.partition(': ')[2] or reason}; pip install nvidia-dali-cuda130"}
     from dali_pipelines.worker import CPU_CODECS
 
     on_cpu = f"yes; decodes {', '.join(sorted(CPU_CODECS))} itself, the rest with PyAV"
