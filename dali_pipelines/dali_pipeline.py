@@ -124,7 +124,7 @@ class DaliPipeline:
         for unit in range(len(errors)):
             if text := errors.at(unit).tobytes().strip(b"\0").decode():
                 row = requests[unit * self.spec.repeat].row
-                skipped.append(SkippedVideo(row=row, path=self.spec.videos[row].path, reason=text))
+                skipped.append(SkippedVideo(row=row, path=self.spec.videos[row].name, reason=text))
         return tuple(skipped)
 
     def _release_copied(self) -> None:

@@ -45,7 +45,7 @@ class PyavPipeline:
             try:
                 clips.append(read_clip(self.videos.file(request.row), video, request, self.size))
             except DecodeError as error:
-                skipped[request.row] = SkippedVideo(row=request.row, path=video.path, reason=str(error))
+                skipped[request.row] = SkippedVideo(row=request.row, path=video.name, reason=str(error))
                 clips.append(None)
         self.batch += 1
         stand_in = partial(find_stand_in, self.videos, self.sampler, self.batch, self.size)
@@ -126,7 +126,7 @@ def find_stand_in(
         try:
             return read_clip(videos.file(request.row), video, request, size), request
         except DecodeError as error:
-            reasons.append(f"  {video.path}: {error}")
+            reasons.append(f"  {video.name}: {error}")
     raise ValueError(
         f"none of the videos of {_STAND_IN_BATCHES} batches could be read; the first:\n" + "\n".join(reasons[:5])
     )

@@ -102,7 +102,7 @@ class ResilientPipeline:
             readable = list(native)
         if news := [row for row in readable if row not in self.spec.distrusted]:
             listed = "\n".join(
-                f"  {self.spec.videos[row].path}: {reasons.get(row, short_reason(error))}" for row in news
+                f"  {self.spec.videos[row].name}: {reasons.get(row, short_reason(error))}" for row in news
             )
             warnings.warn(f"DALI cannot decode these videos, so PyAV decodes them from now on:\n{listed}", stacklevel=4)
         self.spec.distrusted.update(reasons or native)

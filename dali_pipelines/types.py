@@ -57,6 +57,18 @@ class Video:
     split: str
     segment: tuple[int, int] | None = None  # first frame, and the frame after the last; None for the whole file
 
+    def __post_init__(self) -> None:
+        """Check the segment, and store None where it is the whole file: equal rows have equal names."""
+        if self.segment is None:
+            return
+        if not 0 <= self.start < self.end <= self.num_frames:
+            raise ValueError(
+                f"expected a segment within the {self.num_frames} frames of {self.path}, got frames {self.start} to "
+                f"{self.end}, the last one excluded"
+            )
+        if self.segment == (0, self.num_frames):
+            object.__setattr__(self, "segment", None)
+
     @property
     def start(self) -> int:
         """The first frame that clips may show."""
@@ -98,13 +110,16 @@ class Video:
 
 
 def video_from_json(values: dict[str, Any]) -> Video:
-    """Rebuild a `Video` from the JSON of `dataclasses.asdict`. Raises TypeError or KeyError for other objects."""
+    """Rebuild a `Video` from the JSON of `dataclasses.asdict`. Raises TypeError or KeyError for other objects.
+
+    Captions written before they had a source, as plain strings, get the source "".
+    """
     lists = {name: tuple(values[name]) for name in ("keyframes", "keyframe_pts")}
+    captions = [Caption(found, "") if isinstance(found, str) else Caption(*found) for found in values["captions"]]
     segment = values.get("segment")
     return Video(
         **{
-            **values, **lists, "captions": tuple(Caption(*caption) for caption in values["captions"]),
-            "segment": None if segment is None else tuple(segment),
+            **values, **lists, "captions": tuple(captions), "segment": None if segment is None else tuple(segment),
         }
     )  # fmt: skip
 
@@ -167,7 +182,7 @@ class SkippedVideo:
     """A video that could not be decoded when its turn came."""
 
     row: int
-    path: str
+    path: str  # `Video.name`
     reason: str
 
 

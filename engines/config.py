@@ -44,7 +44,8 @@ class CLIPConfig:
         """
         folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
         if folder.is_dir():
-            names, files = [self.model], sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+            parts = ("*.safetensors", "*.bin", "open_clip_config.json")  # the last names architecture and normalisation
+            names, files = [self.model], sorted(path for part in parts for path in folder.glob(part))
         else:
             names, files = [self.model, self.weights], [Path(self.weights)]
         stats = [f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}" for path in files if (stat := _stat(path))]

@@ -2,3 +2,5 @@
 
 Imports no other package of the project.
 """
+
+__tgmae__ = True  # tells this package from Hugging Face's of the same name: tgmae/__init__.py looks for this line

@@ -114,6 +114,6 @@ def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: i
         batch.clips.frames,
         batch.masks,
         prediction,
-        [caption or video.label or video.path for video, caption in clips],
+        [caption or video.label or video.name for video, caption in clips],
         f"step {step}, {config.mask.kind} mask{order}, ratio {config.mask.ratio}",
     )

@@ -94,9 +94,7 @@ def test_ratio_outside_zero_to_one_is_refused(ratio: float) -> None:
 @pytest.mark.parametrize(("image_size", "ratio"), [(32, 0.2), (16, 0.9)])
 def test_ratio_that_masks_no_patch_is_refused(image_size: int, ratio: float, kind: str) -> None:
     patches = (image_size // 16) ** 2
-    with pytest.raises(
-        ValueError, match=rf"mask\.ratio {ratio} masks 0 of the {patches} .*image-size {image_size}"
-    ):
+    with pytest.raises(ValueError, match=rf"mask\.ratio {ratio} masks 0 of the {patches} .*image-size {image_size}"):
         TrainConfig(model=ModelConfig(image_size=image_size), mask=MaskConfig(kind=kind, ratio=ratio))  # type: ignore[arg-type]
 
 
@@ -173,7 +171,7 @@ def test_counts_of_a_run_start_at_one(name: str) -> None:
 
 
 def test_batch_that_repeats_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--device-batch-size .* data\.repeat, got 64 and 3"):
+    with pytest.raises(ValueError, match=r"--device-batch-size .* --data\.repeat, got 64 and 3"):
         TrainConfig(data=DataConfig(repeat=3))
     assert TrainConfig(data=DataConfig(repeat=4)).data.repeat == 4
 

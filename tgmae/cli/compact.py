@@ -95,14 +95,15 @@ def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
 
 def decode_whole(file: str, video: Video, place: int) -> int:
     """Decode a video from its start, 600 frames at most; returns the number of frames."""
-    return sum(1 for _ in decode_frames(file, video, range(min(video.num_frames, _SAMPLE_FRAMES)), seek=False))
+    frames = range(video.start, min(video.end, video.start + _SAMPLE_FRAMES))
+    return sum(1 for _ in decode_frames(file, video, frames, seek=video.segment is not None))
 
 
 def decode_windows(file: str, video: Video, place: int) -> int:
     """Decode windows of 16 frames, for one place always at the same shares of the length; returns their number."""
-    length = min(_WINDOW_FRAMES, video.num_frames)
+    length = min(_WINDOW_FRAMES, video.length)
     for share in np.random.default_rng(place).random(_WINDOWS):
-        first = int(share * (video.num_frames - length + 1))
+        first = video.start + int(share * (video.length - length + 1))
         for _ in decode_frames(file, video, range(first, first + length), seek=True):
             pass
     return _WINDOWS
@@ -115,14 +116,15 @@ def _rate_of(decode: Callable[[str, Video, int], int], sample: _Sample) -> float
 
 
 def _total(videos: list[Video]) -> dict[str, float]:
-    num_bytes = sum(video.num_bytes for video in videos)
-    pixels = sum(video.num_frames * video.width * video.height for video in videos)
+    files = {video.path: video for video in videos}.values()  # several videos may be segments of one file
+    num_bytes = sum(video.num_bytes for video in files)
+    pixels = sum(video.num_frames * video.width * video.height for video in files)
     return {
-        "files": len(videos),
-        "frames": sum(video.num_frames for video in videos),
+        "files": len(files),
+        "frames": sum(video.length for video in videos),
         "bytes": num_bytes,
         "bits_per_pixel": 8 * num_bytes / pixels,
-        "hours": sum(video.num_frames / video.fps for video in videos if video.fps > 0) / 3600,
+        "hours": sum(video.length / video.fps for video in videos if video.fps > 0) / 3600,
     }
 
 

@@ -90,9 +90,10 @@ class Show:
 
 def _summary(manifest: Manifest) -> Table:
     columns = manifest.table.to_pydict()
-    frames, fps = np.array(columns["num_frames"]), np.array(columns["fps"])
+    frames, fps = np.subtract(columns["end_frame"], columns["start_frame"]), np.array(columns["fps"])
     hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
     captions = np.array([len(texts) for texts in columns["captions"]])
+    files = dict(zip(columns["path"], columns["num_bytes"], strict=True))  # several rows may be segments of one
     sizes = Counter(f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True))
     labels = Counter(columns["label"])
 
@@ -100,9 +101,10 @@ def _summary(manifest: Manifest) -> Table:
         listed = escape(", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown)))
         return listed + (f", and {len(counts) - shown} more" if len(counts) > shown else "")
 
-    table = Table(show_header=False, title=escape(f"{len(manifest)} videos below {manifest.root}"))
+    cut = f", segments of {len(files)} files" * (columns["num_frames"] != frames.tolist())
+    table = Table(show_header=False, title=escape(f"{len(manifest)} videos{cut} below {manifest.root}"))
     table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
-    table.add_row("size on disk", f"{sum(columns['num_bytes']) / 2**20:.1f} MiB")
+    table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
     table.add_row("pixel formats", most(Counter(columns["pixel_format"])))
     table.add_row("pictures", most(sizes))

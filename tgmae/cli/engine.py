@@ -244,7 +244,7 @@ def _read_clips(path: Path, count: int, height: int, width: int) -> tuple[Tensor
         try:
             frames.append(read_clip(manifest.file(row), video, request, height))
         except DecodeError as error:
-            print(f"left out {video.path}: {error}")
+            print(f"left out {video.name}: {error}")
             continue
         captions.extend(caption.text for caption in video.captions[:1])
     if not frames:

@@ -275,12 +275,13 @@ def _write_boxes(root: Path, target: Path, pairs: list[tuple[Video, Video]], con
     table = pq.read_table(root / "boxes.parquet")
     if not {"path", "boxes"} <= set(table.column_names):
         raise ValueError(f"expected columns path and boxes in {root / 'boxes.parquet'}, got {table.column_names}")
-    by_path = {before.path: (before, after) for before, after in pairs if before.segment is None}
+    by_path: dict[str, list[tuple[Video, Video]]] = {}
+    for before, after in pairs:
+        by_path.setdefault(before.path, []).append((before, after))
     rows, is_same = [], True
-    for row in table.to_pylist():
-        if row["path"] not in by_path:
-            continue
-        before, after = by_path[row["path"]]
+    # The boxes are of a whole file; each of its segments takes those of its own frames.
+    tracks = [(track, pair) for track in table.to_pylist() for pair in by_path.get(track["path"], ())]
+    for row, (before, after) in tracks:
         frames, _ = choose_frames(str(root / before.path), before, config)
         boxes = np.array(row["boxes"], np.int64)
         if boxes.shape != (before.num_frames, 4):

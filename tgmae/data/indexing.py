@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Caption, Video, video_from_json
+from engines.files import replacing
 from tgmae.data.manifest import check_relative, read_manifest, write_manifest
 
 SUFFIXES = frozenset(
@@ -238,7 +239,10 @@ def index_folder(
             continue
         video = known.get(entry.path)
         if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
-            videos[entry.path] = replace(video, label=entry.label, captions=entry.captions, split=entry.split)
+            # The manifest that was there may hold segments; this one holds whole files.
+            videos[entry.path] = replace(
+                video, label=entry.label, captions=entry.captions, split=entry.split, segment=None
+            )
         else:
             todo.append(entry)
     num_reused = len(videos)
@@ -255,7 +259,7 @@ def index_folder(
                 journal_file.flush()
 
     report = out.with_name(out.name + ".excluded.csv")
-    with report.open("w", newline="", encoding="utf-8") as file:
+    with replacing(report) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
     if not videos:
         journal.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -84,13 +85,11 @@ class Manifest:
 
     def _read(self, row: int) -> Video:
         values = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
-        start, end = values.pop("start_frame"), values.pop("end_frame")
-        pairs = zip(values["captions"], values.pop("caption_sources"), strict=True)
-        values["captions"] = tuple(Caption(text, source) for text, source in pairs)
+        segment = values.pop("start_frame"), values.pop("end_frame")
+        values["captions"] = tuple(_pair(values["captions"], values.pop("caption_sources")))
         for name in ("keyframes", "keyframe_pts"):
             values[name] = tuple(values[name])
-        is_whole = (start, end) == (0, values["num_frames"])
-        return Video(**values, segment=None if is_whole else (start, end))
+        return Video(**values, segment=segment)
 
     def file(self, row: int) -> str:
         """Return the absolute path of a row's video."""
@@ -141,10 +140,11 @@ class Manifest:
     def captions(self) -> list[list[Caption]]:
         """Return the captions of every row, from the columns."""
         columns = (self.table.column(name).to_pylist() for name in ("captions", "caption_sources"))
-        return [
-            [Caption(text, source) for text, source in zip(texts, sources, strict=True)]
-            for texts, sources in zip(*columns, strict=True)
-        ]
+        return [_pair(texts, sources) for texts, sources in zip(*columns, strict=True)]
+
+
+def _pair(texts: Sequence[str], sources: Sequence[str]) -> list[Caption]:
+    return [Caption(text, source) for text, source in zip(texts, sources, strict=True)]
 
 
 def check_relative(path: str) -> None:
@@ -155,11 +155,15 @@ def check_relative(path: str) -> None:
 
 
 def write_manifest(path: Path, videos: Sequence[Video], root: Path) -> None:
-    """Write a manifest atomically. Raises ValueError for a path that leaves the root or a segment outside its file."""
+    """Write a manifest atomically.
+
+    Raises ValueError for a path that leaves the root, a video without frames, and two rows of the same name.
+    """
     for video in videos:
         check_relative(video.path)
-        if not 0 <= video.start < video.end <= video.num_frames:
-            raise ValueError(f"{video.name} is not a segment of a file of {video.num_frames} frames")
+        if not video.length:
+            raise ValueError(f"{video.path} has no frames")
+    _check_names([video.name for video in videos])
     folder = path.resolve().parent
     inside = folder == root.resolve() or folder in root.resolve().parents
     root_text = os.path.relpath(root.resolve(), folder) if inside else str(root.resolve())
@@ -185,11 +189,22 @@ def _cell(video: Video, name: str) -> Any:
     return getattr(video, name)
 
 
+def _check_names(names: Sequence[str]) -> None:
+    """Raise ValueError where two rows have the same name: maps and compacted files are told apart by it."""
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise ValueError(
+            f"expected one row per video or segment, got several for {', '.join(twice[:3])}; a row may have several "
+            "captions"
+        )
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest, of this format or the one before.
 
     Raises FileNotFoundError where there is none. Raises ValueError where the file is not a manifest, was written by a
-    later version, holds no video, or where a path leaves the root.
+    later version or holds no video, and where rows cannot be used: paths that leave the root, segments outside their
+    file, captions without a source, two rows of the same name.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give its manifest, such as {path / 'manifest.parquet'}")
@@ -202,7 +217,7 @@ def read_manifest(path: Path) -> Manifest:
     metadata = table.schema.metadata or {}
     remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
     found = metadata.get(FORMAT_KEY, b"1").decode()
-    if not found.isdecimal() or int(found) > FORMAT:
+    if not found.isdecimal() or not 1 <= int(found) <= FORMAT:
         raise ValueError(
             f"{path} has manifest format {found}, but this version of tgmae reads formats up to {FORMAT}; update "
             f"tgmae, or {remake}"
@@ -216,12 +231,32 @@ def read_manifest(path: Path) -> Manifest:
     with_nulls = [name for name in expected if table.column(name).null_count]
     if with_nulls:
         raise ValueError(f"{path} has empty cells in the columns {with_nulls}; {remake}")
-    for video_path in table.column("path").to_pylist():
-        check_relative(video_path)
     if int(found) == 1:
         table = _upgrade(table)
     root = metadata.get(ROOT_KEY, b".").decode()
-    return Manifest(table.select(SCHEMA.names), (path.resolve().parent / root).resolve())
+    manifest = Manifest(table.select(SCHEMA.names), (path.resolve().parent / root).resolve())
+    try:
+        _check_rows(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {remake}") from error
+    return manifest
+
+
+def _check_rows(manifest: Manifest) -> None:
+    """Raise ValueError for rows that nothing can be made of, naming the first."""
+    for video_path in manifest.table.column("path").to_pylist():
+        check_relative(video_path)
+    start, end, count = (manifest.table.column(name) for name in ("start_frame", "end_frame", "num_frames"))
+    lengths = [pc.list_value_length(manifest.table.column(name)) for name in ("captions", "caption_sources")]
+    is_outside = pc.or_(pc.or_(pc.less(start, 0), pc.greater(end, count)), pc.less_equal(end, start))
+    for wrong, reason in (
+        (is_outside, "frames {start_frame} to {end_frame} are not a segment of a file of {num_frames} frames"),
+        (pc.not_equal(*lengths), "captions {captions} have sources {caption_sources}; expected one source each"),
+    ):
+        if (row := pc.index(wrong, True).as_py()) >= 0:
+            values = {name: manifest.table.column(name)[row].as_py() for name in SCHEMA.names}
+            raise ValueError(f"row {row}, {values['path']}: " + reason.format(**values))
+    _check_names(manifest.names())
 
 
 def _upgrade(table: pa.Table) -> pa.Table:

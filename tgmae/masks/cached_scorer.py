@@ -67,8 +67,10 @@ class CachedScorer:
     def score(self, video: Video, request: ClipRequest) -> NDArray[np.float32]:
         """Return float32 [S, N] of one clip: the maps nearest to its scored frames, under its crop."""
         maps = self.maps.read(video.name)
-        frames = (np.array(request.frames) - video.start).reshape(self.slots, self.tubelet)
-        nearest = np.minimum(np.rint(frames[:, : self.frames_per_tubelet] / self.every).astype(int), len(maps) - 1)
+        # The maps of a segment begin at its start. Where `every` divides that, ties are decided as for the whole file.
+        frames = (np.array(request.frames) - video.start % self.every).reshape(self.slots, self.tubelet)
+        places = np.rint(frames[:, : self.frames_per_tubelet] / self.every).astype(int) - video.start // self.every
+        nearest = np.minimum(places, len(maps) - 1)
         chosen = maps[nearest, request.caption].astype(np.float32).mean(1)  # [S, Y, X]
         down, across = crop_weights(video, request.crop, request.flip, chosen.shape[1:], self.side)
         scores: NDArray[np.float32] = (down @ chosen @ across.T).reshape(self.slots, -1)

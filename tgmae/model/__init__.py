@@ -1,1 +1,1 @@
-"""The masked autoencoder, its attention, and its weights in other formats."""
+"""The masked autoencoder, its attention backends, and its weights in other formats."""

@@ -1,7 +1,10 @@
-"""Weights to and from Hugging Face's VideoMAE format: a folder with config.json and model.safetensors.
+"""Read and write weights in Hugging Face's VideoMAE format: a folder with config.json and model.safetensors.
 
-Read with `transformers.VideoMAEForPreTraining.from_pretrained(folder)`. Published checkpoints differ by release in how
-they name the query and value biases and in the file they come in; all are read.
+`transformers.VideoMAEForPreTraining.from_pretrained(folder)` reads what `export_hf` writes. Published checkpoints
+differ by release in the names of the query and value biases and in the file that holds the weights. `import_hf` reads
+all of them.
+
+Dimensions: D width; a token's P values are (t p q c): frame, row, column, channel.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engines.files import replacing, write_atomically
 from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
+from tgmae.model.weights import check_shapes
 
+# Our names → theirs: inside a block, and at the top level.
 _BLOCK = {
     "norm1": "layernorm_before",
     "attention.out": "attention.output.dense",
@@ -37,13 +44,31 @@ _TOP = {
 }
 _CONV = "videomae.embeddings.patch_embeddings.projection.weight"
 
+# The entries of config.json that follow from a flag.
+_FLAGS = {
+    "image_size": "--model.image-size",
+    "patch_size": "--model.patch-size",
+    "num_frames": "--model.num-frames",
+    "tubelet_size": "--model.tubelet-size",
+    "hidden_size": "--model.width",
+    "num_hidden_layers": "--model.depth",
+    "num_attention_heads": "--model.num-heads",
+    "intermediate_size": "--model.mlp-ratio",
+    "decoder_hidden_size": "--model.decoder-width",
+    "decoder_num_hidden_layers": "--model.decoder-depth",
+    "decoder_num_attention_heads": "--model.decoder-num-heads",
+    "decoder_intermediate_size": "--model.mlp-ratio",
+}
+
 
 def export_hf(model: VideoMAE, folder: Path) -> None:
-    """Write the model as `folder`/config.json and `folder`/model.safetensors."""
+    """Write the model as `folder`/model.safetensors and `folder`/config.json."""
     config, ours = model.config, model.state_dict()
     theirs = {hf_name: ours[name] for name, hf_name in _TOP.items()}
-    kernel = (config.tubelet_size, config.patch_size, config.patch_size, 3)
-    theirs[_CONV] = ours["patch_embed.weight"].unflatten(1, kernel).permute(0, 4, 1, 2, 3)
+    # Their patch embedding is a convolution over channels, frames, rows and columns.
+    theirs[_CONV] = rearrange(
+        ours["patch_embed.weight"], "d (t p q c) -> d c t p q", t=config.tubelet_size, p=config.patch_size, c=3
+    )
     for block, hf_block in _blocks(config):
         for name, hf_name in _BLOCK.items():
             for kind in ("weight", "bias"):
@@ -55,51 +80,46 @@ def export_hf(model: VideoMAE, folder: Path) -> None:
         theirs[f"{attention}.value.bias"] = ours[f"{block}.attention.v_bias"]
     folder.mkdir(parents=True, exist_ok=True)
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
-    save_file(cpu, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(hf_config(config), indent=2) + "\n")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(cpu, temporary, metadata={"format": "pt"})
+    write_atomically(folder / "config.json", (json.dumps(make_hf_config(config), indent=2) + "\n").encode())
 
 
 def import_hf(model: VideoMAE, folder: Path) -> None:
-    """Load a checkpoint of that format into `model`.
+    """Load the checkpoint in `folder` into `model`.
 
-    Raises FileNotFoundError where files are missing, ValueError where a file cannot be read, a shape differs (naming
-    both) or a weight is missing.
+    Raises FileNotFoundError if a file is missing, and ValueError if a file cannot be read, a weight is missing, or a
+    shape differs (the message names both).
     """
     theirs = _read_weights(folder)
     config = model.config
-    _check_config(folder, config)
-    ours = {name: _take(theirs, hf_name) for name, hf_name in _TOP.items()}
-    ours["patch_embed.weight"] = _take(theirs, _CONV).permute(0, 2, 3, 4, 1).flatten(1)
+    _check_config(folder / "config.json", config)
+
+    def take(*names: str) -> Tensor:
+        """Return the weight of the first name that exists."""
+        for name in names:
+            if name in theirs:
+                return theirs[name]
+        raise ValueError(f"{folder} has no weight {' or '.join(names)}; expected a VideoMAEForPreTraining checkpoint")
+
+    ours = {name: take(hf_name) for name, hf_name in _TOP.items()}
+    ours["patch_embed.weight"] = rearrange(take(_CONV), "d c t p q -> d (t p q c)")
     for block, hf_block in _blocks(config):
         for name, hf_name in _BLOCK.items():
             for kind in ("weight", "bias"):
-                ours[f"{block}.{name}.{kind}"] = _take(theirs, f"{hf_block}.{hf_name}.{kind}")
+                ours[f"{block}.{name}.{kind}"] = take(f"{hf_block}.{hf_name}.{kind}")
         attention = f"{hf_block}.attention.attention"
-        parts = [_take(theirs, f"{attention}.{part}.weight") for part in ("query", "key", "value")]
+        parts = [take(f"{attention}.{part}.weight") for part in ("query", "key", "value")]
         ours[f"{block}.attention.qkv.weight"] = torch.cat(parts)
+        # The second name is the one published before 2025.
         for letter, part in (("q", "query"), ("v", "value")):
-            ours[f"{block}.attention.{letter}_bias"] = _take(
-                theirs, f"{attention}.{part}.bias", f"{attention}.{letter}_bias"
-            )
+            ours[f"{block}.attention.{letter}_bias"] = take(f"{attention}.{part}.bias", f"{attention}.{letter}_bias")
     check_shapes(model.state_dict(), ours, str(folder))
     model.load_state_dict(ours)
 
 
-def check_shapes(expected: dict[str, Tensor], got: dict[str, Tensor], source: str) -> None:
-    """Raise ValueError, naming both shapes, where two sets of weights do not match."""
-    missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(f"{source} holds another network: missing {missing[:3]}, not expected {extra[:3]}")
-    for name, tensor in expected.items():
-        if tensor.shape != got[name].shape:
-            raise ValueError(
-                f"{source} is of another shape: {name} is {list(got[name].shape)} there, "
-                f"{list(tensor.shape)} in this configuration"
-            )
-
-
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json of the Hugging Face model that computes the same."""
+def make_hf_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the config.json of the Hugging Face model that computes the same function."""
     return {
         "architectures": ["VideoMAEForPreTraining"],
         "model_type": "videomae",
@@ -126,6 +146,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _blocks(config: ModelConfig) -> list[tuple[str, str]]:
+    """List our name and their name of every block."""
     encoder = [(f"encoder.{i}", f"videomae.encoder.layer.{i}") for i in range(config.depth)]
     return encoder + [(f"decoder.{i}", f"decoder.decoder_layers.{i}") for i in range(config.decoder_depth)]
 
@@ -141,29 +162,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 if path.suffix == ".safetensors"
                 else torch.load(path, map_location="cpu", weights_only=True)
             )
-        except Exception as error:  # each format has exceptions of its own for a file that is cut off
-            raise ValueError(f"{path} is no readable weights file: {error}") from error
+        except Exception as error:  # each format raises exceptions of its own for a truncated file
+            raise ValueError(f"cannot read weights from {path}: {error}") from error
         return weights
     raise FileNotFoundError(f"expected model.safetensors or pytorch_model.bin in {folder}")
 
 
-def _check_config(folder: Path, config: ModelConfig) -> None:
-    """Compare what the weights' shapes cannot show: depth, heads and geometry."""
-    path = folder / "config.json"
+def _check_config(path: Path, config: ModelConfig) -> None:
+    """Compare depth, heads and geometry, which the shapes of the weights cannot show."""
     if not path.is_file():
-        raise FileNotFoundError(f"expected config.json in {folder}")
+        raise FileNotFoundError(f"expected config.json in {path.parent}")
     theirs = json.loads(path.read_text())
-    for name, ours in hf_config(config).items():
-        # A list means height and width; both must agree. bool is an int: flags are compared too.
+    for name, ours in make_hf_config(config).items():
+        # A list means height and width: both must agree. bool is an int, so flags are compared too. The norms' epsilon
+        # is not: the published files hold the default of the class, not that of VideoMAE's own code.
         compared = isinstance(ours, int) or name == "hidden_act"
         if compared and theirs.get(name, ours) not in (ours, [ours, ours]):
+            flag = f" ({_FLAGS[name]})" if name in _FLAGS else ""
             raise ValueError(
-                f"{folder} is of another shape: {name} is {theirs[name]} there, {ours} in this configuration"
+                f"{path} is of a different model: {name} is {theirs[name]} there, {ours} in this configuration{flag}"
             )
-
-
-def _take(weights: dict[str, Tensor], *names: str) -> Tensor:
-    for name in names:
-        if name in weights:
-            return weights[name]
-    raise ValueError(f"the checkpoint has no weight {' or '.join(names)}; is it a VideoMAEForPreTraining checkpoint?")

@@ -1,6 +1,6 @@
-"""Masks as token numbers.
+"""Masks as lists of token numbers.
 
-Dimensions: B clips, S slots, N patches a slot, V visible tokens, M masked tokens.
+Dimensions: B clips, S slots, N patches per slot, V visible tokens, M masked tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TokenMasks:
-    """Which tokens the encoder sees and which the decoder must reconstruct.
+    """Which tokens the encoder sees and which ones the decoder must reconstruct.
 
-    visible   int32 [B, V], ascending    masked   int32 [B, M], ascending
+    visible   int32 [B, V], ascending
+    masked    int32 [B, M], ascending
 
-    Together they hold every token number 0 … S·N-1 once; token = slot · N + patch.
+    A token's number is slot · N + patch. In each clip the two lists together hold every number 0 … S·N-1 exactly once.
+    Raises ValueError for another dtype or shape. Values are never read, so the check costs no GPU synchronisation.
     """
 
     visible: Tensor
@@ -29,5 +31,10 @@ class TokenMasks:
                 raise ValueError(f"expected {name} int32 [B, tokens], got {index.dtype} {list(index.shape)}")
         if self.visible.shape[0] != self.masked.shape[0]:
             raise ValueError(
-                f"expected one batch size, got visible {list(self.visible.shape)} and masked {list(self.masked.shape)}"
+                f"expected visible and masked of one batch size, got {list(self.visible.shape)} and "
+                f"{list(self.masked.shape)}"
             )
+
+    def __repr__(self) -> str:
+        visible, masked = list(self.visible.shape), list(self.masked.shape)
+        return f"TokenMasks(visible int32 {visible}, masked int32 {masked}, {self.visible.device})"

@@ -1,8 +1,9 @@
-"""The masked autoencoder: a ViT that sees the visible tokens only, and a light decoder that reconstructs the others.
+"""VideoMAE: a ViT encoder that sees only the visible tokens, and a light decoder that reconstructs the masked ones.
 
-Same function as Hugging Face's VideoMAEForPreTraining (tests/test_hf_format.py), same parameters up to a reordering.
+It computes the same function as Hugging Face's VideoMAEForPreTraining, with the same parameters in another order;
+tests/tgmae/model/test_huggingface.py compares the two.
 
-Dimensions: B clips, T frames, H W pixels, L tokens, V visible, M masked, D width, P values a token.
+Dimensions: B clips, T frames, H W pixels, L tokens, V visible, M masked, D width, E decoder width, P values per token.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.nvtx_ranges import named_range
 
-# Hugging Face's VideoMAE leaves its decoder's last norm at torch's default, whatever layer_norm_eps says.
+# Hugging Face's VideoMAE leaves the decoder's last norm at torch's default, whatever layer_norm_eps says.
 _DECODER_NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
-    """Self-attention; queries and values have a bias, keys have none (BEiT, VideoMAE)."""
+    """Self-attention. Queries and values have a bias, keys have none (as in BEiT and VideoMAE)."""
 
     def __init__(self, width: int, num_heads: int, backend: Backend) -> None:
         super().__init__()
@@ -33,7 +34,8 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:  # [B, L, D] → [B, L or last, D]
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """Attend from all tokens to all tokens [B, L, D]; with `last`, from the last so many only: [B, last, D]."""
         no_bias = torch.zeros_like(self.q_bias)
         if last is None:
             bias = torch.cat([self.q_bias, no_bias, self.v_bias])
@@ -46,13 +48,13 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, packed: Tensor) -> tuple[Tensor, ...]:
-        """[B, L, n·D] → n of [B, L, H, D/H]."""
+        """Split n packed projections [B, L, n·D] into n tensors [B, L, heads, D / heads]."""
         width = self.q_bias.shape[0]
         return packed.view(*packed.shape[:2], -1, self.num_heads, width // self.num_heads).unbind(2)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, norm_eps: float, backend: Backend) -> None:
         super().__init__()
@@ -63,8 +65,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """[B, L, D] → the same, or of the last so many tokens only [B, last, D]: they attend to all, and the rest of
-        the block is computed for them alone.
+        """Transform tokens [B, L, D].
+
+        With `last`, return only the last so many tokens [B, last, D]. They attend to all tokens; everything else in the
+        block is computed for them alone.
         """
         mixed = self.attention(self.norm1(x), last)
         x = mixed + (x if last is None else x[:, -last:])
@@ -73,9 +77,9 @@ class Block(nn.Module):
 
 
 class VideoMAE(nn.Module):
-    """frames and masks → loss. `encode`, `decode` and the loss are its three lines.
+    """The masked autoencoder: frames and masks in, loss out. `forward` is its three steps: encode, decode, loss.
 
-    Weights are drawn from torch's global generator: seed it first.
+    Weights are drawn from torch's global random generator; seed it first.
     """
 
     def __init__(self, config: ModelConfig, attention: Backend = "sdpa") -> None:
@@ -103,50 +107,51 @@ class VideoMAE(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, frames: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
-        """uint8 frames [B, T, H, W, 3] → (loss scalar, prediction [B, M, P])."""
-        latent = self.encode(frames, masks.visible)
-        prediction = self.decode(latent, masks)
+        """Return the loss, a scalar, and the prediction [B, M, P] for uint8 frames [B, T, H, W, 3]."""
+        latent = self.encode(frames, masks.visible)  # [B, V, D]
+        prediction = self.decode(latent, masks)  # [B, M, P]
         return self.loss(prediction, frames, masks.masked), prediction
 
-    def gather(self, frames: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 frames [B, T, H, W, 3], token numbers int32 [B, V] → normalised pixels [B, V, P]."""
-        return gather_tokens(frames, visible, self.config.patch_size, self.config.tubelet_size, dtype)
-
-    def loss(self, prediction: Tensor, frames: Tensor, masked: Tensor) -> Tensor:
-        """prediction [B, M, P], uint8 frames, token numbers int32 [B, M] → mean squared error, a scalar."""
-        return masked_mse(prediction, frames, masked, self.config.patch_size, self.config.tubelet_size)
-
-    def compile_blocks(self) -> None:
-        """Let torch.compile fuse what it can inside each block; all blocks of one width share one compilation."""
-        for block in [*self.encoder, *self.decoder]:
-            block.compile(dynamic=False)
-
     def encode(self, frames: Tensor, visible: Tensor) -> Tensor:
-        """uint8 frames [B, T, H, W, 3], token numbers int32 [B, V] → features [B, V, D]."""
+        """Return features [B, V, D] of the visible tokens (numbers int32 [B, V]) of uint8 frames [B, T, H, W, 3]."""
         self._check_frames(frames)
         kind = frames.device.type
-        # Under autocast the patch embedding wants its input in half precision: write it so at once.
+        # Under autocast the patch embedding wants its input in half precision: gather it in that precision.
         half = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if half else self.patch_embed.weight.dtype
         with named_range("gather"):
-            tokens = self.gather(frames, visible, dtype)
-        x = self.patch_embed(tokens) + self.positions[visible.long()]
+            tokens = self.gather(frames, visible, dtype)  # [B, V, P]
+        x = self.patch_embed(tokens) + self.positions[visible.long()]  # [B, V, D]
         for block in self.encoder:
             x = block(x)
         out: Tensor = self.encoder_norm(x)
         return out
 
     def decode(self, latent: Tensor, masks: TokenMasks) -> Tensor:
-        """features [B, V, D] → normalised pixels of the masked tokens [B, M, P]."""
-        seen = self.to_decoder(latent) + self.decoder_positions[masks.visible.long()]
-        hidden = self.mask_token + self.decoder_positions[masks.masked.long()]
-        x = torch.cat([seen, hidden], dim=1)
-        *blocks, last = self.decoder
+        """Return the predicted pixels [B, M, P] of the masked tokens, normalised per token, from features [B, V, D]."""
+        seen = self.to_decoder(latent) + self.decoder_positions[masks.visible.long()]  # [B, V, E]
+        hidden = self.mask_token + self.decoder_positions[masks.masked.long()]  # [B, M, E]
+        # Attention does not care about the order of tokens: the masked ones simply go last.
+        x = torch.cat([seen, hidden], dim=1)  # [B, V + M, E]
+        *blocks, last_block = self.decoder
         for block in blocks:
             x = block(x)
-        x = last(x, last=masks.masked.shape[1])  # nothing after it looks at the visible tokens
+        x = last_block(x, last=masks.masked.shape[1])  # [B, M, E]: nothing after it reads the visible tokens
         out: Tensor = self.head(self.decoder_norm(x))
         return out
+
+    def gather(self, frames: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the normalised pixels [B, V, P] of tokens int32 [B, V]. Subclasses may replace this kernel."""
+        return gather_tokens(frames, visible, self.config.patch_size, self.config.tubelet_size, dtype)
+
+    def loss(self, prediction: Tensor, frames: Tensor, masked: Tensor) -> Tensor:
+        """Return the mean squared error of prediction [B, M, P], a scalar. Subclasses may replace this kernel."""
+        return masked_mse(prediction, frames, masked, self.config.patch_size, self.config.tubelet_size)
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile fuse the operations inside each block. All blocks of one width share one compilation."""
+        for block in [*self.encoder, *self.decoder]:
+            block.compile(dynamic=False)
 
     def _check_frames(self, frames: Tensor) -> None:
         size, count = self.config.image_size, self.config.num_frames
@@ -157,9 +162,10 @@ class VideoMAE(nn.Module):
 
 
 def sinusoid_table(num_positions: int, width: int) -> Tensor:
-    """Fixed positions float32 [L, D]: sines in even channels, cosines in odd ones (Vaswani et al. 2017, section 3.5).
+    """Return fixed positions float32 [L, D]: sines in even channels, cosines in odd ones.
 
-    Tokens are numbered straight through slots, rows and columns, as VideoMAE does. Computed in float64.
+    Source: Vaswani et al. 2017, section 3.5. As in VideoMAE, tokens are numbered consecutively through slots, rows
+    and columns. Computed in float64.
     """
     channel = torch.arange(width, dtype=torch.float64)
     rate = 10000 ** (-2 * (channel // 2) / width)
@@ -168,7 +174,7 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier-uniform matrices, the patch embedding included (He et al. 2022, MAE); zero biases."""
+    """Initialise matrices, including the patch embedding, Xavier-uniform (He et al. 2022, MAE) and biases to zero."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,1 +1,1 @@
-"""Pictures of runs, masks and data sets."""
+"""Pictures of runs, masks and data sets, drawn with matplotlib."""

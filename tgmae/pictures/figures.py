@@ -1,4 +1,4 @@
-"""What every picture needs: matplotlib without a display, titles that fit, PNG files."""
+"""Matplotlib without a display, titles that fit, and PNG files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
 def shorten(text: str) -> str:
-    """A title that stays within its picture."""
+    """Cut the middle out of a title that is wider than its picture."""
     return text if len(text) <= 42 else f"{text[:20]} … {text[-19:]}"
 
 
+def hide_ticks(axis: Axes) -> None:
+    """Leave the frame and the labels of an image, without ticks."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a PNG, making its folder, and free the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     plt.close(figure)

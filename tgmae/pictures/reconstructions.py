@@ -1,4 +1,8 @@
-"""Pictures: reconstructions during training, the loss curve, a contact sheet of a data set."""
+"""Pictures of reconstructions, drawn during training.
+
+Dimensions: B clips, T frames, H W pixels, M masked tokens; a token's P values are (t p q c): frame, row, column,
+channel.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,34 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kernels.gather_tokens import gather_cubes
 from kernels.masked_mse import cube_statistics
 from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
-from tgmae.pictures.figures import save_figure, shorten
+from tgmae.pictures.figures import hide_ticks, save_figure, shorten
 
-_GREY = 0.5  # of masked patches
+_GREY = 0.5  # shown in place of masked patches
 
 
 def reconstruct(config: ModelConfig, frames: Tensor, masks: TokenMasks, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked clips and reconstructions, both float32 [B, T, H, W, 3] in 0 … 1.
+    """Return the masked clips and the reconstructions, both float32 [B, T, H, W, 3] in 0 … 1.
 
-    A prediction is of normalised cubes; it is shown with the true cube's mean and deviation, as VideoMAE's own pictures
-    are. frames uint8 [B, T, H, W, 3], prediction [B, M, P].
+    frames      uint8 [B, T, H, W, 3]
+    prediction  [B, M, P], of normalised cubes
+
+    A predicted cube is shown with the mean and deviation of the true cube, as in VideoMAE's own pictures.
     """
-    every = torch.arange(config.num_tokens, dtype=torch.int32, device=frames.device).expand(len(frames), -1)
-    cubes = gather_cubes(frames, every, config.patch_size, config.tubelet_size).float() / 255
-    mean, deviation = cube_statistics(cubes)
+    cubes = gather_cubes(frames, None, config.patch_size, config.tubelet_size).float() / 255  # [B, tokens, P]
+    mean, deviation = cube_statistics(cubes)  # [B, tokens, 1, 3]
     index = masks.masked.long()[..., None]
     mean, deviation = (x.squeeze(-2).gather(1, index.expand(-1, -1, 3))[..., None, :] for x in (mean, deviation))
-    pixels = (prediction.float().view(*prediction.shape[:2], -1, 3) * deviation + mean).flatten(-2)
+    pixels = rearrange(prediction.float(), "b m (v c) -> b m v c", c=3) * deviation + mean
+    pixels = rearrange(pixels, "b m v c -> b m (v c)")
+
+    # Put grey, or the prediction, in the place of the masked cubes.
     place = index.expand(-1, -1, cubes.shape[-1])
     masked = cubes.scatter(1, place, torch.full_like(pixels, _GREY))
     filled = cubes.scatter(1, place, pixels.clamp(0, 1))
@@ -36,17 +45,23 @@ def reconstruct(config: ModelConfig, frames: Tensor, masks: TokenMasks, predicti
 
 
 def _to_frames(config: ModelConfig, cubes: Tensor) -> Tensor:
-    """[B, tokens, P] → [B, T, H, W, 3]."""
-    side, patch = config.image_size // config.patch_size, config.patch_size
-    split = cubes.view(len(cubes), config.num_slots, side, side, config.tubelet_size, patch, patch, 3)
-    ordered = split.permute(0, 1, 4, 2, 5, 3, 6, 7)
-    return ordered.reshape(len(cubes), config.num_frames, config.image_size, config.image_size, 3)
+    """Join the cubes of all tokens [B, tokens, P] to frames [B, T, H, W, 3]: the inverse of `gather_cubes`."""
+    side = config.image_size // config.patch_size
+    return rearrange(
+        cubes,
+        "b (s h w) (t p q c) -> b (s t) (h p) (w q) c",
+        h=side, w=side, t=config.tubelet_size, p=config.patch_size, q=config.patch_size,
+    )  # fmt: skip
 
 
 def draw_reconstructions(
     path: Path, config: ModelConfig, frames: Tensor, masks: TokenMasks, prediction: Tensor, names: list[str], title: str
 ) -> None:
-    """PNG of up to three clips side by side, four frames each: original, what the encoder saw, reconstruction."""
+    """Write a PNG of up to three clips side by side, four frames each.
+
+    The rows are the original, what the encoder saw, and the reconstruction. Shapes are those of `reconstruct`; `names`
+    holds one title per clip.
+    """
     clips, moments = min(3, len(frames)), 4
     masks = TokenMasks(visible=masks.visible[:clips], masked=masks.masked[:clips])
     frames, prediction = frames[:clips], prediction.detach()[:clips]
@@ -56,14 +71,13 @@ def draw_reconstructions(
         3, moments * clips, figsize=(1.5 * moments * clips, 5), layout="constrained", squeeze=False
     )
     rows = (("original", frames.float() / 255), ("visible", masked), ("reconstruction", filled))
-    for line, (label, pictures) in enumerate(rows):
+    for line, (label, videos) in enumerate(rows):
         axes[line, 0].set_ylabel(label, fontsize=9)
         for column in range(moments * clips):
             clip, moment = divmod(column, moments)
             axis = axes[line, column]
-            axis.imshow(pictures[clip, shown[moment]].cpu().numpy(), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.imshow(videos[clip, shown[moment]].cpu().numpy(), interpolation="nearest")
+            hide_ticks(axis)
             if line == 0:
                 name = f"{shorten(names[clip])}\n" if moment == 0 else "\n"
                 axis.set_title(f"{name}frame {shown[moment]}", fontsize=9, loc="left", parse_math=False)

@@ -1,1 +1,1 @@
-"""The demo: generated clips, the truth about them, and a CLIP that knows them."""
+"""The demo: generated clips, their ground truth, and a tiny CLIP trained on them."""

@@ -1,4 +1,4 @@
-"""The demo's data set, made when it is first needed."""
+"""The demo's data set, generated when it is first needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ NUM_CLIPS = 320
 
 
 def provide_demo(manifest: Path) -> None:
-    """Make the demo's data set if `manifest` is the demo's and is missing.
+    """Generate the demo's data set if `manifest` is the demo's and does not exist.
 
     Raises ValueError under torchrun, where every process would write the same files.
     """
     if manifest != DEMO_MANIFEST or DEMO_MANIFEST.exists():
         return
     if "WORLD_SIZE" in os.environ:
-        raise ValueError("the demo's data set is missing; make it first: tgmae-data shapes data/shapes")
+        raise ValueError(
+            f"{DEMO_MANIFEST} is missing; generate it before torchrun: tgmae-data shapes {DEMO_MANIFEST.parent}"
+        )
     from dali_pipelines.processes import count_cores
     from tgmae.shapes.scenes import make_shapes
 

@@ -1,14 +1,13 @@
 """python -m tgmae.shapes.tiny_clip: train the tiny CLIP with which the demo scores patches without a download.
 
-The class, the tokenizer and the loss are open_clip's own; only the size is unusual. What it learns from is in
-`tiny_clip_data`, how it is judged in `tiny_clip_eval`. The same seed gives the same weights on one machine.
+The class, the tokenizer and the loss are open_clip's own; only the size is unusual. `tiny_clip_data` makes the training
+data, `tiny_clip_eval` measures the result. On one machine, the same seed gives the same weights.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -29,55 +28,56 @@ from tqdm import tqdm
 
 from dali_pipelines.processes import make_pool
 from engines.config import SHAPES_CLIP
+from engines.files import write_atomically
 from tgmae.shapes.tiny_clip_card import describe, write_readme
-from tgmae.shapes.tiny_clip_data import Picture, draw_crops, draw_pictures, make_crop_generator
-from tgmae.shapes.tiny_clip_eval import evaluate, make_true_clips
+from tgmae.shapes.tiny_clip_data import SceneFrame, make_crop_generator, make_frames, sample_crops
+from tgmae.shapes.tiny_clip_eval import evaluate, make_labelled_clips
 
 IMAGE_SIZE = 24
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
     # Nine tokens and the class token: a patch costs about 2 MFLOP.
     "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
-    # Narrow, because the vocabulary's table is nearly all of the file.
+    # Narrow, because the embeddings of the vocabulary make up nearly all of the file.
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 PREPROCESSING = {
     "size": IMAGE_SIZE, "mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD),
     "interpolation": "bicubic",
 }  # fmt: skip
-_CROPS_A_PICTURE = 16  # in one batch
+_CROPS_PER_FRAME = 16  # in one batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train the demo's tiny CLIP on generated scenes, measure it on held-out clips, and write it for open_clip."""
+    """Train the demo's tiny CLIP on generated scenes, measure it on held-out clips, and save it for open_clip."""
 
-    out: Path = SHAPES_CLIP  # folder to write into
-    seed: int = 0
-    steps: int = 1000
-    scenes: int = 3000  # drawn before training; every step cuts new crops from some of them
-    batch_size: int = 512  # crops
-    learning_rate: float = 2e-3  # after 50 steps of warm-up; falls to 0 along a cosine
-    clips: int = 96  # with one object, and as many with two, that the result is measured on
-    workers: int = 2  # processes that draw scenes; the weights do not depend on it
+    out: Path = SHAPES_CLIP  # Folder to write into.
+    seed: int = 0  # Random seed for scenes, crops and initial weights.
+    steps: int = 1000  # Optimiser steps.
+    scenes: int = 3000  # Scenes drawn before training. Every step cuts new crops from some of them.
+    batch_size: int = 512  # Crops per step.
+    learning_rate: float = 2e-3  # Learning rate after 50 steps of warm-up. It falls to 0 along a cosine.
+    clips: int = 96  # Clips with one object, and as many with two, on which the result is measured.
+    workers: int = 2  # Processes that draw scenes. The weights do not depend on it.
 
     def __post_init__(self) -> None:
         for name in ("steps", "scenes", "clips", "workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size < 1 or self.batch_size % _CROPS_A_PICTURE:
-            raise ValueError(f"batch_size must be a multiple of {_CROPS_A_PICTURE}, got {self.batch_size}")
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size < 1 or self.batch_size % _CROPS_PER_FRAME:
+            raise ValueError(f"--batch-size must be a positive multiple of {_CROPS_PER_FRAME}, got {self.batch_size}")
         if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
 
 
-def train(options: Options, pictures: list[Picture]) -> tuple[open_clip.CLIP, list[float]]:
-    """A CLIP trained from nothing, in evaluation mode, and the loss of every step."""
+def train(options: Options, frames: list[SceneFrame]) -> tuple[open_clip.CLIP, list[float]]:
+    """Train a CLIP from scratch. Returns it in evaluation mode, and the loss of every step."""
     torch.manual_seed(options.seed)
     model = open_clip.CLIP(**MODEL)
     tokenize = _remember(open_clip.SimpleTokenizer())
     loss_of = ClipLoss()
-    # No weight decay: it would shrink the embeddings of all words that no caption here holds.
+    # No weight decay: it would shrink the embeddings of all words that occur in no caption here.
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
@@ -89,7 +89,7 @@ def train(options: Options, pictures: list[Picture]) -> tuple[open_clip.CLIP, li
     losses: list[float] = []
     progress = tqdm(range(options.steps), desc="training", unit="step")
     for step in progress:
-        crops = draw_crops(generator, pictures, options.batch_size // _CROPS_A_PICTURE, _CROPS_A_PICTURE, IMAGE_SIZE)
+        crops = sample_crops(generator, frames, options.batch_size // _CROPS_PER_FRAME, _CROPS_PER_FRAME, IMAGE_SIZE)
         # Many crops share a caption; each is encoded once.
         distinct = sorted(set(crops.captions))
         number = {caption: place for place, caption in enumerate(distinct)}
@@ -111,9 +111,10 @@ def train(options: Options, pictures: list[Picture]) -> tuple[open_clip.CLIP, li
 
 
 def encode_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """What `model.encode_text` gives, normalised, at a sixth of its cost: int64 [n, 77] → float32 [n, E].
+    """Embed texts, int64 [n, 77] → float32 [n, E], as `model.encode_text(tokens, normalize=True)` does.
 
-    The padding behind the longest text is left out: attention looks back only, so nothing before it changes.
+    This takes a sixth of the time, by leaving out the padding behind the longest text. Attention only looks back, so
+    nothing before the padding changes.
     """
     ends = tokens.argmax(dim=1)
     length = int(ends.max()) + 1
@@ -124,31 +125,30 @@ def encode_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Weights in float16 and the configuration, as open_clip reads them from a folder."""
+    """Write the weights, in float16, and the configuration, as open_clip reads them from a folder."""
     weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     config = json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESSING}, indent=2)
     (folder / "open_clip_config.json").write_text(config + "\n")
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Train, measure what was saved, write the folder; returns the card.
+    """Train, measure the saved weights, and write the folder. Returns the card.
 
-    Files of an earlier run are replaced at the end, one by one.
+    The files of an earlier run are replaced at the end, one by one.
     """
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     with make_pool(options.workers) as pool:
-        pictures = draw_pictures(options.scenes, options.seed, pool)
-    model, losses = train(options, pictures)
+        frames = make_frames(options.scenes, options.seed, pool)
+    model, losses = train(options, frames)
     train_s = time.perf_counter() - started
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".new-") as name:
         folder = Path(name)
         save(model, folder)
-        loaded = open_clip.create_model(f"local-dir:{folder}").eval()  # float16 is judged, not what was trained
+        loaded = open_clip.create_model(f"local-dir:{folder}").eval()  # measure the float16 weights that ship
         single, double = (
-            make_true_clips(
+            make_labelled_clips(
                 folder / f"clips{objects}", count=options.clips, num_objects=objects, workers=options.workers
             )
             for objects in (1, 2)
@@ -161,15 +161,15 @@ def run(options: Options) -> dict[str, Any]:
         (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         write_readme(folder / "README.md", card)
         for file in ("open_clip_config.json", "open_clip_model.safetensors", "card.json", "README.md"):
-            os.replace(folder / file, options.out / file)
+            write_atomically(options.out / file, (folder / file).read_bytes())
     return card
 
 
 def main() -> None:
     try:
         options = tyro.cli(Options, prog="python -m tgmae.shapes.tiny_clip")
-        # More threads gain little on a model of this size, and lose much where the cores are shared; with one, the
-        # weights follow from the seed.
+        # More threads gain little on a model of this size, and lose much where cores are shared. With one thread, the
+        # weights depend on the seed alone.
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
         card = run(options)
@@ -186,7 +186,7 @@ def main() -> None:
 
 
 def _remember(tokenizer: Any) -> Callable[[str], Tensor]:
-    """One caption → int64 [77]; the few thousand captions there are come again and again."""
+    """Cache a tokenizer's result for one caption, int64 [77]: the few thousand captions recur all the time."""
     known: dict[str, Tensor] = {}
 
     def tokenize(caption: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is written beside the tiny CLIP's weights: card.json and, from it, README.md. No number is typed by hand."""
+"""The tiny CLIP's card.json and, made from it, its README.md. No number is typed by hand."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def describe(
     model: nn.Module, folder: Path, *, options: dict[str, Any], loss: float, train_s: float, total_s: float,
     measured: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """How the weights in `folder` were made, with what, and how well they do."""
-    # Where the weights were put says nothing of them.
+    """Return the card: how the weights in `folder` were made, with which versions, and how well they do."""
+    # Leave out the folder that the weights were written to: it says nothing about them.
     arguments = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if name != "out")
     visual = model.visual
     assert isinstance(visual, nn.Module)
@@ -44,24 +44,26 @@ def describe(
 
 
 def write_readme(path: Path, card: dict[str, Any]) -> None:
+    """Write the card as a Markdown page."""
     measured, pairs = card["measured"], card["measured"]["two_objects"]
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     rows = {
         "patch, both frames of a tubelet": measured["patch_frames2"],
         "patch, first frame": measured["patch_frames1"],
-        "truth of the first frame": measured["truth_frames1"],
+        "ground truth of the first frame": measured["truth_frames1"],
         **{f"dense, {name[6:]}": row for name, row in measured.items() if name.startswith("dense_")},
     }
     parts = [
         "# A tiny CLIP for the shapes clips",
         _fill(
             "An open_clip model of the usual kind (ViT with a class token, causal text transformer, contrastive loss) "
-            "and an unusual size. It knows the moving shapes of the demo and nothing else: it stands in for CLIP "
-            "ViT-B/32 where none can be downloaded. Words that no caption of the demo holds have random embeddings."
+            "and an unusual size. It knows the moving shapes of the demo and nothing else. It stands in for "
+            "CLIP ViT-B/32 where that cannot be downloaded. Words that occur in no caption of the demo have random "
+            "embeddings."
         ),
         _fill(
             "Load it with `open_clip.create_model('local-dir:engines/tiny_clip')`; in tgmae it is `--clip.model "
-            "shapes`. This page and card.json are written by the command that trains it (`make tiny-clip`)."
+            "shapes`. The command that trains it (`make tiny-clip`) writes this page and card.json."
         ),
         "## How it was made",
         f"    {card['command']}",
@@ -72,17 +74,17 @@ def write_readme(path: Path, card: dict[str, Any]) -> None:
             f"float16. Loss over the last 50 steps: {card['loss']:.3f}."
         ),
         _fill(
-            "Data: crops, from one patch to the whole picture, of generated scenes with one or two objects that went "
-            "through x264, captioned by what the crop shows (tgmae/shapes/tiny_clip_data.py). The scenes come from a "
-            "stream of random numbers that no data set of any seed draws from."
+            "Data: crops, from one patch to the whole frame, of generated scenes with one or two objects, encoded and "
+            "decoded with x264 and captioned by what the crop shows (tgmae/shapes/tiny_clip_data.py). The scenes come "
+            "from a stream of random numbers that no data set of any seed draws from."
         ),
         "## How well it does",
         _fill(
-            f"On {measured['clips']} clips with one object and {measured['two_object_clips']} with two, made under "
-            f"seed {card['evaluation_seed']}, decoded from H.264 and cropped as the demo does. An object's patches are "
-            "those that it covers at least half, in the mean over the two frames of a tubelet: "
+            f"Measured on {measured['clips']} clips with one object and {measured['two_object_clips']} with two, "
+            f"generated from seed {card['evaluation_seed']}, decoded from H.264 and cropped as the demo does. An "
+            "object's patches are the ones it covers by at least half, averaged over the two frames of a tubelet: "
             f"{measured['object_patches']} of the {measured['patches']} patches of a slot. AUC is the area under the "
-            "ROC curve of the score for telling them from all others; chance gives .5."
+            "ROC curve of the score for telling these patches from all others; chance gives .5."
         ),
         _table(
             ("score by the clip's caption", "AUC in a clip", "AUC in a slot", "found", "masked", "visible, bottom"),
@@ -96,10 +98,11 @@ def write_readme(path: Path, card: dict[str, Any]) -> None:
             ),
         ),
         _fill(
-            "found: share of the object's patches among as many best of their slot. masked: share of the object's "
-            "patches that are masked at ratio .6, of the most that any score could reach; chance gives .6. visible: "
-            "share that stays visible where the lowest scores are masked; chance gives .4. Scores of the first frame "
-            "alone are bounded by that frame's own truth: objects move within a tubelet."
+            "found: share of the object's patches that are found by taking the best-scored patches of a slot, as many "
+            "as the object has there. masked: share of the object's patches that are masked at ratio .6, out of the "
+            "most that any score could reach; chance gives .6. visible: share that stays visible when the lowest "
+            "scores are masked; chance gives .4. Objects move within a tubelet, so scores of the first frame alone can "
+            "be no better than that frame's own ground truth."
         ),
         _table(
             ("two objects, AUC in a clip", "first named", "second named"),

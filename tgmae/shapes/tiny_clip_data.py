@@ -1,9 +1,9 @@
-"""What the tiny CLIP learns from: crops of generated scenes, each with a caption of what the crop shows.
+"""Training data for the tiny CLIP: crops of generated scenes, each with a caption of what the crop shows.
 
-A crop is cut from a picture that went the way of a training clip: drawn, encoded by x264, decoded, cropped and resized
-to 96². Sides run from one patch to the whole picture.
+A crop is cut from a frame that was treated like those of a training clip: drawn, encoded by x264, decoded, cropped and
+resized to 96². The side of a crop is anything from one patch to the whole frame.
 
-Dimensions: K scenes, B crops, H W pixels of a scene.
+Dimensions: B crops, H W pixels of a scene.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.video.stream import VideoStream
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,15 +27,15 @@ from tqdm import tqdm
 
 from tgmae.data.config import DataConfig
 from tgmae.data.sampling import sample_crop
-from tgmae.shapes.scenes import CODECS, FPS, HEIGHT, NUM_FRAMES, WIDTH, MovingShape, draw_scene
+from tgmae.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, MovingShape, encode_frames, sample_scene
 
 CLIP_SIZE, PATCH = 96, 16  # pixels; the demo's clips and patches
-# Third number of the keys of all that is random here. A data set's clips have keys of two, which NumPy takes for a
-# third number of 0, so no data set of any seed shows a scene of this stream.
+# All random generators here have keys of three numbers, and this is the third. The keys of a data set's clips have two,
+# which to NumPy is the same as a third number of 0: so no data set of any seed shows a scene of this stream.
 _SCENES, _CROPS = 1, 2
 _SIDES = (PATCH, 24, 32, 48, 48, 48, 64, CLIP_SIZE)
-_PATCH_SHARE = 0.4  # of the crops that are single patches: what the scorer will ask about
-_OBJECT_SHARE = 0.75  # of the crops that lie on an object, at least with one pixel
+_PATCH_SHARE = 0.4  # share of the crops that are single patches, which is what the scorer will ask about
+_OBJECT_SHARE = 0.75  # share of the crops that are placed on an object, by at least one pixel
 _BACKGROUND = (
     "a background", "the background", "background", "an empty background", "a blurred background", "a plain background",
     "a grey background", "a muted texture", "nothing", "nothing but background",
@@ -44,59 +43,72 @@ _BACKGROUND = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class SceneFrame:
     """One decoded frame of a scene.
 
     pixels   uint8 [3, H, W]
-    shares   uint8 [2, H, W], share of each pixel that shows object i, in 255ths; 0 where there is no second object
-    objects  what the shares belong to
+    shares   uint8 [2, H, W], share of each pixel that shows object i, in 255ths; 0 if there is no second object
+    objects  the one or two objects
     """
 
     pixels: NDArray[np.uint8]
     shares: NDArray[np.uint8]
     objects: list[MovingShape]
 
+    def __repr__(self) -> str:
+        return f"SceneFrame(pixels {self.pixels.dtype} {list(self.pixels.shape)}, {len(self.objects)} objects)"
 
-def draw_picture(index: int, *, seed: int) -> Picture:
-    """Scene `index` of the training stream: one or two objects, one frame as x264 leaves it."""
+
+def make_frame(index: int, *, seed: int) -> SceneFrame:
+    """Draw scene `index` of the training stream, with one or two objects: one frame as x264 leaves it."""
     generator = np.random.default_rng((seed, index, _SCENES))
-    scene = draw_scene(generator, int(generator.integers(1, 3)))
-    # The last of a few frames is a predicted one, which is compressed harder than the first.
+    scene = sample_scene(generator, int(generator.integers(1, 3)))
+    # Take the last of a few frames: unless it is also the first, it is a predicted one, which is compressed harder.
     first, length = int(generator.integers(NUM_FRAMES - 3)), int(generator.integers(1, 4))
     frames = [scene.render(first + step) for step in range(length)]
     pixels = _compress(frames, crf=int(generator.integers(18, 27)))
+    # From the front object to the back one, each hides what lies behind it.
     shares = np.zeros((2, HEIGHT, WIDTH), np.uint8)
     hidden = np.zeros((HEIGHT, WIDTH))
-    for number, thing in reversed(list(enumerate(scene.objects))):
-        share = thing.coverage(first + length - 1)
+    for number, obj in reversed(list(enumerate(scene.objects))):
+        share = obj.coverage(first + length - 1)
         shares[number] = (255 * share * (1 - hidden)).round()
         hidden = np.maximum(hidden, share)
-    return Picture(np.moveaxis(pixels, 2, 0).copy(), shares, scene.objects)
+    return SceneFrame(np.moveaxis(pixels, 2, 0).copy(), shares, scene.objects)
 
 
-def draw_pictures(count: int, seed: int, pool: Executor) -> list[Picture]:
-    work = pool.map(partial(draw_picture, seed=seed), range(count), chunksize=32)
+def make_frames(count: int, seed: int, pool: Executor) -> list[SceneFrame]:
+    """Draw scenes 0 … `count` - 1 of the training stream in the processes of `pool`."""
+    work = pool.map(partial(make_frame, seed=seed), range(count), chunksize=32)
     return list(tqdm(work, total=count, desc="drawing scenes", unit="scene"))
 
 
 def make_crop_generator(seed: int) -> Generator:
+    """Return the generator of the crops, whose stream is apart from that of the scenes."""
     return np.random.default_rng((seed, 0, _CROPS))
 
 
 @dataclass(frozen=True)
 class Crops:
-    """images: float32 [B, 3, size, size], pixels 0 … 1.    captions: B texts, one for each."""
+    """Crops and their captions.
+
+    images    float32 [B, 3, size, size], pixels in 0 … 1 up to what bicubic resizing overshoots
+    captions  B texts
+    """
 
     images: Tensor
     captions: list[str]
 
+    def __repr__(self) -> str:
+        return f"Crops(images float32 {list(self.images.shape)}, {len(self.captions)} captions, {self.images.device})"
+
 
 @dataclass(frozen=True)
 class _Clip:
-    """A picture after a training clip's crop and resize.
+    """A scene's frame after a training clip's crop and resize.
 
-    planes   float32 [5, 96, 96], 0 … 255: red, green, blue, and the shares of both objects
-    inside   the pixels of each object that is in sight: int64 [n, 2], row and column
+    planes   float32 [5, 96, 96] in 0 … 255: red, green, blue, and the shares of both objects
+    inside   the pixels of each visible object: int64 [n, 2], row and column
     """
 
     planes: NDArray[np.float32]
@@ -104,30 +116,33 @@ class _Clip:
     objects: list[MovingShape]
 
 
-def draw_crops(generator: Generator, pictures: list[Picture], num_pictures: int, per_picture: int, size: int) -> Crops:
-    """`per_picture` crops from each of `num_pictures` pictures drawn at random, resized to `size` pixels."""
-    windows: dict[int, list[Tensor]] = defaultdict(list)  # by side, so that those of one side are resized together
+def sample_crops(generator: Generator, frames: list[SceneFrame], num_frames: int, per_frame: int, size: int) -> Crops:
+    """Take `per_frame` crops from each of `num_frames` frames, all at random, and resize them to `size` pixels."""
+    windows: dict[int, list[Tensor]] = defaultdict(list)  # by side, so that crops of one side are resized together
     captions: dict[int, list[str]] = defaultdict(list)
-    for number in generator.integers(len(pictures), size=num_pictures):
-        clip = _cut_clip(generator, pictures[number])
-        for _ in range(per_picture):
+    for number in generator.integers(len(frames), size=num_frames):
+        clip = _cut_clip(generator, frames[number])
+        for _ in range(per_frame):
             side = PATCH if generator.random() < _PATCH_SHARE else _pick(generator, _SIDES)
             y, x = _place(generator, clip, side)
             window = clip.planes[:, y : y + side, x : x + side]
             windows[side].append(torch.from_numpy(window[:3]))
             captions[side].append(_describe(generator, clip, window))
-    # As patches are resized for CLIP.
+    # Resize as the scorer resizes patches for CLIP.
     images = [
         F.interpolate(torch.stack(group), (size, size), mode="bicubic", antialias=True) for group in windows.values()
     ]
     return Crops(torch.cat(images) / 255, [text for texts in captions.values() for text in texts])
 
 
-def caption_object(generator: Generator, thing: MovingShape) -> str:
-    """A caption that names all or some of an object's colour, shape and motion; the data set's own in four of ten."""
+def caption_object(generator: Generator, obj: MovingShape) -> str:
+    """Write a caption that names some of an object's colour, shape and motion.
+
+    Four in ten are the data set's own caption, which names all three.
+    """
     if generator.random() < 0.4:
-        return thing.caption
-    color, shape, motion = thing.color, thing.shape, thing.caption.split(" ", 3)[3]
+        return obj.caption
+    color, shape, motion = obj.color, obj.shape, obj.caption.split(" ", 3)[3]
     named = _pick(generator, (f"{color} {shape}", shape, f"{color} shape", f"{color} object", "shape", color))
     if named == color:
         return color
@@ -138,10 +153,10 @@ def caption_object(generator: Generator, thing: MovingShape) -> str:
 
 
 def _describe(generator: Generator, clip: _Clip, window: NDArray[np.float32]) -> str:
-    """A caption for what a crop shows: an object, both, or background.
+    """Write a caption for what a crop shows: one object, both, or background.
 
-    An object counts by the share of the crop that it fills, and in crops larger than a patch also by the share of it
-    that the crop holds. What is named is drawn by these weights, so that likeness grows with what is seen.
+    An object is named with a probability that grows with the share of the crop it fills and, in crops larger than a
+    patch, with the share of the object that the crop holds. So the similarity learned grows with what is seen.
     """
     side = window.shape[-1]
     filled = window[3:].mean(axis=(1, 2)) / 255
@@ -149,7 +164,7 @@ def _describe(generator: Generator, clip: _Clip, window: NDArray[np.float32]) ->
     if side > PATCH:
         held = window[3:].sum(axis=(1, 2)) / np.maximum(clip.planes[3:].sum(axis=(1, 2)), 1)
         weights = np.maximum(weights, _ramp(held, 0.3, 0.8) * (filled > 0.03))
-    seen = [thing for thing, weight in zip(clip.objects, weights, strict=False) if generator.random() < weight]
+    seen = [obj for obj, weight in zip(clip.objects, weights, strict=False) if generator.random() < weight]
     if not seen:
         return _pick(generator, _BACKGROUND)
     if len(seen) == 2 and generator.random() < 0.2:
@@ -158,21 +173,26 @@ def _describe(generator: Generator, clip: _Clip, window: NDArray[np.float32]) ->
 
 
 def _ramp(value: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Rise linearly from 0 at `low` to 1 at `high`, and stay there."""
     ramp: NDArray[np.float32] = ((value - low) / (high - low)).clip(0, 1)
     return ramp
 
 
-def _cut_clip(generator: Generator, picture: Picture) -> _Clip:
+def _cut_clip(generator: Generator, frame: SceneFrame) -> _Clip:
+    """Crop and resize a frame as training does."""
     box = sample_crop(generator, WIDTH, HEIGHT, DataConfig().crop_scales)
-    planes = torch.from_numpy(np.concatenate([picture.pixels, picture.shares]))
+    planes = torch.from_numpy(np.concatenate([frame.pixels, frame.shares]))
     planes = planes[:, box.y : box.y + box.height, box.x : box.x + box.width].float()
     cut = F.interpolate(planes[None], (CLIP_SIZE, CLIP_SIZE), mode="bilinear", antialias=True)[0].round().numpy()
     inside = [np.argwhere(share > 127) for share in cut[3:]]
-    return _Clip(cut, [pixels for pixels in inside if len(pixels)], picture.objects)
+    return _Clip(cut, [pixels for pixels in inside if len(pixels)], frame.objects)
 
 
 def _place(generator: Generator, clip: _Clip, side: int) -> tuple[int, int]:
-    """Top and left of a crop: most hold a pixel of an object, at a random place in the crop; the rest lie anywhere."""
+    """Choose the top and left of a crop.
+
+    Most crops hold a pixel of an object at a random place in the crop; the rest lie anywhere.
+    """
     last = CLIP_SIZE - side
     if clip.inside and generator.random() < _OBJECT_SHARE:
         pixels = _pick(generator, clip.inside)
@@ -185,22 +205,14 @@ _T = TypeVar("_T")
 
 
 def _pick(generator: Generator, options: Sequence[_T]) -> _T:
-    # Generator.choice makes an array of the options first, at five times the cost.
+    # Generator.choice turns the options into an array first, at five times the cost.
     return options[int(generator.integers(len(options)))]
 
 
 def _compress(frames: list[NDArray[np.uint8]], crf: int) -> NDArray[np.uint8]:
-    """The last of some frames [H, W, 3] after encoding and decoding, with the encoder that writes the data sets."""
-    _, encoder, options = CODECS["h264"]
+    """Encode and decode frames [H, W, 3] with the encoder of the data sets, and return the last one."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(encoder, rate=FPS, options={**options, "crf": str(crf)})
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    encode_frames(buffer, frames, "h264", crf=str(crf))
     buffer.seek(0)
     with av.open(buffer, "r") as encoded:
         [*_, last] = encoded.decode(video=0)

@@ -1,1 +1,1 @@
-"""Time and throughput: stages, metrics, profiles."""
+"""Where the time goes: named ranges, stage times, metrics and profiles."""

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line a report in metrics.jsonl, and the same numbers in TensorBoard."""
+"""A run's metrics: one JSON line per report in metrics.jsonl, and the same numbers in TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Append to a run's metrics; lines of steps beyond `first_step` (redone after a resume) are dropped first."""
+    """Appends to a run's metrics. Lines of steps after `first_step`, which a resumed run repeats, are dropped first.
+
+    Raises ValueError if `tensorboard` is set and TensorBoard is not installed.
+    """
 
     def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
         path = run_dir / METRICS_FILE
@@ -26,12 +29,12 @@ class MetricsWriter:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ValueError(
-                    "TensorBoard is not installed: pip install tensorboard, or choose --log.no-tensorboard"
+                    "TensorBoard is not installed: pip install tensorboard, or use --log.no-tensorboard"
                 ) from error
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One report after optimiser step `step`."""
+        """Append one report, made after optimiser step `step`."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -45,7 +48,7 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All reports of a run, oldest first; a line cut off by a crash is left out."""
+    """Return all reports of a run, oldest first. A line that a crash cut off is left out."""
     path = run_dir / METRICS_FILE
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -57,17 +60,20 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class Throughput:
-    """Loss, speed and waiting, since the last report and over the whole run. Make it just before the first step."""
+    """Loss, speed and waiting time, since the last report and over the whole run.
+
+    Create it just before the first step: its clock starts then.
+    """
 
     def __init__(self) -> None:
         self._run_begun_s = self._begun_s = time.perf_counter()
         self._waited_s = self._loss = 0.0
         self._stages: dict[str, float] = {}
         self._steps = self._clips = self._run_clips = 0
-        self._first_s: float | None = None  # from the beginning until a step was done
+        self._first_s: float | None = None  # from the start to the end of the first step
 
     def count(self, clips: int, loss: float) -> None:
-        """One optimiser step is done."""
+        """Count one finished optimiser step."""
         if self._first_s is None:
             self._first_s = time.perf_counter() - self._run_begun_s
         self._steps += 1
@@ -76,10 +82,13 @@ class Throughput:
         self._run_clips += clips
 
     def report(self, waited_s: float, stages: dict[str, float]) -> dict[str, float]:
-        """Figures since the last call; `waited_s` and the seconds of each of the `stages` are totals so far.
+        """Return the figures since the last call.
 
-        `<stage>_share` is the stage's time over the time that passed. Stages of the loader run beside those of the
-        step, so the shares add up to more than 1.
+        waited_s  seconds spent waiting for input since the start of the run
+        stages    seconds spent in each stage since the start of the run
+
+        `<stage>_share` is the stage's time over the time that passed. The loader's stages run beside those of the
+        step, so the shares may add up to more than 1.
         """
         now = time.perf_counter()
         elapsed_s, window_waited_s = now - self._begun_s, waited_s - self._waited_s
@@ -97,10 +106,10 @@ class Throughput:
         }
 
     def summary(self, waited_s: float) -> str:
-        """The whole run in words. Compilation, where there is any, is in the first step."""
+        """Describe the whole run. The first step's time is given apart because it includes any compilation."""
         elapsed_s = time.perf_counter() - self._run_begun_s
-        first = "" if self._first_s is None else f" (the first step done after {self._first_s:.1f})"
+        first = "" if self._first_s is None else f" (first step after {self._first_s:.1f} s)"
         return (
             f"{elapsed_s:.0f} s{first}, {self._run_clips / elapsed_s:.1f} clips/s, "
-            f"{waited_s / elapsed_s:.0%} of it waiting for input"
+            f"{waited_s / elapsed_s:.0%} of the time waiting for input"
         )

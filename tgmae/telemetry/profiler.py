@@ -1,4 +1,4 @@
-"""`tgmae-train --profile N`: look at N steps, with torch's profiler or with nsys (docs/profiling.md)."""
+"""`tgmae-train --profile N`: profile N steps with torch's profiler or with nsys (docs/profiling.md)."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WARM_UP = 10  # steps: compilation, autotuning and the first full queues are over
+WARM_UP = 10  # steps until compilation and autotuning are over and the queues have filled
 TRACE_FILE = "trace.json.gz"
 TABLE_FILE = "operators.txt"
 
 
 class StepProfiler:
-    """Profiles `steps` optimiser steps after the first `WARM_UP` of a run; call `step` after every one.
+    """Profiles `steps` optimiser steps after the first `WARM_UP` of a run. Call `step` after each one.
 
-    Opens the window of the CUDA profiler, which `nsys profile -c cudaProfilerApi` records, and writes a trace and a
-    table of torch's profiler into `folder`. Under nsys torch's profiler stays out of the way: only one of the two can
-    listen to the GPU. steps 0 profiles nothing.
+    On CUDA it opens the CUDA profiler's window, which `nsys profile -c cudaProfilerApi` records. Outside nsys it writes
+    the trace and the operator table of torch's profiler into `folder`; under nsys it does not, because only one
+    profiler at a time can listen to the GPU. With steps=0 nothing is profiled.
     """
 
     def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
         self.folder, self.steps, self.device, self.done = folder, steps, device, 0
-        self.note = ""  # what was written, once it is
+        self.note = ""  # says what was recorded, once it has been
         self._torch: profile | None = None
         if steps and "NSYS_PROFILING_SESSION_ID" not in os.environ:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-            # The step before the window warms the profiler itself up.
-            plan = schedule(skip_first=WARM_UP - 1, wait=0, warmup=1, active=steps, repeat=1)
-            if device.type == "cpu":  # or it complains that there is no GPU
+            # The profiler itself warms up in the step before the window.
+            window = schedule(skip_first=WARM_UP - 1, wait=0, warmup=1, active=steps, repeat=1)
+            if device.type == "cpu":  # without this, it warns that there is no GPU
                 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-            # The loader scores and masks in a thread of its own.
+            # The loader scores and masks in its own thread.
             threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
             self._torch = profile(
                 activities=activities,
-                schedule=plan,
+                schedule=window,
                 on_trace_ready=self._write,
                 experimental_config=threads,
-                acc_events=True,  # there is one cycle; without it torch warns that it keeps the last only
+                acc_events=True,  # there is only one cycle; without this, torch warns that it keeps the last one only
             )
             self._torch.start()
 
     def step(self) -> None:
-        """One optimiser step is done."""
+        """Count one finished optimiser step."""
         if not self.steps:
             return
+        self.done += 1
         if self._torch is not None:
             self._torch.step()
-        self.done += 1
         if self.device.type == "cuda" and self.done in (WARM_UP, WARM_UP + self.steps):
             torch.cuda.synchronize(self.device)
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ class StepProfiler:
             self.note = f"profiled {self.steps} steps for nsys"
 
     def close(self) -> None:
-        """Stop, also where the run ended before its window did; what was seen by then is written."""
+        """Stop, and write what was recorded, even if the run ended inside the window."""
         if self._torch is not None:
             self._torch.stop()
             self._torch = None
@@ -66,11 +66,13 @@ class StepProfiler:
                 torch.cuda.cudart().cudaProfilerStop()  # type: ignore[no-untyped-call]
             self.note = self.note or f"profiled {self.done - WARM_UP} steps for nsys"
         if self.steps and not self.note:
-            self.note = f"nothing profiled: the run ended within {WARM_UP} steps, which are taken for warm-up"
+            self.note = f"nothing profiled: the run ended within the {WARM_UP} warm-up steps"
 
-    def _write(self, seen: profile) -> None:
+    def _write(self, recorded: profile) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        seen.export_chrome_trace(str(self.folder / TRACE_FILE))
+        recorded.export_chrome_trace(str(self.folder / TRACE_FILE))
         order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        (self.folder / TABLE_FILE).write_text(seen.key_averages().table(sort_by=order, row_limit=40))
-        self.note = f"profile of {self.steps} steps: {self.folder / TRACE_FILE} (ui.perfetto.dev), {TABLE_FILE}"
+        (self.folder / TABLE_FILE).write_text(recorded.key_averages().table(sort_by=order, row_limit=40))
+        self.note = (
+            f"profile of {self.done - WARM_UP} steps: {self.folder / TRACE_FILE} (ui.perfetto.dev), {TABLE_FILE}"
+        )

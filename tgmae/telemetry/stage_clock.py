@@ -1,4 +1,4 @@
-"""How long each stage of loader and step takes, without making the GPU wait for the answer."""
+"""The time each stage of the loader and the step takes, measured without making the GPU wait."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tgmae.telemetry.nvtx_ranges import named_range
 
 
 class StageClock:
-    """`with clock("score"): …` adds up the time of a stage, in seconds.
+    """Add up the time of each stage in seconds: `with clock("score"): …`.
 
-    A profiler sees each stage under its name (`nvtx_ranges`). On CUDA a stage is timed by events on the current
-    stream, unless `host` says that it is the host's time that counts (waiting for data). One clock belongs to one
-    thread; any thread may read `totals`.
+    Profilers see each stage under its name (`nvtx_ranges`). On CUDA a stage is timed by events on the current stream,
+    unless `host=True` asks for the host's time (as for waiting on data). A clock belongs to one thread; any thread may
+    read `totals`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._seconds: dict[str, float] = {}
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # stages the GPU may not have finished
 
     @contextmanager
     def __call__(self, stage: str, host: bool = False) -> Iterator[None]:
@@ -40,11 +40,14 @@ class StageClock:
                 self._add(stage, time.perf_counter() - started)
 
     def totals(self) -> dict[str, float]:
-        """Seconds of each stage so far, of what was collected."""
+        """Return the seconds of each stage, as far as they have been collected."""
         return dict(self._seconds)
 
     def collect(self) -> None:
-        """Add up what the GPU has finished. Every stage does so at its end; only the clock's own thread may."""
+        """Add up the stages that the GPU has finished. Each stage does so at its end.
+
+        Only the clock's own thread may call this.
+        """
         while self._pending and self._pending[0][2].query():  # type: ignore[no-untyped-call]
             stage, begin, end = self._pending.pop(0)
             self._add(stage, begin.elapsed_time(end) / 1000)

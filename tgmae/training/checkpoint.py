@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from engines.files import replacing
 from tgmae.config import TrainConfig, to_dict
-from tgmae.model.huggingface import check_shapes
+from tgmae.model.weights import check_shapes
 from tgmae.telemetry.metrics import METRICS_FILE
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -56,7 +56,6 @@ def save_checkpoint(
     for left_over in folder.glob("*.tmp"):
         left_over.unlink()
     path = folder / f"step_{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
     state = {
         "format": FORMAT,
         "step": step,
@@ -66,19 +65,14 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
     }
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = newest_checkpoint(folder)
         raise OSError(
             f"could not write {path}: {error}. "
             + (f"{kept} is whole; make room and start again to resume from it" if kept else "no checkpoint was kept")
         ) from error
-    _sync_folder(folder)
     return path
 
 
@@ -184,12 +178,3 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from engines.files import write_atomically
 from tgmae.captions.policy import require_captions
 from tgmae.config import TrainConfig, to_dict
 from tgmae.data.manifest import Manifest, read_manifest
@@ -168,4 +169,4 @@ def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:
     for path in set_aside_newer(config.run_dir / "checkpoints", first_step):
         world.say(f"set aside {path}: this run starts from step {first_step}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_atomically(config.run_dir / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())

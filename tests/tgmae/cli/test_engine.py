@@ -219,7 +219,7 @@ def test_check_leaves_out_what_cannot_be_read(
         (("check", "--frames", "0"), "--frames must be at least 1, got 0"),
         (("check", "--manifest", "none.parquet"), "no manifest at none.parquet"),
         (("check", "--manifest", "none.parquet", "--width", "32"), "clips are cut square"),
-        (("check", "--clip.engine", "tensorrt_rtx", "--device", "cpu"), "clip.engine tensorrt_rtx runs on CUDA only"),
+        (("check", "--clip.engine", "tensorrt_rtx", "--device", "cpu"), "--clip.engine tensorrt_rtx runs on CUDA only"),
         (("export", "--tower", "student"), "--tower student needs --student FILE"),
         (("export", "--clip.model", "ViT-B32"), "open_clip has no model 'ViT-B32'; did you mean ViT-B-32"),
     ],

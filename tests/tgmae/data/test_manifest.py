@@ -30,7 +30,7 @@ def test_failed_write_leaves_the_old_manifest(tmp_path: Path) -> None:
     write_manifest(path, [make_video()], tmp_path)
     before = path.read_bytes()
     with pytest.raises((pa.ArrowException, OverflowError)):
-        write_manifest(path, [make_video(), make_video(num_frames=2**40)], tmp_path)
+        write_manifest(path, [make_video(), make_video(path="b.mp4", num_frames=2**40)], tmp_path)
     assert path.read_bytes() == before
 
 
@@ -43,7 +43,7 @@ def test_missing_file_names_the_command(tmp_path: Path) -> None:
 def test_not_parquet(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "manifest.parquet"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"manifest\.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match=r"manifest\.parquet is not a Parquet file"):
         read_manifest(path)
 
 
@@ -51,7 +51,7 @@ def test_cut_off_parquet(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, [make_video()], tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="is no Parquet file"):
+    with pytest.raises(ValueError, match="is not a Parquet file"):
         read_manifest(path)
 
 

@@ -23,7 +23,7 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.motion_scorer import MotionScorer
-from tgmae.masks.scorer import make_scorer
+from tgmae.masks.scorer import bind_scorer
 from tgmae.masks.select import select_masks
 from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
@@ -244,7 +244,7 @@ def judged(manifest: Manifest, kind: str, cache_dir: Path) -> dict[str, float]:
     plan = ClipSampler(manifest=manifest, data=settings.data, num_frames=8, batch_size=len(manifest), seed=0)
     clips = PyavPipeline(manifest, plan, 96).next_batch()
     assert not clips.skipped
-    scores = make_scorer(settings, manifest, CPU)(clips).numpy()
+    scores = bind_scorer(settings, manifest, CPU)(clips).numpy()
     objects = read_objects(manifest.root)
     truth = [
         object_coverage(objects[manifest[request.row].path][0], request, 96, 16, 2) >= 0.5 for request in clips.requests

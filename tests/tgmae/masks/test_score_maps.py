@@ -386,9 +386,7 @@ def test_other_settings_are_refused_when_training(
     with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make maps in another folder"):
         CachedScorer(grid, manifest, CPU)
     weights = config(maps, cache_dir, clip=CLIPConfig(model=other_clip, cache_dir=cache_dir))
-    with pytest.raises(
-        ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make maps"
-    ):
+    with pytest.raises(ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make maps"):
         CachedScorer(weights, manifest, CPU)
 
 

@@ -1,6 +1,6 @@
 """Attention backends against a softmax in float64.
 
-Dimensions: B clips, L tokens, H heads, C channels a head.
+Dimensions: B clips, L tokens, H heads, C channels per head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def qkv(shape: tuple[int, int, int, int], seed: int) -> list[Tensor]:
-    """q, k, v and a gradient of the output, float64 [B, L, H, C]."""
+    """Make q, k, v and a gradient of the output, float64 [B, L, H, C]."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(4)]
 
@@ -32,7 +32,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def with_gradients(tensors: list[Tensor], backend: Backend | None) -> list[Tensor]:
-    """Output and gradients of q, k and v, in float64 on the CPU; the reference where there is no backend."""
+    """Return the output and the gradients of q, k and v, as float64 on the CPU. Backend None is the reference."""
     q, k, v = (x.detach().clone().requires_grad_() for x in tensors[:3])
     out = reference(q, k, v) if backend is None else attend(q, k, v, backend)
     gradients = torch.autograd.grad(out, (q, k, v), tensors[3])
@@ -72,12 +72,14 @@ def test_choice_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("backend", ["xformers", "cudnn"])
 def test_no_backend_is_replaced_on_a_cpu(backend: Backend) -> None:
-    with pytest.raises(ValueError, match=rf"{backend} attention has no operator for a CPU; choose --model\.attention"):
+    with pytest.raises(
+        ValueError, match=rf"{backend} attention needs a CUDA device, got cpu; use --model\.attention sdpa"
+    ):
         choose_attention(backend, CPU)
 
 
 def test_choice_on_cuda() -> None:
-    """The choice looks at the device's name alone."""
+    """Choosing needs no GPU: it looks only at the device's type."""
     assert choose_attention("sdpa", CUDA) == "sdpa"
     if importlib.util.find_spec("xformers") is None:
         with pytest.raises(ValueError, match=r"pip install xformers"):
@@ -89,10 +91,10 @@ def test_choice_on_cuda() -> None:
 @pytest.mark.parametrize(
     ("queries", "keys", "heads", "channels"), [(632, 632, 12, 64), (936, 1568, 6, 64), (24, 32, 3, 8)]
 )
-def test_xformers_takes_what_a_gpu_would_be_given(
+def test_xformers_accepts_what_training_gives_it_on_a_gpu(
     queries: int, keys: int, heads: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own rules for an H100, on tensors without contents, forward and backward."""
+    """Apply its own rules for an H100 to tensors without contents, forward and backward."""
     fmha = pytest.importorskip("xformers.ops.fmha")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     assert choose_attention("xformers", CUDA) == "xformers"
@@ -108,13 +110,13 @@ def test_xformers_takes_what_a_gpu_would_be_given(
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["xformers", "cudnn"])
 @pytest.mark.parametrize("shape", [(2, 1, 3, 64), (2, 17, 3, 64), (3, 160, 12, 64), (1, 1568, 6, 64), (2, 63, 3, 32)])
-def test_others_are_as_near_as_flash_attention(shape: tuple[int, int, int, int], backend: Backend) -> None:
-    """In bfloat16, output and gradients: error at most twice that of torch's FlashAttention, both against float64.
+def test_other_backends_are_as_accurate_as_flash_attention(shape: tuple[int, int, int, int], backend: Backend) -> None:
+    """In bfloat16, errors of output and gradients against float64 are at most twice those of torch's FlashAttention.
 
-    Left to itself sdpa takes cuDNN on Hopper.
+    The comparison names FlashAttention because sdpa, left to itself, uses cuDNN on Hopper.
     """
     if backend == "cudnn" and shape[1] == 1:
-        pytest.skip("cuDNN takes no single token, which no clip has")
+        pytest.skip("cuDNN does not accept a single token; no clip has only one")
     try:
         choose_attention(backend, CUDA)
     except ValueError as error:
@@ -125,7 +127,7 @@ def test_others_are_as_near_as_flash_attention(shape: tuple[int, int, int, int],
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         allowed = errors(with_gradients(on_gpu, "sdpa"), expected)
     got = errors(with_gradients(on_gpu, choose_attention(backend, CUDA)), expected)
-    # One token has weight 1: gradients of q and k are then zero, and both errors are NaN or rounding.
+    # A single token has weight 1, so the gradients of q and k are zero and both errors are NaN or rounding.
     parts = range(4) if shape[1] > 1 else (0, 3)
     for part in parts:
         assert got[part] <= 2 * allowed[part] + 1e-12, ("out", "dq", "dk", "dv")[part]

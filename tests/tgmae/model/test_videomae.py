@@ -1,4 +1,4 @@
-"""The model learns: what parity and golden curves do not show by themselves."""
+"""The model learns, and predicts from visible tokens only: what parity and golden curves do not show by themselves."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def batch(clips: int) -> tuple[torch.Tensor, TokenMasks]:
 
 
 def test_memorises_a_batch() -> None:
-    """150 steps on two clips bring the loss from about 1 to well below a half."""
+    """Within 150 steps on two clips the loss falls from about 1 to well below a half."""
     torch.manual_seed(0)
     model = VideoMAE(SMALL)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    frames, plan = batch(2)
-    first = model(frames, plan)[0].item()
+    frames, masks = batch(2)
+    first = model(frames, masks)[0].item()
     for _ in range(150):
-        loss, _ = model(frames, plan)
+        loss, _ = model(frames, masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -45,27 +45,27 @@ def test_prediction_depends_on_visible_tokens_only() -> None:
     """Changing masked pixels changes no prediction; changing a visible pixel does."""
     torch.manual_seed(0)
     model = VideoMAE(SMALL)
-    frames, plan = batch(1)
-    before = model(frames, plan)[1]
-    patch = int(plan.masked[0, 0])
+    frames, masks = batch(1)
+    before = model(frames, masks)[1]
+    patch = int(masks.masked[0, 0])
     slot, place = divmod(patch, SMALL.patches_per_slot)
     row, column = divmod(place, 4)
     changed = frames.clone()
     changed[0, 2 * slot : 2 * slot + 2, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 37
-    assert torch.equal(model(changed, plan)[1], before)
-    slot, place = divmod(int(plan.visible[0, 0]), SMALL.patches_per_slot)
+    assert torch.equal(model(changed, masks)[1], before)
+    slot, place = divmod(int(masks.visible[0, 0]), SMALL.patches_per_slot)
     row, column = divmod(place, 4)
     changed = frames.clone()
     changed[0, 2 * slot, 8 * row, 8 * column] += 37
-    assert not torch.equal(model(changed, plan)[1], before)
+    assert not torch.equal(model(changed, masks)[1], before)
 
 
 def test_wrong_frames_name_both_shapes() -> None:
-    frames, plan = batch(1)
+    frames, masks = batch(1)
     with pytest.raises(ValueError, match=r"expected uint8 frames \[B, 4, 32, 32, 3\], got torch.uint8 \[1, 3, 32"):
-        VideoMAE(SMALL)(frames[:, :3], plan)
+        VideoMAE(SMALL)(frames[:, :3], masks)
     with pytest.raises(ValueError, match=r"got torch.float32"):
-        VideoMAE(SMALL)(frames.float(), plan)
+        VideoMAE(SMALL)(frames.float(), masks)
 
 
 def test_positions_are_the_published_formula() -> None:

@@ -1,4 +1,4 @@
-"""The picture of masks shows the frames, the scores and, in black, just what each strategy masks."""
+"""The picture of masks shows the frames, the scores and, in black, exactly what each strategy masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def clips(count: int) -> ClipBatch:
-    """Bright noise, so that black is only what was made black."""
+    """Make clips of bright noise, in which only blacked-out patches are black."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(100, 256, (count, 6, 32, 32, 3), dtype=torch.uint8, generator=generator)
     crop = CropBox(x=0, y=0, width=1, height=1)
@@ -47,7 +47,7 @@ def clips(count: int) -> ClipBatch:
 
 
 def scores(batch: ClipBatch) -> dict[MaskKind, torch.Tensor]:
-    """Of text and of the two masks that need none."""
+    """Make scores for tgm, at random, and for the two strategies that need no text."""
     found: dict[MaskKind, torch.Tensor] = {
         "tgm": torch.randn(len(batch.requests), 3, 16, generator=torch.Generator().manual_seed(1))
     }
@@ -57,7 +57,7 @@ def scores(batch: ClipBatch) -> dict[MaskKind, torch.Tensor]:
 
 
 def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of the 16 patches of a picture are black all over; none is black in part."""
+    """Return which of the 16 patches of a picture are black. No patch may be black in part."""
     dark = (picture < 50).reshape(4, 8, 4, 8, 3).swapaxes(1, 2).reshape(16, -1)
     assert (dark.all(1) == dark.any(1)).all()
     return dark.all(1)
@@ -65,7 +65,7 @@ def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Path, count: int) -> None:
-    """More than two clips stand side by side, six pictures each: 1.35 inches a picture, 3.3 a line, at 100 dpi."""
+    """Two clips stand side by side, with six images each: 1.35 inches per image, 3.3 per line, at 100 dpi."""
     path = tmp_path / "new" / "masks.png"
     draw_masks(path, CONFIG, manifest, clips(count), scores(clips(count)))
     with Image.open(path) as picture:
@@ -73,12 +73,12 @@ def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Pat
         assert picture.width == (810 if count == 1 else 1620)
         assert picture.height > 330 * -(-count // 2)
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert (pixels == 25).all(-1).mean() > 0.01  # masked patches are there
+    assert (pixels == 25).all(-1).mean() > 0.01  # some patches are masked
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
 def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every picture that is drawn, first and last slot: frame, scores, and the four masks, against a sort."""
+    """Compare every image, of the first and last slot, with a sort: frame, scores and the four masks."""
     shown: list[tuple[NDArray[Any], dict[str, float]]] = []
     monkeypatch.setattr(
         tgmae.pictures.masks, "_show", lambda _, picture, title, **limits: shown.append((picture, limits))
@@ -116,13 +116,13 @@ def test_the_masks_ratio_is_the_configs(manifest: Manifest, tmp_path: Path, monk
 
 
 def test_motion_stands_beside_text(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores of text and of motion are drawn, those of the others are not; one title for every picture of a clip."""
+    """Scores are drawn for tgm and mgm only, and every image of a clip has its title."""
     shown: list[str] = []
     monkeypatch.setattr(tgmae.pictures.masks, "_show", lambda _, picture, title, **__: shown.append(title))
     values = torch.rand(1, 3, 16)
     kinds: dict[MaskKind, torch.Tensor] = dict.fromkeys(("tgm", "mgm", "mgm_box", "mgmae", "random", "tube"), values)
     draw_masks(tmp_path / "masks.png", CONFIG, manifest, clips(1), kinds)
-    line = ["frame", "likeness", "tgm, top", "tgm, bottom", "motion", "mgm", "mgm_box", "mgmae", "random", "tube"]
+    line = ["frame", "similarity", "tgm, top", "tgm, bottom", "motion", "mgm", "mgm_box", "mgmae", "random", "tube"]
     assert shown == line * 2
     with Image.open(tmp_path / "masks.png") as picture:
         assert picture.width == 1350

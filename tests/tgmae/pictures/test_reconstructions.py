@@ -1,6 +1,6 @@
 """Reconstructions put each token back where it came from.
 
-Dimensions: B clips, T frames, H W pixels, M masked tokens, P values a token.
+Dimensions: B clips, T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def random_case(config: ModelConfig, seed: int, batch: int = 2) -> tuple[Tensor,
     return frames, TokenMasks(visible=order[:, count:].sort(1).values, masked=order[:, :count].sort(1).values)
 
 
-def masked_pixels(config: ModelConfig, plan: TokenMasks) -> Tensor:
-    """Whether each pixel is masked, bool [B, T, H, W], written out token by token."""
+def masked_pixels(config: ModelConfig, masks: TokenMasks) -> Tensor:
+    """Return whether each pixel is masked, bool [B, T, H, W], written out token by token."""
     side, size, patch = config.image_size // config.patch_size, config.image_size, config.patch_size
-    marks = torch.zeros(len(plan.masked), config.num_frames, size, size, dtype=torch.bool)
-    for clip, tokens in enumerate(plan.masked.tolist()):
+    marks = torch.zeros(len(masks.masked), config.num_frames, size, size, dtype=torch.bool)
+    for clip, tokens in enumerate(masks.masked.tolist()):
         for token in tokens:
             slot, row, column = token // side**2, token // side % side, token % side
             t, y, x = slot * config.tubelet_size, row * patch, column * patch
@@ -48,20 +48,20 @@ def masked_pixels(config: ModelConfig, plan: TokenMasks) -> Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_true_targets_give_the_original(config: ModelConfig) -> None:
-    frames, plan = random_case(config, seed=1)
+    frames, masks = random_case(config, seed=1)
     frames[:, :, :7, :7] = 90  # a cube without variance
-    targets = normalised_targets(frames, plan.masked, config.patch_size, config.tubelet_size, torch.float32)
-    _, filled = reconstruct(config, frames, plan, targets)
+    targets = normalised_targets(frames, masks.masked, config.patch_size, config.tubelet_size, torch.float32)
+    _, filled = reconstruct(config, frames, masks, targets)
     assert filled.dtype == torch.float32
     torch.testing.assert_close(filled, frames.float() / 255, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_visible_patches_are_untouched_and_masked_ones_grey(config: ModelConfig) -> None:
-    frames, plan = random_case(config, seed=2)
-    prediction = torch.randn(*plan.masked.shape, config.values_per_token, generator=torch.Generator().manual_seed(3))
-    masked, filled = reconstruct(config, frames, plan, prediction)
-    marks, original = masked_pixels(config, plan), frames.float() / 255
+    frames, masks = random_case(config, seed=2)
+    prediction = torch.randn(*masks.masked.shape, config.values_per_token, generator=torch.Generator().manual_seed(3))
+    masked, filled = reconstruct(config, frames, masks, prediction)
+    marks, original = masked_pixels(config, masks), frames.float() / 255
     for picture in (masked, filled):
         assert torch.equal(picture[~marks], original[~marks])
         assert picture.min() >= 0
@@ -72,10 +72,10 @@ def test_visible_patches_are_untouched_and_masked_ones_grey(config: ModelConfig)
 
 def test_predicting_zero_gives_each_cubes_mean() -> None:
     config = CONFIGS[0]
-    frames, plan = random_case(config, seed=4)
-    zero = torch.zeros(*plan.masked.shape, config.values_per_token)
-    _, filled = reconstruct(config, frames, plan, zero)
-    token = int(plan.masked[0, 0])
+    frames, masks = random_case(config, seed=4)
+    zero = torch.zeros(*masks.masked.shape, config.values_per_token)
+    _, filled = reconstruct(config, frames, masks, zero)
+    token = int(masks.masked[0, 0])
     slot, row, column = token // 16, token // 4 % 4, token % 4
     cube = (0, slice(2 * slot, 2 * slot + 2), slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
     mean = (frames[cube].float() / 255).mean((0, 1, 2))
@@ -84,22 +84,22 @@ def test_predicting_zero_gives_each_cubes_mean() -> None:
 
 def test_bfloat16_predictions_are_shown() -> None:
     config = CONFIGS[0]
-    frames, plan = random_case(config, seed=5)
-    targets = normalised_targets(frames, plan.masked, config.patch_size, config.tubelet_size, torch.float32)
-    _, filled = reconstruct(config, frames, plan, targets.bfloat16())
+    frames, masks = random_case(config, seed=5)
+    targets = normalised_targets(frames, masks.masked, config.patch_size, config.tubelet_size, torch.float32)
+    _, filled = reconstruct(config, frames, masks, targets.bfloat16())
     torch.testing.assert_close(filled, frames.float() / 255, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_draw_reconstructions_writes_a_picture(tmp_path: Path, batch: int) -> None:
     config = CONFIGS[0]
-    frames, plan = random_case(config, seed=6, batch=batch)
+    frames, masks = random_case(config, seed=6, batch=batch)
     frames[0] = torch.tensor([250, 10, 20], dtype=torch.uint8)
-    prediction = torch.zeros(*plan.masked.shape, config.values_per_token, requires_grad=True)
+    prediction = torch.zeros(*masks.masked.shape, config.values_per_token, requires_grad=True)
     path = tmp_path / "pictures" / "step.png"
-    draw_reconstructions(path, config, frames, plan, prediction, [f"clip {i}" for i in range(batch)], "title")
+    draw_reconstructions(path, config, frames, masks, prediction, [f"clip {i}" for i in range(batch)], "title")
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("RGB"))
-    for colour in ((250, 10, 20), (128, 128, 128)):  # the clip's, and the grey of what is masked (rounded up)
+    for colour in ((250, 10, 20), (128, 128, 128)):  # of the clip, and the grey of masked patches (rounded up)
         assert (np.abs(pixels.astype(int) - colour).max(-1) <= 1).sum() > 1000

@@ -1,4 +1,4 @@
-"""Metrics survive a crash and a resume without double or broken lines."""
+"""Metrics survive a crash and a resume without duplicate or broken lines."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_fresh_start_drops_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 30])
-def test_a_line_cut_off_is_ignored(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_line_is_ignored(tmp_path: Path, cut: int) -> None:
     write(tmp_path, 0, range(1, 4))
     file = tmp_path / METRICS_FILE
     whole = file.read_bytes()
     file.write_bytes(whole[: -1 - cut])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    write(tmp_path, 3, range(4, 6))  # what follows does not run into the rest of the broken line
+    write(tmp_path, 3, range(4, 6))  # new lines do not run into the rest of the broken one
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4, 5]
 
 
@@ -87,7 +87,7 @@ def test_draw_loss_writes_a_picture(tmp_path: Path) -> None:
 
 
 def test_throughput_counts_since_the_last_report() -> None:
-    """Times are bracketed by clock readings before and after each call, so that a busy machine changes nothing."""
+    """Clock readings before and after each call bracket the times, so that a busy machine changes nothing."""
     clock = time.perf_counter
     before_s, throughput, after_s = clock(), Throughput(), clock()
     time.sleep(0.05)
@@ -108,11 +108,11 @@ def test_throughput_counts_since_the_last_report() -> None:
     assert 4 / (after_second_s - before_first_s) <= second["clips_per_s"] <= 4 / (before_second_s - after_first_s)
     assert second["wait_ms"] == pytest.approx(10)
     assert second["loss"] == pytest.approx(0.25)
-    # Totals went from 0.01 to 0.04 and, for a stage that came later, from nothing to 0.002; waiting from 0.02 to 0.03.
+    # The totals rose from 0.01 to 0.04, for a stage that came later from nothing to 0.002; waiting from 0.02 to 0.03.
     assert second["score_share"] == pytest.approx(3 * second["wait_share"])
     assert second["mask_share"] == pytest.approx(0.2 * second["wait_share"])
     words, end_s = throughput.summary(waited_s=0.03), clock()
-    first_step_s = float(words.split("after ")[1].split(")")[0])
+    first_step_s = float(words.split("after ")[1].split(" s)")[0])
     assert 0 < first_step_s <= after_first_s - before_s + 0.05
     rate, share = float(words.split(", ")[1].split()[0]), float(words.split(", ")[2].split("%")[0])
     assert 20 / (end_s - before_s) - 0.1 <= rate <= 20 / (after_second_s - after_s) + 0.1

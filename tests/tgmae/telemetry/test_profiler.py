@@ -1,4 +1,4 @@
-"""Profiles of a run: the stages under their names, on torch's timeline and on that of nsys."""
+"""Profiles of a run show the stages under their names, in torch's profiler and as NVTX ranges for nsys."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nvtx
 import pytest
 import torch
 
-import tgmae.telemetry.nvtx_ranges
 from tests.tgmae.test_train import tiny
 from tgmae.config import TrainConfig
 from tgmae.telemetry.profiler import WARM_UP, StepProfiler
@@ -32,7 +32,7 @@ def config(shapes: Path, tmp_path: Path) -> TrainConfig:
 
 
 def names(trace: Path) -> dict[int, Counter[str]]:
-    """How often each named range occurs, by thread."""
+    """Count how often each named range occurs, by thread."""
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     found: dict[int, Counter[str]] = {}
     for event in events:
@@ -64,7 +64,7 @@ def test_the_same_stages_are_nvtx_ranges(config: TrainConfig, monkeypatch: pytes
         seen[name] += 1
         yield
 
-    monkeypatch.setattr(tgmae.telemetry.nvtx_ranges.nvtx, "annotate", annotate)
+    monkeypatch.setattr(nvtx, "annotate", annotate)
     train(replace(config, profile=0, max_steps=2))
     assert all(seen[name] for name in (*IN_THE_STEP, *IN_THE_LOADER))
 
@@ -80,7 +80,10 @@ def test_nsys_has_the_gpu_to_itself(config: TrainConfig, monkeypatch: pytest.Mon
 
 
 def test_a_run_that_ends_before_its_window(tmp_path: Path) -> None:
-    for steps, said in ((WARM_UP - 2, "nothing profiled: the run ended within 10 steps"), (WARM_UP + 1, "profile of")):
+    for steps, said in (
+        (WARM_UP - 2, "nothing profiled: the run ended within the 10 warm-up"),
+        (WARM_UP + 1, "profile of 1 "),
+    ):
         profiler = StepProfiler(tmp_path / str(steps), 5, CPU)
         for _ in range(steps):
             profiler.step()

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_times_add_up_by_stage() -> None:
-    """Bracketed by clock readings, so that a busy machine changes nothing."""
+    """Clock readings bracket the times, so that a busy machine changes nothing."""
     clock, longest = StageClock(CPU), 0.0
     assert clock.totals() == {}
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_any_thread_may_read_while_another_counts() -> None:
 
 @pytest.mark.gpu
 def test_gpu_time_is_the_gpus() -> None:
-    """Measured by events: the host runs ahead, the time is that of the kernels; host=True counts the host's."""
+    """Events measure the kernels although the host runs ahead; host=True measures the host."""
     device = torch.device("cuda")
     clock = StageClock(device)
     matrix = torch.randn(4096, 4096, device=device)

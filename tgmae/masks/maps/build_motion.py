@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dali_pipelines.processes import map_in_workers
+from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.motion import read_motion
 from tgmae.data.manifest import Manifest
@@ -31,7 +33,17 @@ def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0
 
 
 def _read(manifest: Manifest, row: int) -> NDArray[np.int8] | str:
+    video = manifest[row]
     try:
-        return read_motion(manifest.file(row), manifest[row])
+        if video.segment is None:
+            return read_motion(manifest.file(row), video)
+        whole = replace(video, segment=None, label="", captions=(), split="")
+        return _read_whole(manifest.file(row), whole)[video.start : video.end]
     except (ValueError, DecodeError) as error:
         return str(error)
+
+
+@lru_cache(maxsize=1)
+def _read_whole(file: str, video: Video) -> NDArray[np.int8]:
+    """Keep the motion of the last file: its segments, which mostly follow each other, are cut from it."""
+    return read_motion(file, video)

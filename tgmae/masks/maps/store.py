@@ -158,12 +158,17 @@ def _read_key(folder: Path, command: str) -> Key:
 
 
 def write_key(folder: Path, key: Key, command: str) -> None:
-    """Write maps.json, or compare it where it is there. Raises ValueError where the maps depend on something else."""
+    """Write maps.json, or compare it where it is there. Raises ValueError where the maps depend on something else.
+
+    A folder made before maps.json held the identity of the CLIP gets it now, so that training need not load CLIP.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _KEY_FILE
     if path.exists():
-        _check_key(folder, key, _read_key(folder, command), command)
-        return
+        found = _read_key(folder, command)
+        _check_key(folder, key, found, command)
+        if "clip_identity" in found or "clip_identity" not in key:
+            return
     write_atomically(path, (json.dumps({"format": FORMAT, **key}, indent=2) + "\n").encode())
 
 

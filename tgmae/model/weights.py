@@ -1,0 +1,23 @@
+"""Whether a set of weights fits a model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_shapes(expected: dict[str, Tensor], got: dict[str, Tensor], source: str) -> None:
+    """Compare the names and shapes of two state dicts.
+
+    Raises ValueError, which names `source` and both shapes, if `got` does not fit `expected`.
+    """
+    missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{source} holds the weights of a different model: missing {missing[:3]}, not expected {extra[:3]}"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != got[name].shape:
+            raise ValueError(
+                f"{source} holds the weights of a different model: {name} is {list(got[name].shape)} there, "
+                f"{list(tensor.shape)} in this configuration"
+            )
