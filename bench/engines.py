@@ -97,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What speed is measured on: a CLIP, clips of one size, and a folder for files."""
+    """Conditions of the speed tables: a CLIP, clips of one size, and a folder for files."""
 
     clip: CLIPModel
     model: ModelConfig

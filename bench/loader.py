@@ -1,4 +1,4 @@
-"""How many clips a second does the loader deliver, beside a plain VideoMAE-style loader, and where does the time go?
+"""How many clips per second does the loader deliver, beside a plain VideoMAE-style loader, and where does the time go?
 
     python -m bench.loader
     python -m bench.loader data/mine.parquet --workers 4 --clips 96
@@ -88,7 +88,7 @@ class Cycle(ClipSampler):
 
 
 class Bench:
-    """Everything that is measured, as functions that return clips/s. `cpu_ms` collects the CPU time a clip."""
+    """Everything that is measured, as functions that return clips/s. `cpu_ms` collects CPU time per clip."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, choose_device("auto")

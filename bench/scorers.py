@@ -131,7 +131,7 @@ def _two_objects(folder: Path, config: InputConfig, options: Options, device: to
 
 
 def _production_cost() -> dict[str, float]:
-    """Count each scorer's GFLOP a clip with CLIP ViT-B/32 on 16 frames of 224²."""
+    """Count each scorer's GFLOP per clip with CLIP ViT-B/32 on 16 frames of 224²."""
     clip, shape = make_random_clip(), ModelConfig()
     with torch.inference_mode():
         enlarged = count_flops(lambda: clip.visual(torch.zeros(1, 3, 224, 224)))

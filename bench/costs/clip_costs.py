@@ -50,7 +50,7 @@ _BY_HAND = {
     "to RGB": 5,
     "crop and resize": 8,
 }
-_YUV = 1.5  # bytes a pixel of 4:2:0, which decoders write
+_YUV = 1.5  # bytes per pixel in 4:2:0, which decoders write
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Footage:
-    """What clips ask of a decoder: means over the clips that training would draw, one from each video."""
+    """Work that clips ask of a decoder: means over the clips that training would draw, one from each video."""
 
     clips: int
     codecs: frozenset[str]

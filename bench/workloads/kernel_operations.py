@@ -24,7 +24,7 @@ COPY = "copy"  # row of a plain copy, which shows the memory bandwidth
 
 @dataclass(frozen=True)
 class Size:
-    """What the operations work on: a batch of clips of a model's geometry, and a mask ratio."""
+    """Size of the operations' inputs: a batch of clips of a model's geometry, and a mask ratio."""
 
     name: str
     model: ModelConfig
