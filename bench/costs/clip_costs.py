@@ -29,7 +29,7 @@ from tgmae.masks.agreement import count_gflop as count_scorer_gflop
 from tgmae.masks.config import MaskConfig
 from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.distillation import DistillConfig
+from tgmae.training.config import DistillConfig
 
 Resource = Literal["NVDEC", "PCIe", "SMs"]
 Unit = Literal["tensor cores", "float32"]

@@ -27,7 +27,7 @@ from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
-from tgmae.training.distillation import DistillConfig
+from tgmae.training.config import DistillConfig
 
 Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")

@@ -30,7 +30,8 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.config import ModelConfig
-from tgmae.training.distillation import Distillation, DistillConfig, distill, split_rows
+from tgmae.training.config import DistillConfig
+from tgmae.training.distillation import Distillation, distill, split_rows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
