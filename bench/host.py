@@ -32,7 +32,7 @@ from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.processes import count_cores
 from dali_pipelines.worker import ClipWorker
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.shapes.demo import provide_demo

@@ -51,13 +51,13 @@ from dali_pipelines.types import ClipPipeline, ClipRequest
 from engines.config import CLIPConfig
 from tgmae.captions.policy import require_captions
 from tgmae.config import InputConfig
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.scorer import BoundScorer, bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.loader import Loader
 from tgmae.training.parallel import choose_device

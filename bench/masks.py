@@ -47,9 +47,9 @@ from dali_pipelines.types import ClipBatch
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from tgmae.config import InputConfig, TrainConfig
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
 from tgmae.masks.agreement import count_gflop, load_clips
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.attention import choose_attention

@@ -47,9 +47,9 @@ from bench.workloads.inputs import (
 )
 from bench.workloads.training_step import make_step
 from tgmae.config import InputConfig
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
 from tgmae.masks.agreement import load_clips
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.token_masks import TokenMasks

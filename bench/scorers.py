@@ -27,10 +27,10 @@ from bench.workloads.inputs import make_random_clip
 from dali_pipelines.types import ClipBatch
 from engines.towers.student import read_about
 from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import area_under_curve, judge, mean_of
 from tgmae.shapes.truth import object_coverage, read_objects

@@ -48,8 +48,8 @@ from bench.workloads.inputs import (
 from bench.workloads.training_step import StepCase, StepTimer, make_step
 from dali_pipelines.processes import count_cores
 from kernels.topk_mask import topk_mask
-from tgmae.data.config import DEMO_MANIFEST
-from tgmae.masks.config import MaskConfig
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
 from tgmae.model.attention import choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS

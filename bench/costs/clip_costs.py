@@ -23,13 +23,13 @@ from bench.workloads.window import Window
 from engines.patch_similarity import make_tower
 from engines.towers.clip_towers import StudentTower
 from tgmae.config import TrainConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import count_gflop as count_scorer_gflop
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.config import DistillConfig
 
 Resource = Literal["NVDEC", "PCIe", "SMs"]
 Unit = Literal["tensor cores", "float32"]

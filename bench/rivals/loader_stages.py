@@ -14,11 +14,11 @@ from bench.harness.tables import Row, Table
 from bench.rivals.videomae_loader import Decoder, decode_only, time_clip
 from dali_pipelines.types import ClipBatch, ClipRequest
 from dali_pipelines.video.decode import decode_clips
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import Manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 
 STAGES = ("decode", "to RGB", "crop and resize", "to float, normalise", "mask")
 _BATCH = 8  # clips whose masks are drawn together

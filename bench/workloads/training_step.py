@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.harness.measure import now
 from kernels.topk_mask import topk_mask
 from tgmae.config import TrainConfig
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
 from tgmae.model.attention import Backend, choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Attention, VideoMAE

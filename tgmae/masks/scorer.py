@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dali_pipelines.types import ClipBatch
 from tgmae.config import InputConfig
+from tgmae.config.masks import MOTION_KINDS
 from tgmae.data.manifest import Manifest
-from tgmae.masks.config import MOTION_KINDS
 from tgmae.masks.noise_scorer import NoiseScorer
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import tyro
 
 from engines.config import CLIPConfig
 from tgmae.config import InputConfig, TrainConfig
-from tgmae.data.config import DataConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 
 # A command with `READS` offers those fields of these configurations that it names. All other fields are always offered.
 _SHARED = (InputConfig, DataConfig, ModelConfig, MaskConfig, CLIPConfig)
