@@ -46,10 +46,10 @@ from engines.config import CLIPConfig
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
 from engines.towers.student import load_student
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
 from tgmae.masks.scorer import bind_scorer

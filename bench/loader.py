@@ -50,10 +50,10 @@ from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
 from engines.config import CLIPConfig
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
 from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.noise_scorer import NoiseScorer

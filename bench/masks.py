@@ -46,9 +46,9 @@ from bench.workloads.training_step import StepCase, StepTimer
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
-from tgmae.config import InputConfig, TrainConfig
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.config.masks import MaskConfig
+from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.masks.agreement import count_gflop, load_clips
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks

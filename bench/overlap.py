@@ -46,9 +46,9 @@ from bench.workloads.inputs import (
     prepare_videos,
 )
 from bench.workloads.training_step import make_step
-from tgmae.config import InputConfig
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.config.masks import MaskConfig
+from tgmae.config.run import InputConfig
 from tgmae.masks.agreement import load_clips
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks

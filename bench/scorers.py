@@ -26,9 +26,9 @@ from bench.harness.tables import Row, Table
 from bench.workloads.inputs import make_random_clip
 from dali_pipelines.types import ClipBatch
 from engines.towers.student import read_about
-from tgmae.config import InputConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips
 from tgmae.presets import PRESETS

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from engines.config import CLIPConfig
-from tgmae.config import TrainConfig
 from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.config.training import LogConfig, OptimConfig
 
 PresetName = Literal["demo", "ssv2", "k400", "ucf101"]

@@ -22,9 +22,9 @@ from bench.workloads.kernel_operations import Size
 from bench.workloads.window import Window
 from engines.patch_similarity import make_tower
 from engines.towers.clip_towers import StudentTower
-from tgmae.config import TrainConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler

@@ -19,9 +19,9 @@ from engines.config import CLIPConfig, TowerSpec
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.maps.build_motion import build_motion

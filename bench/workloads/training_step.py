@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.harness.measure import now
 from kernels.topk_mask import topk_mask
-from tgmae.config import TrainConfig
 from tgmae.config.masks import MaskConfig
+from tgmae.config.run import TrainConfig
 from tgmae.model.attention import Backend, choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Attention, VideoMAE

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from engines.config import CLIPConfig
-from tgmae.config import InputConfig, TrainConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.config.training import LogConfig
 from tgmae.presets import PRESETS

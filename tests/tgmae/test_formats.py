@@ -23,9 +23,9 @@ from dali_pipelines.types import Caption, Video
 from engines.clip_model import SHAPES_CLIP
 from engines.config import CLIPConfig, TowerSpec
 from tests.support.videos import make_video
-from tgmae.config import InputConfig, TrainConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.data.manifest import FORMAT, FORMAT_KEY, ROOT_KEY, SCHEMA, Manifest, read_manifest, write_manifest
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer, score_key
 from tgmae.masks.maps.build_scores import build_scores

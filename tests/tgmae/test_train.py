@@ -19,10 +19,10 @@ from dali_pipelines.types import Caption
 from engines.config import CLIPConfig
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
-from tgmae.config import TrainConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.config.training import LogConfig, OptimConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 
 FORMAT = 1  # of to_dict
 

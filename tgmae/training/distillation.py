@@ -23,7 +23,7 @@ from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from kernels.gather_tokens import gather_tokens
 from tgmae.captions.embeddings import CaptionEmbeddings
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler

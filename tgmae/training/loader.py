@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, describe_tensor
-from tgmae.config import TrainConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.scorer import BoundScorer

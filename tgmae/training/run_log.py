@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_pipelines.types import ClipPipeline, ClipRequest
-from tgmae.config import TrainConfig
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput

@@ -33,10 +33,10 @@ from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
 from tests.support.videos import clip_batch, make_video, write_numbered
 from tests.tgmae.masks.test_text_scorer import score_naively
-from tgmae.config import InputConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler

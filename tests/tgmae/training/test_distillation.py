@@ -23,10 +23,10 @@ from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, read_about, save_student
-from tgmae.config import InputConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler

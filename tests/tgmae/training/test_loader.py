@@ -16,10 +16,10 @@ from dali_pipelines.types import Caption
 from engines.clip_model import SHAPES_CLIP
 from engines.config import CLIPConfig
 from tests.support.segments import cut_segments
-from tgmae.config import TrainConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.scorer import bind_scorer
 from tgmae.training.loader import InputError, Loader, TrainingBatch, make_loader

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
-from tgmae.config import TrainConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.config.training import OptimConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Block, VideoMAE

@@ -1,0 +1,92 @@
+"""Configuration: frozen dataclasses, composed from those of the parts.
+
+`tgmae-train PRESET --data.stride 2` changes one field of a preset. The resolved configuration is written beside every
+run and inside every checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from engines.config import CLIPConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.training import LogConfig, OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What decides a batch: clips, scores and masks."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto uses CUDA if there is a GPU.
+    seed: int = 0  # Random seed for sampling order, crops and masks, and for weight initialisation.
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
+
+    def __post_init__(self) -> None:
+        if self.mask.kind == "tgm" and self.mask.frames_per_tubelet > self.model.tubelet_size:
+            raise ValueError(
+                "--mask.frames-per-tubelet must be at most --model.tubelet-size, "
+                f"got {self.mask.frames_per_tubelet} and {self.model.tubelet_size}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        num_patches = self.model.patches_per_slot
+        num_masked = self.mask.masked_per_slot(num_patches)
+        if not 0 < num_masked < num_patches:
+            raise ValueError(
+                f"--mask.ratio {self.mask.ratio} masks {num_masked} of the {num_patches} patches of a slot "
+                f"(--model.image-size {self.model.image_size}, --model.patch-size {self.model.patch_size}); "
+                "at least one must be masked and one visible"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(InputConfig):
+    """One pretraining run."""
+
+    pipeline: Literal["dali", "pyav"] = "dali"  # What decodes clips; pyav is the slow, readable reference.
+    run_dir: Path = Path("runs/demo")  # Folder for everything the run writes.
+    # auto resumes from the newest checkpoint in --run-dir, if any; never starts over and sets an earlier run aside; or
+    # give a checkpoint file.
+    resume: str = "auto"
+    init_from: Path | None = None  # Start from these weights: a folder in Hugging Face's VideoMAE format.
+    # Precision of training. auto is bf16 autocast on CUDA and fp32 on a CPU.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    epochs: int = 800  # Passes over the videos; each pass gives --data.repeat clips of every video.
+    max_steps: int | None = None  # Stop after this many optimiser steps; the schedule still spans --epochs.
+    batch_size: int = 2048  # Clips per optimiser step, over all processes.
+    device_batch_size: int = 64  # Clips per forward pass on one process; the rest is gradient accumulation.
+    compile: bool = False  # torch.compile the transformer blocks: takes minutes at the start, needs a C++ compiler.
+    cuda_graph: bool = False  # Launch forward and backward as one CUDA graph; needs one process on one GPU.
+    profile: int = 0  # Steps to profile after ten steps of warm-up; writes RUN/profile (docs/profiling.md).
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.profile < 0:
+            raise ValueError(f"--profile must not be negative, got {self.profile}")
+        if self.device_batch_size % self.data.repeat:
+            raise ValueError(
+                f"--device-batch-size must be a multiple of --data.repeat, got {self.device_batch_size} "
+                f"and {self.data.repeat}"
+            )
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Return the forward passes of each process in one optimiser step."""
+        per_pass = self.device_batch_size * world_size
+        if self.batch_size % per_pass:
+            raise ValueError(
+                f"--batch-size must be a multiple of --device-batch-size × processes, "
+                f"got {self.batch_size} and {self.device_batch_size} × {world_size}; set both"
+            )
+        return self.batch_size // per_pass
