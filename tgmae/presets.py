@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from engines.config import CLIPConfig
-from tgmae.config import TrainConfig
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
-from tgmae.training.config import LogConfig, OptimConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.training import LogConfig, OptimConfig
 
 PresetName = Literal["demo", "ssv2", "k400", "ucf101"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dali_pipelines.types import ClipRequest
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf
 from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training.loader import InputError, TrainingBatch

@@ -22,7 +22,7 @@ from dali_pipelines.video.decode import _crop_and_resize
 from dali_pipelines.video.excerpt import cut_excerpt
 from dali_pipelines.worker import ClipWorker
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler

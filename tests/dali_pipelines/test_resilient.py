@@ -17,7 +17,7 @@ from dali_pipelines.dali_pipeline import DaliPipeline
 from dali_pipelines.types import ClipBatch, ClipRequest
 from tests.dali_pipelines.test_pipelines import Plan, request
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.sampling import ClipSampler

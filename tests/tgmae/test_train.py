@@ -19,18 +19,18 @@ from dali_pipelines.types import Caption
 from engines.config import CLIPConfig
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
-from tgmae.config import TrainConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.training import LogConfig, OptimConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.scorer import bind_scorer, make_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
-from tgmae.training.config import LogConfig, OptimConfig
 from tgmae.training.loader import make_loader
 
 REPOSITORY = Path(__file__).resolve().parents[2]

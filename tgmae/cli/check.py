@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tgmae.cli.parser.subcommands import CLIP_FLAGS
 from tgmae.cli.tower import TowerCommand
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
 
 if TYPE_CHECKING:  # --help does without torch
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from tgmae.cli.parser.subcommands import CLIP_FLAGS, SAMPLING_FLAGS, ClipCommand
-from tgmae.training.config import DistillConfig
+from tgmae.config.training import DistillConfig
 
 
 @dataclass(frozen=True)

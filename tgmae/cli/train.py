@@ -19,7 +19,8 @@ from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
 from tgmae.cli.parser.subcommands import exit_for_usage
-from tgmae.config import TrainConfig, from_dict
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import from_dict
 from tgmae.presets import DESCRIPTIONS, PRESETS
 from tgmae.shapes.demo import provide_demo
 

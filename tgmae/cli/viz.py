@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, get_args
 import tyro
 
 from tgmae.cli.parser.subcommands import CLIP_FLAGS, SAMPLING_FLAGS, ClipCommand, Command, run_subcommand
-from tgmae.masks.config import MOTION_KINDS, MaskConfig, MaskKind
+from tgmae.config.masks import MOTION_KINDS, MaskConfig, MaskKind
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from engines.files import replacing
-from tgmae.config import TrainConfig, to_dict
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import to_dict
 from tgmae.model.weights import check_shapes
 from tgmae.telemetry.metrics import METRICS_FILE
 

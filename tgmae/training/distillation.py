@@ -23,12 +23,12 @@ from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from kernels.gather_tokens import gather_tokens
 from tgmae.captions.embeddings import CaptionEmbeddings
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
 from tgmae.masks.scorer import make_scorer
-from tgmae.training.config import DistillConfig
 from tgmae.training.process import stop_requests
 
 _SAVE_EVERY = 20  # rounds

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tgmae.cli import train
-from tgmae.config import FORMAT, TrainConfig, from_dict, to_dict
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import FORMAT, from_dict, to_dict
 from tgmae.presets import PRESETS
 from tgmae.training.checkpoint import changed_settings
 

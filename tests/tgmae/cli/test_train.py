@@ -16,7 +16,7 @@ import torch
 
 from tgmae.cli import info, train
 from tgmae.cli.info import PACKAGES, backends
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.video.decode import decode_frames
-from tests.support.videos import real_data_folder, write_numbered
+from tests.support.videos import make_video, real_data_folder, write_numbered
 from tgmae.cli.data import main
 from tgmae.data.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
 from tgmae.data.indexing import Excluded, index_folder
@@ -78,11 +78,12 @@ def test_rows_are_carried_over(tmp_path: Path) -> None:
 
 
 def test_names_do_not_collide() -> None:
-    assert name_results(["a.avi", "b/a.avi", "c.MP4"], ".mp4") == {
+    videos = [make_video(path=path) for path in ("a.avi", "b/a.avi", "c.MP4")]
+    assert name_results(videos, ".mp4") == {
         "a.avi": "a.mp4", "b/a.avi": "b/a.mp4", "c.MP4": "c.mp4",
     }  # fmt: skip
     paths = ["a.avi", "a.mp4", "a.avi.mkv", "a.avi.mp4.mov", "b.webm"]
-    names = name_results(paths, ".mp4")
+    names = name_results([make_video(path=path) for path in paths], ".mp4")
     assert len(set(names.values())) == len(paths)
     assert (names["a.avi"], names["b.webm"]) == ("a.avi.mp4", "b.mp4")
 
@@ -189,7 +190,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     assert {name: digest for name, digest in digests(tmp_path).items() if name != "full/notes.txt"} == before
 
     compact(manifest, tmp_path / "out", SMALL, 1)
-    with pytest.raises(ValueError, match=r"was made with short_side 64 \(now 32\), gop 12 \(now 6\); choose another"):
+    with pytest.raises(ValueError, match=r"was made with short_side 64 \(now 32\), gop 12 \(now 6\); use another"):
         compact(manifest, tmp_path / "out", CompactConfig(short_side=32, gop=6), 1)
 
 

@@ -33,19 +33,19 @@ from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
 from tests.support.videos import clip_batch, make_video, write_numbered
 from tests.tgmae.masks.test_text_scorer import score_naively
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.frames import grid_of
 from tgmae.masks.maps.store import MapFolder
 from tgmae.masks.maps.writer import BuildResult
 from tgmae.masks.scorer import bind_scorer, make_scorer
-from tgmae.model.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -68,11 +68,11 @@ def two_captions(path: Path) -> Manifest:
 
 def build(manifest: Manifest, out: Path, cache_dir: Path, model: str = "shapes", **options: object) -> BuildResult:
     """build_scores with this module's settings, in parts of five videos."""
-    mask = MaskConfig(scorer=options.pop("scorer", "patch"))  # type: ignore[arg-type]
+    tower = MaskConfig(scorer=options.pop("scorer", "patch")).tower()  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tgmae.masks.maps.writer.PART_VIDEOS", PART)
         return build_scores(
-            manifest, out, CLIPConfig(model=model, cache_dir=cache_dir), mask,
+            manifest, out, CLIPConfig(model=model, cache_dir=cache_dir), tower,
             **{"cells": CELLS, "patch_size": PATCH, "every": EVERY, "device": CPU, "num_workers": 0, **options},  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -499,10 +499,9 @@ def test_a_video_that_breaks_half_way_keeps_the_maps_before(tmp_path: Path, cach
 
 def test_maps_of_a_replaced_video_are_refused(manifest: Manifest, maps: Path, cache_dir: Path) -> None:
     """The same path and captions, another recording."""
-    column = manifest.table.schema.get_field_index("num_frames")
-    longer = manifest.table.column("num_frames").to_pylist()
-    longer[3] += 80
-    other = Manifest(manifest.table.set_column(column, "num_frames", pa.array(longer, pa.int32())), manifest.root)
+    videos = [manifest[row] for row in range(len(manifest))]
+    videos[3] = replace(videos[3], num_frames=videos[3].num_frames + 80)
+    other = Manifest.of(videos, manifest.root)
     with pytest.raises(ValueError, match=rf"maps of other videos or captions, for 1 of 12 .* {manifest[3].path};"):
         CachedScorer(config(maps, cache_dir), other, CPU)
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from tgmae.config import TrainConfig, to_dict
-from tgmae.data.config import DataConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import to_dict
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import (
     load_checkpoint,

@@ -23,14 +23,14 @@ from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, read_about, save_student
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import bind_scorer, make_scorer
-from tgmae.model.config import ModelConfig
-from tgmae.training.config import DistillConfig
 from tgmae.training.distillation import Distillation, distill, split_rows
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tgmae.cli.parser.flags import Flag, UsageError
-from tgmae.masks.config import MOTION_KINDS
+from tgmae.config.masks import MOTION_KINDS
 
 Values = Mapping[str, Any]  # name of a flag → its value
 

@@ -16,7 +16,7 @@ import tyro
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import describe_flag, draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
 from tgmae.presets import PRESETS, PresetName
 
 if TYPE_CHECKING:  # --help does without pyarrow

@@ -18,7 +18,7 @@ import tyro
 from tgmae.cli import data, engine, info, train, viz
 from tgmae.cli.parser.flags import Flag, UsageError, find_typed, list_flags
 from tgmae.cli.parser.subcommands import parse_command
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.presets import DESCRIPTIONS, PRESETS, PresetName
 
 ROOT = Path(__file__).resolve().parents[4]

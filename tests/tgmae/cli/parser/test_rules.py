@@ -10,7 +10,7 @@ from tests.tgmae.cli.parser.test_flags import COMMANDS, parse
 from tgmae.cli import train
 from tgmae.cli.parser.flags import UsageError, list_flags
 from tgmae.cli.parser.rules import RULES, check_effects
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 
 TUBE, CACHED, STUDENT = ["--mask.kind", "tube"], ["--mask.scorer", "cached", "--mask.scores", "x"], ["--student", "x"]
 MGMAE = ["--mask.kind", "mgmae", "--mask.motion", "x"]
