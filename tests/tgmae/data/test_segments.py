@@ -7,6 +7,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from rich.console import Console
 from dali_pipelines.types import Caption, ClipRequest, Video
 from tests.support.segments import cut_segments
 from tests.support.videos import make_video, read_number, write_numbered
+from tgmae.captions.policy import require_captions
 from tgmae.cli.compact import _total, decode_whole, decode_windows
 from tgmae.cli.data import _summary
 from tgmae.data.compact import JOURNAL, compact, name_results
@@ -145,6 +147,17 @@ def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "manifest.parquet", end_frame=[9, 9])
     with pytest.raises(ValueError, match=rf"manifest\.parquet: expected {message}"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize(("choice", "words"), [("error", "have no caption"), ("label", "neither caption nor label")])
+def test_segments_without_captions_are_named(tmp_path: Path, choice: Literal["error", "label"], words: str) -> None:
+    bare = make_video(segment=(3, 9), captions=(Caption(" ", "csv"),), label="")
+    manifest = written(tmp_path, [*SEGMENTED[:2], bare])
+    with pytest.raises(ValueError, match=rf"{words}, such as walk/a\.mp4#3-9[.;]"):
+        require_captions(manifest, choice)
+    kept, note = require_captions(manifest, "exclude")
+    assert [kept[row] for row in range(len(kept))] == SEGMENTED[:2]
+    assert note == "1 videos without a caption are left out"
 
 
 def test_the_summary_counts_frames_of_segments_and_bytes_of_files(tmp_path: Path) -> None:
