@@ -1,10 +1,12 @@
-# make train   set up .venv, make the demo data set, train on it; ARGS="ssv2 --epochs 200" trains something else
-# make test    set up .venv, then lint, types and tests
+# make train   make the demo data set and train on it; ARGS="ssv2 --epochs 200" trains something else
+# make check   lint, types and the quick tests: under two minutes on 2 cores, for the work in between
+# make test    lint, types and all tests: about ten minutes on 2 cores; ARGS="tests/engines -k student" runs some
 # make gpu     qualify a GPU: its tests, then the benchmarks, about eight minutes: bench/results/gpu.*.md
 # make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and a picture of them
-# make tiny-clip   train the demo's own CLIP anew into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
+# make tiny-clip   train the demo's own CLIP again into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
 #
-# PYTHON=python3 uses that interpreter as it is and installs nothing, for machines without a network.
+# The first of them sets up .venv. PYTHON=python3 uses that interpreter instead and installs nothing, for machines
+# without a network.
 
 VENV := .venv
 # As the console scripts do (tgmae/cli/__init__.py).
@@ -17,17 +19,22 @@ else
 endif
 ARGS ?=
 
-.PHONY: train test lint types gpu bench tiny-clip clean
+.PHONY: train check test lint types gpu bench tiny-clip clean
 
 train: $(SETUP)
 	$(PYTHON) -m tgmae.cli.train $(ARGS) --pipeline dali
 
-# Two processes, where pytest-xdist is there, each with one thread: most tests keep one core busy.
-test: $(SETUP) lint types
-	@parallel=""; $(PYTHON) -c "import xdist" 2>/dev/null && parallel="-n 2 --dist loadfile"; \
-	set -x; OMP_NUM_THREADS=1 $(PYTHON) -m pytest $$parallel $(ARGS)
+# Most tests keep one core busy, so they run in two processes of one thread each where pytest-xdist is installed.
+PARALLEL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadfile")
 
-# With a borrowed interpreter a missing linter is said, not installed.
+test: $(SETUP) lint types
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(ARGS)
+
+# The durations show which tests have become slow: mark those `slow`.
+check: $(SETUP) lint types
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m "not slow" --durations 10 --durations-min 3 $(ARGS)
+
+# With a borrowed interpreter a missing linter is reported, not installed.
 lint: $(SETUP)
 	@if [ -n "$(SETUP)" ] || $(PYTHON) -c "import ruff" 2>/dev/null; then \
 	  $(PYTHON) -m ruff check .; \

@@ -1,6 +1,6 @@
 """Benchmarks: one module a question, each run as `python -m bench.NAME`.
 
-Below them lie harness (measuring, tables, reports), workloads (what is measured), costs (what is counted), rivals (what
-others do), gpu_report (the parts of `make gpu`) and pictures. A question imports from these rooms, never from another
-question, and nothing outside bench imports from here.
+They share the folders harness (measuring, tables, reports), workloads (work that is measured), costs (work that is
+counted), rivals (other projects' loaders and decoders), gpu_report (for `make gpu`) and pictures. A benchmark imports
+from these folders, never from another benchmark, and nothing outside bench imports from here.
 """

@@ -23,9 +23,9 @@ from bench.harness.measure import measure
 from bench.harness.report import save_report, write_report
 from bench.harness.tables import Row, Table
 from bench.workloads.attention import available_attention, make_attention_inputs
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.attention import Backend, attend
-from tgmae.model.config import ModelConfig
 from tgmae.training.parallel import choose_device
 
 

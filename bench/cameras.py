@@ -24,10 +24,10 @@ from bench.harness.report import save_report, write_report
 from bench.harness.tables import Row, Table
 from dali_pipelines.processes import count_cores
 from dali_pipelines.types import ClipBatch
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskKind
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import load_clips
-from tgmae.masks.config import MaskKind
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.scorer import bind_scorer
 from tgmae.presets import PRESETS

@@ -53,8 +53,8 @@ from bench.workloads.variants import Variant, make_variant
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.processes import make_pool
 from dali_pipelines.worker import dali_decodes
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.data.compact import CompactConfig, compact
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.shapes.demo import provide_demo
 

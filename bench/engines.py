@@ -46,13 +46,13 @@ from engines.config import CLIPConfig
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
 from engines.towers.student import load_student
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import count_gflop, load_clips, mask_agreement, rank_correlation
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.parallel import choose_device
@@ -97,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What speed is measured on: a CLIP, clips of one size, and a folder for files."""
+    """Conditions of the speed tables: a CLIP, clips of one size, and a folder for files."""
 
     clip: CLIPModel
     model: ModelConfig

@@ -26,8 +26,8 @@ from bench.gpu_report.summary import write_summary
 from bench.harness.command_line import run_from_shell
 from bench.harness.environment import device_name
 from dali_pipelines.processes import count_cores
+from tgmae.config.data import DEMO_MANIFEST
 from tgmae.data.compact import CompactConfig, compact
-from tgmae.data.config import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
 from tgmae.shapes.demo import provide_demo
 
@@ -81,7 +81,7 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
             (*python, "bench.kernel_tuning", "--rounds", "2"), 0.04, "kernel_tuning",
         ),
         Part(
-            "engines", "How many clips a second does each scorer reach on each engine?",
+            "engines", "How many clips per second does each scorer reach on each engine?",
             (*python, "bench.engines", file, "--rounds", "2"), 0.08, "engines",
         ),
         Part(
@@ -93,7 +93,7 @@ def list_parts(manifest: Path, since: float) -> list[Part]:
             (*python, "bench.overlap", file, "--rounds", "2", "--strategies", *affordable), 0.05, "overlap",
         ),
         Part(
-            "loader", "How many clips a second does the loader deliver, beside a VideoMAE-style one?",
+            "loader", "How many clips per second does the loader deliver, beside a VideoMAE-style one?",
             (*python, "bench.loader", file, "--rounds", "1"), 0.05, "loader.*",
         ),
         Part(

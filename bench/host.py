@@ -1,4 +1,4 @@
-"""When NVDEC decodes, how many clips a second can the host plan, read and hand to DALI?
+"""When NVDEC decodes, how many clips per second can the host plan, read and hand to DALI?
 
     python -m bench.host
     python -m bench.host data/mine.parquet --workers 1 2 4
@@ -32,7 +32,7 @@ from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
 from dali_pipelines.processes import count_cores
 from dali_pipelines.worker import ClipWorker
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.shapes.demo import provide_demo
@@ -94,7 +94,7 @@ def run(options: Options) -> None:
     table = Table(
         f"Files to DALI, {size:.0f} KiB each", "clips/s", rows, rows[0].name, note=f"target: {LOADER_CLIPS_S} clips/s"
     )
-    headline = {row.name: f"{median(row.values):,.0f} clips/s, {row.facts['main ms']:.3f} ms a clip" for row in rows}
+    headline = {row.name: f"{median(row.values):,.0f} clips/s, {row.facts['main ms']:.3f} ms per clip" for row in rows}
     write_report(f"host.{source_name(options.manifest)}", [table], headline)
 
 

@@ -24,7 +24,7 @@ from bench.harness.report import save_report, write_report
 from bench.harness.tables import Row, Table
 from bench.workloads.kernel_operations import COPY, OPERATIONS, Inputs, Size, seconds_of
 from kernels.launch import Launch, block_of_values, whole_block
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.training.parallel import choose_device
 

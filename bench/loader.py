@@ -1,4 +1,4 @@
-"""How many clips a second does the loader deliver, beside a plain VideoMAE-style loader, and where does the time go?
+"""How many clips per second does the loader deliver, beside a plain VideoMAE-style loader, and where does the time go?
 
     python -m bench.loader
     python -m bench.loader data/mine.parquet --workers 4 --clips 96
@@ -50,14 +50,14 @@ from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
 from engines.config import CLIPConfig
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.scorer import BoundScorer, bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.loader import Loader
 from tgmae.training.parallel import choose_device
@@ -88,7 +88,7 @@ class Cycle(ClipSampler):
 
 
 class Bench:
-    """Everything that is measured, as functions that return clips/s. `cpu_ms` collects the CPU time a clip."""
+    """Everything that is measured, as functions that return clips/s. `cpu_ms` collects CPU time per clip."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, choose_device("auto")

@@ -5,7 +5,7 @@
 
 Takes about a minute on two idle cores. Writes bench/results/masks.<cpu or GPU>.json.
 
-Rows are milliseconds a clip, with clips in memory: the scores of a batch, and top-k in each slot, timed separately and
+Rows are milliseconds per clip, with clips in memory: the scores of a batch and top-k in each slot, timed separately and
 added. "of limit" is CLIP's arithmetic divided by that time, as a share of the fastest large matrix product in the same
 rounds. Motion vectors and score maps are read from disk, after the first time from the page cache. They are created
 below --work-dir if they are missing, and so is the demo data set.
@@ -46,10 +46,10 @@ from bench.workloads.training_step import StepCase, StepTimer
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
-from tgmae.config import InputConfig, TrainConfig
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
+from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.masks.agreement import count_gflop, load_clips
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.attention import choose_attention
@@ -85,7 +85,7 @@ class Strategy:
     topk_ms: list[float] = field(default_factory=list)
 
     def run(self) -> float:
-        """Return milliseconds a clip."""
+        """Return milliseconds per clip."""
         scores = [self.scorer(clips) for clips in self.batches]
         masks = [partial(select_masks, self.config.mask, self.config.model, x) for x in scores]
         self.score_ms.append(self._time([partial(self.scorer, clips) for clips in self.batches]))
@@ -93,7 +93,7 @@ class Strategy:
         return self.score_ms[-1] + self.topk_ms[-1]
 
     def _time(self, work: Sequence[Callable[[], object]]) -> float:
-        """Repeat work on batches and return milliseconds a clip; the first call does not count."""
+        """Repeat work on batches and return milliseconds per clip; the first call does not count."""
         device = self.batches[0].frames.device
         work[0]()
         started, count = now(device), 0
@@ -162,7 +162,7 @@ def run(options: Options) -> None:
         for name in ("tgm patch", "tgm dense", "tgm student", "tgm cached", "mgm"):
             if name in costs:
                 share = f", {costs[name] / costs[STEP]:.2g} training steps" if STEP in costs else ""
-                headline[f"{table.title}: {name}"] = f"{costs[name]:.3g} ms a clip{share}"
+                headline[f"{table.title}: {name}"] = f"{costs[name]:.3g} ms per clip{share}"
     write_report("masks", tables, headline, device)
 
 

@@ -8,10 +8,10 @@ bench/results/overlap.<cpu or GPU>.json.
 
 Three things are timed for each scorer, in turn in every round: the step alone, the scorer alone (scores and masks,
 clips in memory), and both at once. Then the scorer runs as in the loader: in its own thread, on its own CUDA stream,
-one batch ahead. Rows are milliseconds a batch for both at once. "hidden" is the share of the scorer's own time that
+one batch ahead. Rows are milliseconds per batch for both at once. "hidden" is the share of the scorer's own time that
 this saves, (step + scorer - both) / scorer. 1 means that the scorer costs nothing, 0 that running them one after the
-other would take as long, and less than 0 that they slow each other down. It is left out for scorers that take less time
-than the spread of the step's.
+other would take as long, and less than 0 that they slow each other down. It is left out where the step's own time
+varies by more than the scorer takes.
 
 On CUDA a second row has the step on a high-priority stream. (A stream's default priority is already the lowest, so the
 scorer's cannot be lowered.) A CPU measures the demo's network and clips with the tiny CLIP; both share its cores, so
@@ -46,10 +46,10 @@ from bench.workloads.inputs import (
     prepare_videos,
 )
 from bench.workloads.training_step import make_step
-from tgmae.config import InputConfig
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
+from tgmae.config.run import InputConfig
 from tgmae.masks.agreement import load_clips
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
 from tgmae.model.token_masks import TokenMasks
@@ -73,7 +73,7 @@ class Options:
 
 
 class Overlap:
-    """Network, clips and scorers on the device, and the three measurements, each in milliseconds a batch."""
+    """Network, clips and scorers on the device, and the three measurements, each in milliseconds per batch."""
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.device, self.options = device, options
@@ -142,7 +142,7 @@ class Overlap:
         return self._time(name + FIRST * step_first, batches)
 
     def _time(self, name: str, batches: Callable[[int], None]) -> float:
-        """Return milliseconds a batch. The first call is a warm-up and finds out how many batches fill the time."""
+        """Return milliseconds per batch. The first call is a warm-up and finds out how many batches fill the time."""
         started = now(self.device)  # also waits for the last measurement, which may have run on another stream
         if name not in self.counts:
             batches(1)

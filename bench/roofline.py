@@ -34,7 +34,7 @@ from bench.harness.environment import environment
 from bench.harness.figures import Reports, best, find_rows, load_reports, values
 from bench.harness.report import RESULTS, source_name
 from bench.harness.tables import Row, Table, markdown, print_table
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
 from tgmae.presets import PRESETS
 from tgmae.shapes.demo import provide_demo

@@ -26,11 +26,11 @@ from bench.harness.tables import Row, Table
 from bench.workloads.inputs import make_random_clip
 from dali_pipelines.types import ClipBatch
 from engines.towers.student import read_about
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import area_under_curve, judge, mean_of
 from tgmae.shapes.truth import object_coverage, read_objects
@@ -131,7 +131,7 @@ def _two_objects(folder: Path, config: InputConfig, options: Options, device: to
 
 
 def _production_cost() -> dict[str, float]:
-    """Count each scorer's GFLOP a clip with CLIP ViT-B/32 on 16 frames of 224²."""
+    """Count each scorer's GFLOP per clip with CLIP ViT-B/32 on 16 frames of 224²."""
     clip, shape = make_random_clip(), ModelConfig()
     with torch.inference_mode():
         enlarged = count_flops(lambda: clip.visual(torch.zeros(1, 3, 224, 224)))

@@ -85,7 +85,7 @@ def measure_cases(title: str, cases: Sequence[StepCase], options: Options, devic
 
 
 def _make_row(case: StepCase, milliseconds: Sequence[float], limit: float, device: torch.device) -> Row:
-    """Turn milliseconds a step into TFLOP/s; `limit` is the matrix product's."""
+    """Turn milliseconds per step into TFLOP/s; `limit` is the matrix product's."""
     gflop, usual = count_step_gflop(case.preset.model, case.ratio), statistics.median(milliseconds)
     rates = [gflop * case.batch / spent for spent in milliseconds]
     rate = statistics.median(rates)

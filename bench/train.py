@@ -8,7 +8,7 @@ Takes about three minutes on two cores; not yet run on CUDA. Writes bench/result
 Rows are clips/s of training end to end: files, decoding, scores, masks and the step of train.py, in turn in every
 round. "ceiling" is that step alone, on a batch that is already on the device. The first table has all strategies at one
 mask ratio, as the paper timed them (TGM 15 h, MGM 13 h: 1.154), the second each at its own. "waiting" is the share of
-the time that the step waited for input. load, score and mask are the loader's stages in ms a batch, which run beside
+the time that the step waited for input. load, score and mask are the loader's stages in ms per batch, which run beside
 the step. TFLOP/s counts the step's arithmetic only.
 
 A CPU trains the demo's network on its clips (8×96², batch 16) with the tiny CLIP. CUDA trains ViT-B at 16×224² in
@@ -48,8 +48,8 @@ from bench.workloads.inputs import (
 from bench.workloads.training_step import StepCase, StepTimer, make_step
 from dali_pipelines.processes import count_cores
 from kernels.topk_mask import topk_mask
-from tgmae.data.config import DEMO_MANIFEST
-from tgmae.masks.config import MaskConfig
+from tgmae.config.data import DEMO_MANIFEST
+from tgmae.config.masks import MaskConfig
 from tgmae.model.attention import choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS
@@ -83,7 +83,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was seen of a strategy in its turn."""
+    """Measurements of a strategy in one turn."""
 
     step_ms: float
     waiting: float = 0.0  # share of the time
@@ -259,7 +259,7 @@ def run(options: Options) -> None:
         results["projected_hours"] = {"ViT-B, forward and backward alone": ssv2_hours(rate)}
         headline["SSv2, 200 epochs, projected"] = (
             f"{ssv2_hours(rate):,.0f} h of ViT-B's forward and backward alone, measured once at γ {options.ratio} "
-            f"({1 / rate:.3g} s a clip), without loader and optimiser"
+            f"({1 / rate:.3g} s per clip), without loader and optimiser"
         )
     write_report("train", tables, headline, device, results)
 

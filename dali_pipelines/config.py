@@ -10,17 +10,17 @@ from typing import Literal
 class DecodeConfig:
     """Where videos are decoded, and how many processes and threads share the work."""
 
-    # Where --pipeline dali decodes: auto uses NVDEC where the GPU has it, and the CPU elsewhere.
+    # Where --pipeline dali decodes. auto uses the GPU's decoder (NVDEC) if there is one, and the CPU otherwise.
     decode: Literal["auto", "gpu", "cpu"] = "auto"
     # Clips cut from one decode, each with its own crop, flip, caption and mask.
     repeat: int = 1
-    # Worker processes that read files and decode what DALI does not, over all pipelines; each has at least one.
+    # Worker processes that read files, and decode what DALI does not; all DALI pipelines share them, at least one each.
     num_workers: int = 2
-    # Batches that workers prepare ahead, over all pipelines; each prepares at least one.
+    # Batches that workers prepare ahead; all DALI pipelines share them, at least one each.
     prefetch: int = 2
-    # DALI pipelines that serve batches round-robin. Default: 4 where NVDEC decodes, 1 elsewhere.
+    # DALI pipelines that serve batches round-robin. Default: 4 if NVDEC decodes, otherwise 1.
     pipelines: int | None = None
-    # DALI decoding threads per pipeline. Default: two clips per NVDEC engine; on a CPU, as many as workers.
+    # DALI decoding threads per pipeline. Default: enough for two clips per NVDEC engine; on a CPU, as many as workers.
     threads: int | None = None
 
     def __post_init__(self) -> None:

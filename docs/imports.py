@@ -1,7 +1,7 @@
 """Print which room imports which, or bring the table in docs/design.md up to date: python docs/imports.py [--write].
 
-A room is a folder of tgmae, one of its top-level modules, or another package. The config.py files of tgmae's rooms
-count to tgmae.config, which composes them and lies below the rooms. tests/test_docs.py compares the table.
+A room is a folder of tgmae, one of its top-level modules, or another package.
+tests/test_docs.py compares the table.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def name_room(module: str) -> str:
     package, *rest = module.split(".")
     if package != "tgmae" or not rest:
         return package
-    return "tgmae.config" if "config" in rest else f"tgmae.{rest[0]}"
+    return f"tgmae.{rest[0]}"
 
 
 def read_imports(root: Path) -> dict[str, set[str]]:
     """Return the other rooms that each room of the checkout at `root` imports, wherever in a file it does."""
     rooms: dict[str, set[str]] = {}
     for file in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        if file.name == "__init__.py":
+        if file.name == "__init__.py" and file.parent.parent == root:
             continue
         targets = rooms.setdefault(room := name_room(".".join(file.relative_to(root).with_suffix("").parts)), set())
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -19,15 +19,15 @@ class CLIPConfig:
 
     # An open_clip model name, a folder saved by open_clip, or "shapes": the tiny CLIP that comes with the demo.
     model: str = "ViT-B-32-quickgelu"
-    weights: str = "openai"  # An open_clip tag or a checkpoint file. Not used for a folder, which has its own weights.
-    engine: EngineName = "torch"  # What runs CLIP's image encoder.
+    weights: str = "openai"  # open_clip's tag of the weights, or a checkpoint file. A folder has its own weights.
+    engine: EngineName = "torch"  # Library that runs CLIP's image encoder.
     # auto is fp16 on CUDA and fp32 on a CPU. bf16 and fp8 need the torch engine. fp8 runs 11/12 of the linear layers in
     # e4m3 and the rest in bf16; it needs compute capability 8.9, and is a slow simulation on a CPU.
     precision: Literal["auto", "fp16", "bf16", "fp8", "fp32"] = "auto"
     # Patches per forward pass. The dense scorer takes as many whole frames as contain that many patches. Default: 512
-    # on a CPU, so that a pass stays in the cache; on CUDA, what fills the chip (engines/auto_batch.py).
+    # on a CPU, so that a pass stays in the cache; on CUDA, what fills the GPU (engines/auto_batch.py).
     batch: int | None = None
-    # Replay a full forward pass as a CUDA graph (torch engine on CUDA; not used while score maps are built).
+    # Replay full forward passes as a CUDA graph (torch engine on CUDA only).
     cuda_graph: bool = True
     cache_dir: Path = Path("~/.cache/tgmae")  # Folder for caption embeddings, ONNX graphs and TensorRT plans.
 

@@ -82,12 +82,8 @@ def file_graph(*packages: str) -> Graph:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module of tgmae: a folder or a module at its top level.
-
-    The config modules are rooms of their own: tgmae.config composes them, and they sit below the rooms they configure.
-    """
-    parts = module.split(".")
-    return module if parts[-1] == "config" else ".".join(parts[:2])
+    """Return the room of a module of tgmae: a folder, or a module at its top level."""
+    return ".".join(module.split(".")[:2])
 
 
 def join_rooms(graph: Graph) -> Graph:
@@ -215,16 +211,15 @@ def test_circles_are_found() -> None:
     assert find_circle({**graph, "e": {"c"}}) == []
     rooms = join_rooms(
         {
-            "tgmae.a.x": {"tgmae.b.y", "tgmae.a.config"},
-            "tgmae.b.y": {"tgmae.a.config"},
-            "tgmae.a.config": set(),
+            "tgmae.a.x": {"tgmae.b.y", "tgmae.a.z"},
+            "tgmae.b.y": set(),
+            "tgmae.a.z": set(),
             "tgmae.c": {"tgmae.a.x"},
         }
     )
     assert rooms == {
-        "tgmae.a": {"tgmae.b", "tgmae.a.config"},
-        "tgmae.b": {"tgmae.a.config"},
-        "tgmae.a.config": set(),
+        "tgmae.a": {"tgmae.b"},
+        "tgmae.b": set(),
         "tgmae.c": {"tgmae.a"},
     }
 
@@ -233,4 +228,4 @@ def test_the_tree_is_read() -> None:
     """An import that is there today is seen, so that a rule cannot pass by reading nothing."""
     graph = file_graph(*LAYERS)
     assert "kernels.launch" in graph["kernels.topk_mask"]
-    assert "engines.config" in graph["tgmae.config"]
+    assert "engines.config" in graph["tgmae.config.run"]

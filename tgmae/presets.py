@@ -1,22 +1,33 @@
-"""Presets: `tgmae-train PRESET`. Each states its hardware, how long it takes and what to expect.
+"""Presets of `tgmae-train PRESET`. Each states its hardware, how long it takes and what result to expect.
 
-Captions come from the manifest; masks are text-guided unless --mask.kind says otherwise.
+Captions come from the manifest. Masks are text-guided unless --mask.kind says otherwise.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from engines.config import CLIPConfig
-from tgmae.config import TrainConfig
-from tgmae.data.config import DEMO_MANIFEST, DataConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
-from tgmae.training.config import LogConfig, OptimConfig
+from tgmae.config.data import DEMO_MANIFEST, DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.training import LogConfig, OptimConfig
+
+PresetName = Literal["demo", "ssv2", "k400", "ucf101"]
+
+# One line each, for the help.
+DESCRIPTIONS: dict[PresetName, str] = {
+    "demo": "generated clips of moving shapes at 96² and a small ViT; minutes on 2 CPU cores",
+    "ssv2": "Something-Something V2 and ViT-B, as published: 800 epochs, batch 2048, no flip",
+    "k400": "Kinetics-400 and ViT-B, as published: 800 epochs, batch 2048, flip",
+    "ucf101": "UCF101 and ViT-B, as published: 3200 epochs, batch 192, flip",
+}
 
 PRESETS: dict[str, TrainConfig] = {
-    # Hardware: 2 CPU cores. Duration and result: docs/results.md, "Demo".
-    # Shapes clips at 96² and a narrow ViT; the smallest run that shows every part at work.
+    # Hardware: 2 CPU cores. Duration and result: docs/results.md, "Demo". The smallest run that shows every part at
+    # work: generated clips at 96², a narrow ViT, and a tiny CLIP that knows these shapes.
     "demo": TrainConfig(
         run_dir=Path("runs/demo"),
         epochs=60,
@@ -38,23 +49,23 @@ PRESETS: dict[str, TrainConfig] = {
         optim=OptimConfig(base_lr=2.4e-2, warmup_epochs=3, min_lr=1e-4, clip_norm=1.0),
         log=LogConfig(metrics_every=10, picture_every=240, checkpoint_every=240),
     ),
-    # Hardware: 64 V100 in VideoMAE's script; it gives no duration for SSv2, and none is measured here yet. Expected:
-    # 67.1 % top-1 after finetuning with --epochs 200, 66.6 % with --mask.kind tube (Fan et al., table 1). Values:
-    # VideoMAE's SSv2 script; masks as in the paper. No flip: SSv2's labels name left and right.
+    # Hardware: 64 V100 in VideoMAE's script, which gives no duration for SSv2; not measured here yet. Expected: 67.1 %
+    # top-1 after finetuning with --epochs 200, 66.6 % with --mask.kind tube (Fan et al., table 1). Values: VideoMAE's
+    # SSv2 script; masks as in the paper. No flip, because SSv2's labels name left and right.
     "ssv2": TrainConfig(
         run_dir=Path("runs/ssv2"),
         data=DataConfig(manifest=Path("data/ssv2/manifest.parquet"), stride=2, flip=False, num_workers=12),
     ),
     # Hardware and duration: 64 V100, 27 h for 800 epochs (VideoMAE); not run here yet. Expected: 79.9 % top-1 after
     # finetuning with --epochs 200, 78.4 % with --mask.kind tube (Fan et al., table 1). Values: VideoMAE's K400 script.
-    # The paper flips on K400, VideoMAE's own pretraining does not; this project follows the paper.
+    # The paper flips on K400 and VideoMAE's own pretraining does not; this preset follows the paper.
     "k400": TrainConfig(
         run_dir=Path("runs/k400"),
         data=DataConfig(manifest=Path("data/k400/manifest.parquet"), stride=4, flip=True, num_workers=12),
     ),
-    # Hardware: 8 GPUs of 24 clips each in VideoMAE's script (batch 192); no duration published, none measured here yet.
-    # Expected: 91.3 % top-1 after finetuning (VideoMAE's abstract). Values: VideoMAE's UCF101 script, with the flip
-    # that the paper adds by default.
+    # Hardware: 8 GPUs with 24 clips each in VideoMAE's script (batch 192). Duration: not published, not measured here
+    # yet. Expected: 91.3 % top-1 after finetuning (VideoMAE's abstract). Values: VideoMAE's UCF101 script, with the
+    # flip that the paper adds by default.
     "ucf101": TrainConfig(
         run_dir=Path("runs/ucf101"),
         epochs=3200,

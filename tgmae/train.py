@@ -9,10 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dali_pipelines.types import ClipRequest
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf
-from tgmae.pictures.loss_curve import draw_loss
-from tgmae.pictures.reconstructions import draw_reconstructions
 from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training.loader import InputError, TrainingBatch
 from tgmae.training.process import manual_garbage_collection, stop_requests
@@ -95,6 +93,8 @@ def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
     """Draw the loss curve, export the weights, and sum up."""
     world = run.world
     if world.is_main:
+        from tgmae.pictures.loss_curve import draw_loss  # and matplotlib, which the first step need not wait for
+
         draw_loss(config.run_dir)
         export_hf(run.model, config.run_dir / "hf")
     world.wait()
@@ -106,6 +106,8 @@ def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
 
 def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: int) -> None:
     """Draw originals, masks and reconstructions of the first clips of a batch."""
+    from tgmae.pictures.reconstructions import draw_reconstructions
+
     clips = zip(batch.clips.videos[:3], batch.clips.captions()[:3], strict=True)
     order = f", {config.mask.order}" if config.mask.kind == "tgm" else ""
     draw_reconstructions(

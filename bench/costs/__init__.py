@@ -1,1 +1,1 @@
-"""What a clip costs, counted from shapes; nothing is timed."""
+"""Costs of a clip, counted from shapes. Nothing is timed."""

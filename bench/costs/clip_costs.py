@@ -22,14 +22,14 @@ from bench.workloads.kernel_operations import Size
 from bench.workloads.window import Window
 from engines.patch_similarity import make_tower
 from engines.towers.clip_towers import StudentTower
-from tgmae.config import TrainConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import count_gflop as count_scorer_gflop
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.distillation import DistillConfig
 
 Resource = Literal["NVDEC", "PCIe", "SMs"]
 Unit = Literal["tensor cores", "float32"]
@@ -50,7 +50,7 @@ _BY_HAND = {
     "to RGB": 5,
     "crop and resize": 8,
 }
-_YUV = 1.5  # bytes a pixel of 4:2:0, which decoders write
+_YUV = 1.5  # bytes per pixel in 4:2:0, which decoders write
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Footage:
-    """What clips ask of a decoder: means over the clips that training would draw, one from each video."""
+    """Work that clips ask of a decoder: means over the clips that training would draw, one from each video."""
 
     clips: int
     codecs: frozenset[str]

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.flops import count_flops

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 

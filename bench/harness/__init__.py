@@ -1,1 +1,1 @@
-"""What every benchmark shares: its command line, measuring in rounds, tables, reports."""
+"""Shared by all benchmarks: command line, measuring in rounds, tables, reports."""

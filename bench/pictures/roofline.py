@@ -1,4 +1,4 @@
-"""The classic roofline: TFLOP/s over operations a byte, with a point for each stage below the GPU's limits."""
+"""The classic roofline: TFLOP/s over operations per byte, with a point for each stage below the GPU's limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ASIDE = 11  # pixels from a point to its label
 
 @dataclass(frozen=True)
 class Point:
-    """A stage: operations a byte, TFLOP/s at its limit, and TFLOP/s measured."""
+    """A stage: operations per byte, TFLOP/s at its limit, and TFLOP/s measured."""
 
     name: str
     operations_a_byte: float
@@ -51,7 +51,7 @@ def draw_roofline(
     is_measured = any(point.reached_tflops is not None for point in points)
     measured = "dots: measured" if is_measured else "nothing measured yet"
     axis.set_title(title, fontsize=11, parse_math=False)
-    axis.set_xlabel(f"floating-point operations a byte   (circles: limits of the stages; {measured})")
+    axis.set_xlabel(f"floating-point operations per byte   (circles: limits of the stages; {measured})")
     axis.set_ylabel("TFLOP/s")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)

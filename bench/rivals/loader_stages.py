@@ -14,18 +14,18 @@ from bench.harness.tables import Row, Table
 from bench.rivals.videomae_loader import Decoder, decode_only, time_clip
 from dali_pipelines.types import ClipBatch, ClipRequest
 from dali_pipelines.video.decode import decode_clips
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import Manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 
 STAGES = ("decode", "to RGB", "crop and resize", "to float, normalise", "mask")
 _BATCH = 8  # clips whose masks are drawn together
 
 
 def stage_table(name: str, stages: dict[str, list[float]], whole: list[float]) -> Table:
-    """Make the table of one loader: its stages, and what the whole loader takes beyond them, in CPU ms a clip."""
+    """Make the table of one loader: its stages, and what the whole loader takes beyond them, in CPU ms per clip."""
     timed = sum(statistics.mean(values) for values in stages.values())  # each round times different clips
     note = "to RGB is part of crop and resize; frames stay uint8" if name == "dali" else ""
     if name == "VideoMAE, decord":
@@ -38,7 +38,7 @@ def stage_table(name: str, stages: dict[str, list[float]], whole: list[float]) -
 def time_stages(
     decoders: Sequence[Decoder], manifest: Manifest, requests: Sequence[ClipRequest], model: ModelConfig
 ) -> dict[str, dict[str, float]]:
-    """Return the CPU milliseconds a clip that each stage of each loader takes in this process."""
+    """Return the CPU milliseconds per clip that each stage of each loader takes in this process."""
     torch.set_num_threads(1)  # as in DataLoader's workers
     tube = MaskConfig(kind="tube")
     clock: dict[tuple[str, str], float] = {}

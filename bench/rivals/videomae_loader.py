@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from dali_pipelines.processes import end_with_parent
 from dali_pipelines.types import ClipRequest, CropBox, Video, VideoTable
 from dali_pipelines.video.decode import decode_frames
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 
 Decoder = Literal["decord", "PyAV"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's

@@ -1,1 +1,1 @@
-"""What is measured: videos and scorers, training steps, kernels, attention."""
+"""Work that is measured: videos and scorers, training steps, kernels, attention."""

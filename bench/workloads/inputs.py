@@ -19,15 +19,15 @@ from engines.config import CLIPConfig, TowerSpec
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from tgmae.captions.policy import require_captions
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.scorer import BoundScorer, bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.shapes.demo import provide_demo
-from tgmae.training.distillation import DistillConfig
 
 Engine = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 STRATEGIES = ("random", "tube", "mgm", "mgm_box", "mgmae", "tgm patch", "tgm dense", "tgm student", "tgm cached")

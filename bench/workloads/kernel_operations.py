@@ -15,8 +15,8 @@ from kernels.gather_tokens import MEAN, STD, gather_tokens_kernel, gather_tokens
 from kernels.launch import Launch
 from kernels.masked_mse import masked_mse_kernel, masked_mse_reference
 from kernels.topk_mask import topk_mask_kernel, topk_mask_reference
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 
 OPERATIONS = ("topk_mask", "gather_tokens", "masked_mse forward", "masked_mse backward")
 COPY = "copy"  # row of a plain copy, which shows the memory bandwidth
@@ -24,7 +24,7 @@ COPY = "copy"  # row of a plain copy, which shows the memory bandwidth
 
 @dataclass(frozen=True)
 class Size:
-    """What the operations work on: a batch of clips of a model's geometry, and a mask ratio."""
+    """Size of the operations' inputs: a batch of clips of a model's geometry, and a mask ratio."""
 
     name: str
     model: ModelConfig

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.harness.measure import now
 from kernels.topk_mask import topk_mask
-from tgmae.config import TrainConfig
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.run import TrainConfig
 from tgmae.model.attention import Backend, choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Attention, VideoMAE
@@ -25,7 +25,7 @@ Mode = Literal["graph", "compiled", "compiled graph"]
 
 @dataclass
 class StepCase:
-    """What is run, and what was seen of it."""
+    """The settings of a training step, and what was measured beside its time."""
 
     preset: TrainConfig
     batch: int
@@ -38,7 +38,7 @@ class StepCase:
     peak_gib: float = 0.0
 
     def forget(self) -> None:
-        """Drop what was seen in a warm-up."""
+        """Drop what a warm-up recorded."""
         self.shares.clear()
 
     def config(self) -> TrainConfig:
@@ -102,9 +102,9 @@ class StepTimer:
         self.captured = torch.cuda.max_memory_allocated() - held if self.config.cuda_graph else 0
 
     def run(self, case: StepCase) -> float:
-        """Train for the case's steps and return milliseconds a step.
+        """Train for the case's steps and return milliseconds per step.
 
-        Notes in `case` the share of each stage and the peak of memory.
+        Records in `case` the share of each stage and the peak of memory.
         """
         for module in self.model.modules():
             if isinstance(module, Attention):

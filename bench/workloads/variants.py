@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from bench.workloads.window import Window
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 

@@ -15,7 +15,7 @@ from kernels.launch import Launch, block_of_values
 from kernels.masked_mse import masked_mse_reference
 from tests.support.cubes import DEVICE
 from tests.support.reports import read_report
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 
 TINY = ModelConfig(image_size=32, num_frames=4, patch_size=8, width=32, depth=1, num_heads=2, decoder_width=32,
                    decoder_depth=1, decoder_num_heads=2)  # fmt: skip

@@ -14,12 +14,12 @@ from bench.rivals.videomae_loader import MEAN, STD, Decoder, VideoMAEDataset, ma
 from dali_pipelines.dali_pipeline import DaliPipeline
 from tests.support.reports import read_report
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 
 BATCH = loader.CUDA_BATCH if torch.cuda.is_available() else loader.BATCH
 MODEL, MASK = ModelConfig(image_size=96, num_frames=8), MaskConfig(kind="tube", ratio=0.75)

@@ -17,7 +17,7 @@ from bench.workloads.inputs import STRATEGIES, WITH_CLIP
 from bench.workloads.training_step import Step
 from dali_pipelines.types import ClipBatch
 from tests.support.reports import read_report, rows_of
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
 from tgmae.masks.scorer import Scorer
 from tgmae.model.token_masks import TokenMasks
 from tgmae.presets import PRESETS

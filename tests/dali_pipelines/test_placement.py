@@ -25,7 +25,7 @@ from dali_pipelines.placement import choose_placement, count_engines, find_clash
 from dali_pipelines.types import CodedFormat
 from dali_pipelines.worker import ClipWorker, dali_decodes
 from tests.support.videos import write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler

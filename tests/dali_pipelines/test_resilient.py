@@ -17,7 +17,7 @@ from dali_pipelines.dali_pipeline import DaliPipeline
 from dali_pipelines.types import ClipBatch, ClipRequest
 from tests.dali_pipelines.test_pipelines import Plan, request
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.sampling import ClipSampler
@@ -137,7 +137,7 @@ class TestCulprits:
     def test_the_whole_batch_where_none_fails_alone(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
         """No real file does this; so the search is made to find nothing."""
         monkeypatch.setattr("dali_pipelines.resilient.decode_alone", lambda *_: None)
-        pipeline = self.make(manifest, (0, 1, 4))
+        pipeline = self.make(manifest, (0, 1, 4), num_workers=1)
         with pytest.warns(UserWarning, match=r"(.|\n)*a\.webm: (.|\n)*b\.mp4: "):
             (batch,) = take(pipeline, 1)
         assert pipeline.spec.distrusted == {0, 1}

@@ -19,7 +19,7 @@ from dali_pipelines.video.motion import read_motion
 from dali_pipelines.worker import ClipWorker
 from tests.support.segments import cut_segments
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler

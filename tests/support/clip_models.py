@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +65,3 @@ def vit_b_32() -> nn.Module:
     """Make ViT-B/32 in its real size, with random weights. All tests share it: do not change it."""
     torch.manual_seed(0)
     return open_clip.create_model("ViT-B-32-quickgelu").eval().requires_grad_(False)
-
-
-@functools.cache
-def vit_b_32_graph() -> Path:
-    """Export the 16-pixel patch tower of `vit_b_32` in float16 at opset 23, once per test run."""
-    from engines.backends.onnx_engine import export_tower
-    from engines.towers.clip_towers import PatchTower
-
-    folder = tempfile.mkdtemp(prefix="tgmae-test-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return export_tower(PatchTower(vit_b_32().visual, 16), torch.float16, Path(folder))

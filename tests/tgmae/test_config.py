@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from engines.config import CLIPConfig
-from tgmae.config import InputConfig, TrainConfig, to_dict
-from tgmae.data.config import DataConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig, TrainConfig
+from tgmae.config.saved import to_dict
+from tgmae.config.training import LogConfig
 from tgmae.presets import PRESETS
-from tgmae.training.config import LogConfig
 
 # docs/recipes.md, "Pretraining, ViT-B": (stride, base rate, batch, epochs, flip).
 PUBLISHED = {

@@ -23,10 +23,11 @@ from dali_pipelines.types import Caption, Video
 from engines.clip_model import SHAPES_CLIP
 from engines.config import CLIPConfig, TowerSpec
 from tests.support.videos import make_video
-from tgmae.config import InputConfig, TrainConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.data.manifest import FORMAT, FORMAT_KEY, ROOT_KEY, SCHEMA, Manifest, read_manifest, write_manifest
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer, score_key
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.store import FORMAT as MAP_FORMAT
 from tgmae.masks.maps.store import MapFolder, digest_videos, write_key
@@ -34,7 +35,6 @@ from tgmae.masks.maps.writer import write_maps
 from tgmae.masks.motion_field import COMMAND as MOTION_COMMAND
 from tgmae.masks.motion_field import MOTION_KEY, CodecMotion
 from tgmae.masks.scorer import bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tgmae.training.checkpoint import Checkpoints, load_checkpoint, restore, save_checkpoint

@@ -34,6 +34,7 @@ def test_index_and_train(tmp_path: Path, name: str, videos: int, labels: int) ->
     assert len(set(manifest.table.column("label").to_pylist())) == labels
 
     flags = ["--data.manifest", str(out), "--run-dir", str(tmp_path / "run"), "--max-steps", "30"]
+    flags += ["--batch-size", "4", "--device-batch-size", "4"]  # decoding large videos takes most of the time
     flags += ["--mask.no-caption", "label", "--clip.cache-dir", str(tmp_path / "cache")]
     said = run("tgmae.cli.train", "demo", "--pipeline", "dali", *flags, "--log.checkpoint-every", "30")
     assert "step 30 of" in said
@@ -41,6 +42,6 @@ def test_index_and_train(tmp_path: Path, name: str, videos: int, labels: int) ->
     reports = read_metrics(tmp_path / "run")
     assert reports[-1]["step"] == 30
     assert reports[-1]["skipped_videos"] == 0
-    assert reports[-1]["loss"] < 1.2
+    assert reports[-1]["loss"] < min(1.2, reports[0]["loss"])
     assert (tmp_path / "run" / "checkpoints" / "step_00000030.pt").exists()
     assert list((tmp_path / "run" / "pictures").glob("*.png"))

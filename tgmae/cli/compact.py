@@ -8,46 +8,57 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
 
 from dali_pipelines.processes import count_cores
-from dali_pipelines.types import Video
-from dali_pipelines.video.decode import decode_frames
 from engines.files import write_atomically
-from tgmae.cli.subcommands import name_some
-from tgmae.data.compact import CompactConfig, CompactResult, compact
-from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.cli.parser.subcommands import Command, name_some
+from tgmae.data.coders import CompactConfig
+
+if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
+    from rich.table import Table
+
+    from dali_pipelines.types import Video
+    from tgmae.data.compact import CompactResult
+    from tgmae.data.manifest import Manifest
 
 _ROUNDS = 3
-_SAMPLE_VIDEOS, _SAMPLE_FRAMES = 16, 600  # of how many videos, and how much of each, the speed is measured
-_WINDOWS, _WINDOW_FRAMES = 4, 16  # clips of each of these videos
+_SAMPLE_VIDEOS, _SAMPLE_FRAMES = 16, 600  # on which speed is measured; frames of each video
+_WINDOWS, _WINDOW_FRAMES = 4, 16  # clips of each of these videos, and their frames
 
-_Sample = list[tuple[str, Video]]
+_Sample = list[tuple[str, "Video"]]
 
 
 @dataclass(frozen=True)
-class Compact:
-    """Re-encode a data set for training: small pictures, frequent keyframes, no B frames. The originals stay.
+class Compact(Command):
+    """Re-encode a data set for training: small frames, frequent keyframes, no B frames. The originals stay.
 
-    Writes the videos, manifest.parquet and compact.json (bytes, and how fast frames and clips are decoded before and
-    after). A killed run goes on where it was.
+    Writes the videos, manifest.parquet and compact.json: bytes, and how fast frames and clips are decoded before and
+    after. After an interruption the same command resumes.
     """
 
-    manifest: Annotated[Path, tyro.conf.Positional]  # made by `tgmae-data index` or `tgmae-data shapes`
-    out: Path  # folder to write into: new, or begun by the same command
+    EXAMPLES: ClassVar = (
+        "tgmae-data compact data/mine.parquet --out data/mine-small  # Re-encode to H.264 with a short side of 256.",
+        "tgmae-data compact data/mine.parquet --out data/mine-12fps --fps 12 --short-side 320  # Keep fewer frames.",
+    )
+
+    # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
+    manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
+    out: Path  # Folder to write: a new one, or one that the same command has begun.
     config: Annotated[CompactConfig, tyro.conf.arg(name="")] = field(default_factory=CompactConfig)
-    workers: int = field(default_factory=count_cores)  # processes that encode, a thread each
+    workers: int = field(default_factory=count_cores)  # Processes that encode, with one thread each.
 
     def run(self) -> None:
+        from rich.console import Console
+
+        from tgmae.data.compact import compact
+        from tgmae.data.manifest import read_manifest
+
         source = read_manifest(self.manifest)
         if self.manifest.resolve().parent == self.out.resolve():
-            raise ValueError(f"expected --out apart from the manifest, got the folder of {self.manifest}")
+            raise ValueError(f"--out must not be the folder of the manifest, got {self.out} for {self.manifest}")
         result = compact(source, self.out, self.config, self.workers)
         name_some("left out", result.excluded, f", listed in {result.report}")
         num_new = len(result.rows) - result.num_reused
@@ -63,13 +74,21 @@ class Compact:
             report["settings"] = asdict(self.config)
             write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
         else:
-            print("nothing was left to do; the report is of the run before")
+            print("nothing was left to do; the report is from the earlier run")
         Console().print(_draw_table(report))
         print(f"report: {path}")
 
 
 def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
-    """Sizes of a data set before and after, and how fast one process decodes a sample of each, in turn."""
+    """Return the sizes of a data set before and after, and how fast one process decodes a sample of each.
+
+    The two are measured in turn, in three rounds.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from tgmae.data.manifest import read_manifest
+
     target = read_manifest(result.manifest)
     pairs = [(source[row], target[place]) for place, row in enumerate(result.rows)]
     places = np.unique(np.linspace(0, len(pairs) - 1, min(_SAMPLE_VIDEOS, len(pairs))).round().astype(int))
@@ -94,13 +113,22 @@ def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
 
 
 def decode_whole(file: str, video: Video, place: int) -> int:
-    """Decode a video from its start, 600 frames at most; returns the number of frames."""
+    """Decode a video from its start, 600 frames at most, and return the number of frames."""
+    from dali_pipelines.video.decode import decode_frames
+
     frames = range(video.start, min(video.end, video.start + _SAMPLE_FRAMES))
     return sum(1 for _ in decode_frames(file, video, frames, seek=video.segment is not None))
 
 
 def decode_windows(file: str, video: Video, place: int) -> int:
-    """Decode windows of 16 frames, for one place always at the same shares of the length; returns their number."""
+    """Decode windows of 16 frames and return their number.
+
+    place  seed of where the windows begin, as shares of the video's length
+    """
+    import numpy as np
+
+    from dali_pipelines.video.decode import decode_frames
+
     length = min(_WINDOW_FRAMES, video.length)
     for share in np.random.default_rng(place).random(_WINDOWS):
         first = video.start + int(share * (video.length - length + 1))
@@ -129,7 +157,7 @@ def _total(videos: list[Video]) -> dict[str, float]:
 
 
 def _read_report(path: Path, num_files: int) -> dict[str, Any] | None:
-    """The report of an earlier run; None where it is missing or of other videos."""
+    """Return the report of an earlier run; None if it is missing or describes other videos."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -138,6 +166,8 @@ def _read_report(path: Path, num_files: int) -> dict[str, Any] | None:
 
 
 def _draw_table(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     before, after = report["before"], report["after"]
     table = Table("", "before", "after", "ratio")
 
@@ -148,7 +178,7 @@ def _draw_table(report: dict[str, Any]) -> Table:
     add("frames", before["frames"], after["frames"], lambda value: f"{value:.0f}")
     add("length, h", before["hours"], after["hours"], lambda value: f"{value:.3f}")
     add("size, MiB", before["bytes"] / 2**20, after["bytes"] / 2**20, lambda value: f"{value:.1f}")
-    add("bits a pixel", before["bits_per_pixel"], after["bits_per_pixel"], lambda value: f"{value:.3f}")
+    add("bits per pixel", before["bits_per_pixel"], after["bits_per_pixel"], lambda value: f"{value:.3f}")
     for name, unit in (("frames_per_s", "frames/s, whole"), ("clips_per_s", "clips/s, 16 frames")):
         old, new = before[name], after[name]
         ratio = statistics.median(new) / statistics.median(old)

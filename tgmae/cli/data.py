@@ -1,4 +1,4 @@
-"""tgmae-data shapes | index | show | scores | motion | compact: make data sets, look at them, and what masks need."""
+"""tgmae-data shapes | index | show | scores | motion | compact: make data sets, inspect and prepare them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from dali_pipelines.processes import count_cores
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
-from tgmae.cli.subcommands import name_some, run_subcommand
-from tgmae.data.indexing import IndexResult, index_folder
-from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.shapes.scenes import make_shapes
+from tgmae.cli.parser.subcommands import Command, name_some, run_subcommand
+
+if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
+    from rich.table import Table
+
+    from tgmae.data.indexing import IndexResult
+    from tgmae.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Make the demo data set: moving textured shapes, with captions and true boxes."""
+class Shapes(Command):
+    """Make the demo's data set: clips of moving textured shapes, with captions and true boxes."""
 
-    out: Annotated[Path, tyro.conf.Positional]  # folder to write into
-    count: int = 320  # clips
-    codec: Literal["h264", "vp9"] = "h264"  # mp4 or webm
-    objects: Literal[1, 2] = 1  # in each clip; with two, each has a caption of its own
-    camera: Literal["drifting", "still", "panning"] = "drifting"  # slower than the objects, not at all, or as fast
-    seed: int = 0
-    workers: int = field(default_factory=count_cores)
+    EXAMPLES: ClassVar = (
+        "tgmae-data shapes data/shapes  # Make the data set that tgmae-train uses by default.",
+        "tgmae-data shapes data/two --objects 2 --camera panning --seed 1  # Make a harder one.",
+    )
+
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # Folder to write.
+    count: int = 320  # Clips to make.
+    codec: Literal["h264", "vp9"] = "h264"  # h264 goes into .mp4 files, vp9 into .webm.
+    objects: Literal[1, 2] = 1  # Shapes in each clip; with two, each has a caption of its own.
+    # Motion of the background: slower than the shapes, none, or as fast as the shapes.
+    camera: Literal["drifting", "still", "panning"] = "drifting"
+    seed: int = 0  # Random seed for everything that is drawn.
+    workers: int = field(default_factory=count_cores)  # Processes that draw and encode.
 
     def run(self) -> None:
+        from tgmae.shapes.scenes import make_shapes
+
         started = time.perf_counter()
         result = make_shapes(
             self.out, count=self.count, seed=self.seed, codec=self.codec, num_objects=self.objects,
@@ -46,18 +53,31 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class Index:
-    """Write the manifest of a folder of videos; the label of a video is the folder it lies in, or what a CSV says."""
+class Index(Command):
+    """Write the manifest of a folder of videos, which all other commands read.
 
-    folder: Annotated[Path, tyro.conf.Positional]  # the root that all paths are relative to
-    out: Path | None = None  # manifest to write; by default manifest.parquet in the folder
-    csv: Path | None = None  # path,label,caption,… (and split): take these videos instead of all in the folder
-    split: str = "train"  # of videos for which the CSV names none
-    min_frames: int = 16  # shorter videos are left out
-    decode_all: bool = False  # decode every frame of every video: about ten times slower, finds what breaks half way
-    workers: int = field(default_factory=count_cores)
+    A video's label is the name of its folder, or what a CSV file says.
+    """
+
+    EXAMPLES: ClassVar = (
+        "tgmae-data index videos  # Write videos/manifest.parquet.",
+        "tgmae-data index videos --csv captions.csv --out data/mine.parquet  # Take videos and captions from a table.",
+    )
+
+    # Root folder, which all paths in the manifest are relative to.
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    out: Path | None = None  # Manifest to write. Default: manifest.parquet in the folder.
+    # CSV file that lists the videos to index: a column path, and perhaps label, split, and columns that start with
+    # caption.
+    csv: Path | None = None
+    split: str = "train"  # Split of the videos for which the CSV file names none.
+    min_frames: int = 16  # Leave out videos with fewer frames.
+    decode_all: bool = False  # Decode every frame: about ten times slower, finds files that break half way.
+    workers: int = field(default_factory=count_cores)  # Processes that probe videos.
 
     def run(self) -> None:
+        from tgmae.data.indexing import index_folder
+
         started = time.perf_counter()
         out = self.out or self.folder / "manifest.parquet"
         if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
@@ -70,15 +90,24 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Show:
-    """Summarise a manifest and draw a contact sheet of some of its videos."""
+class Show(Command):
+    """Summarise a manifest, and draw a contact sheet of some of its videos."""
 
-    manifest: Annotated[Path, tyro.conf.Positional]
-    out: Path | None = None  # PNG to write; by default the manifest's name with .png
-    count: int = 24  # videos on the sheet
-    seed: int = 0
+    EXAMPLES: ClassVar = (
+        "tgmae-data show videos/manifest.parquet  # Draw videos/manifest.png.",
+        "tgmae-data show videos/manifest.parquet --count 60 --seed 1 --out sheet.png  # Draw more videos, and others.",
+    )
+
+    # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
+    manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
+    out: Path | None = None  # PNG file to write. Default: the manifest's name with .png.
+    count: int = 24  # Videos on the sheet.
+    seed: int = 0  # Random seed for the choice of videos.
 
     def run(self) -> None:
+        from rich.console import Console
+
+        from tgmae.data.manifest import read_manifest
         from tgmae.pictures.contact_sheet import draw_contact_sheet
 
         manifest = read_manifest(self.manifest)
@@ -89,6 +118,10 @@ class Show:
 
 
 def _summary(manifest: Manifest) -> Table:
+    import numpy as np
+    from rich.markup import escape
+    from rich.table import Table
+
     columns = manifest.table.to_pydict()
     frames, fps = np.subtract(columns["end_frame"], columns["start_frame"]), np.array(columns["fps"])
     hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
@@ -107,7 +140,7 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
     table.add_row("pixel formats", most(Counter(columns["pixel_format"])))
-    table.add_row("pictures", most(sizes))
+    table.add_row("frame sizes", most(sizes))
     table.add_row("frame rates", most(Counter(f"{rate:.4g}" for rate in columns["fps"])))
     table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))
     table.add_row("splits", most(Counter(columns["split"])))
@@ -121,9 +154,16 @@ def _report(result: IndexResult, out: Path, started: float) -> None:
     print(result.describe(out, time.perf_counter() - started))
 
 
+COMMANDS = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores, "motion": Motion, "compact": Compact}
+
+
 def main() -> None:
-    commands = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores, "motion": Motion, "compact": Compact}
-    run_subcommand("tgmae-data", __doc__, commands)
+    run_subcommand(
+        "tgmae-data",
+        "Make data sets, inspect them, and prepare what masks need.",
+        [Index.EXAMPLES[0], Scores.EXAMPLES[0]],
+        COMMANDS,
+    )
 
 
 if __name__ == "__main__":

@@ -6,37 +6,47 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
 from dali_pipelines.processes import count_cores
-from tgmae.cli.subcommands import ClipCommand, name_some
-from tgmae.data.manifest import read_manifest
+from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, Command, name_some
 
-if TYPE_CHECKING:  # both bring torch, which decode workers do without
+if TYPE_CHECKING:  # both import torch, which --help and decode workers do without
     from tgmae.masks.maps.writer import BuildResult
     from tgmae.training.parallel import World
 
 
 @dataclass(frozen=True)
 class Scores(ClipCommand):
-    """Compute score maps of all videos of a split and their captions once, for --mask.scorer cached.
+    """Compute CLIP's score maps of all videos and captions of a split once, for --mask.scorer cached.
 
-    Any scorer can make them (--mask.scorer, by default patch). A killed run goes on where it was. Under torchrun the
-    processes share the work.
+    Each map holds the similarity of every patch of a frame to a caption. After an interruption the same command
+    resumes. Under torchrun the processes share the work.
     """
 
-    out: Path | None = None  # folder to write; by default scores-<scorer> beside the manifest
-    every: int = 2  # frames between two maps
-    workers: int = field(default_factory=count_cores)  # processes that decode
+    EXAMPLES: ClassVar = (
+        "tgmae-data scores data/shapes/manifest.parquet  # Write data/shapes/scores-patch with the demo's tiny CLIP.",
+        "tgmae-data scores data/ssv2/manifest.parquet --preset ssv2 --mask.scorer dense  "
+        "# Use the CLIP of a preset, and score whole frames instead of single patches.",
+    )
+    COMMON: ClassVar = ("preset", "out", "mask.scorer", "clip.model", "data.split", "device")
+    READS: ClassVar = (
+        *(name for name in CLIP_FLAGS if name != "clip.cuda-graph"), "device", "data.split",
+        "model.image-size", "model.patch-size", "mask.scorer", "mask.dense", "mask.student", "mask.no-caption",
+    )  # fmt: skip
+
+    CHOICES: ClassVar = {"mask.scorer": ("patch", "dense", "student")}  # cached reads the maps that are made here
+
+    out: Path | None = None  # Folder to write. Default: scores-SCORER beside the manifest.
+    every: int = 2  # Video frames from one map to the next.
+    workers: int = field(default_factory=count_cores)  # Processes that decode.
 
     def run(self) -> None:
         from tgmae.masks.maps.build_scores import build_scores
         from tgmae.training import parallel as distributed
 
-        if self.input.mask.scorer == "cached":
-            raise ValueError("score maps are made by another scorer: --mask.scorer patch, dense or student")
         if self.every < 1:
             raise ValueError(f"--every must be at least 1, got {self.every}")
         config, manifest = self.read()
@@ -52,19 +62,27 @@ class Scores(ClipCommand):
 
 
 @dataclass(frozen=True)
-class Motion:
-    """Read the motion vectors of all videos once, for --mask.kind mgm, mgm_box and mgmae.
+class Motion(Command):
+    """Extract the motion vectors of all videos once, for --mask.kind mgm, mgm_box and mgmae.
 
-    H.264 and MPEG-4 carry them. A killed run goes on where it was. Under torchrun the processes share the work.
+    H.264 and MPEG-4 files carry them. After an interruption the same command resumes. Under torchrun the processes
+    share the work.
     """
 
-    manifest: Annotated[Path, tyro.conf.Positional]  # made by `tgmae-data index` or `tgmae-data shapes`
-    out: Path | None = None  # folder to write; by default motion beside the manifest
-    split: str = ""  # rows of the manifest to read; "" takes every row
-    workers: int = field(default_factory=count_cores)
+    EXAMPLES: ClassVar = (
+        "tgmae-data motion data/shapes/manifest.parquet  # Write data/shapes/motion.",
+        "tgmae-data motion data/ssv2/manifest.parquet --split train --out motion-train  # Take one split only.",
+    )
+
+    # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
+    manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
+    out: Path | None = None  # Folder to write. Default: motion beside the manifest.
+    split: str = ""  # Rows of the manifest to use; "" uses every row.
+    workers: int = field(default_factory=count_cores)  # Processes that read videos.
 
     def run(self) -> None:
         from dali_pipelines.video.motion import CODECS
+        from tgmae.data.manifest import read_manifest
         from tgmae.masks.maps.build_motion import build_motion
         from tgmae.training import parallel as distributed
 
@@ -77,24 +95,23 @@ class Motion:
         world.close()
         silent = Counter(codec for video in result.skipped if (codec := manifest[video.row].codec) not in CODECS)
         broken = [video for video in result.skipped if manifest[video.row].codec in CODECS]
-        _report(replace(result, skipped=broken), out, world, f"--mask.kind mgm --mask.motion {out}" * (not silent))
+        _report(replace(result, skipped=broken), out, world, "" if silent else f"--mask.kind mgm --mask.motion {out}")
         if silent:
             codecs = ", ".join(f"{codec} ({count})" for codec, count in silent.items())
-            said = (
+            message = (
                 f"{sum(silent.values())} of {len(manifest)} videos have no motion vectors: {codecs}; re-encode the "
                 f"data set to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
             )
             if not result.num_videos + result.num_reused:
-                raise ValueError(said)
-            print(said, file=sys.stderr)
+                raise ValueError(message)
+            print(message, file=sys.stderr)
 
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     name_some("could not be read:", result.skipped)
+    process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
     print(
         f"{out}: {result.num_videos} videos done, {result.num_reused} found, {len(result.skipped)} unreadable; "
-        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s"
-        f"{f' (process {world.rank + 1} of {world.size})' if world.size > 1 else ''}."
-        + f" Train with: {flags}"
-        * bool(flags)
+        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}."
+        + (f" Train with: {flags}" if flags else "")
     )

@@ -1,4 +1,4 @@
-"""The subcommands of tgmae-engine that look at a data set's clips: agree and distill."""
+"""The subcommands of tgmae-engine that work on the clips of a data set: agree and distill."""
 
 from __future__ import annotations
 
@@ -7,33 +7,45 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from tgmae.cli.subcommands import ClipCommand
-from tgmae.training.distillation import DistillConfig
-from tgmae.training.parallel import choose_device
+from tgmae.cli.parser.subcommands import CLIP_FLAGS, SAMPLING_FLAGS, ClipCommand
+from tgmae.config.training import DistillConfig
 
 
 @dataclass(frozen=True)
 class Agree(ClipCommand):
-    """Compare every scorer with patch: how far their masks agree, and what each costs.
+    """Compare the masks of every scorer with those of the patch scorer, and measure the cost of each.
 
-    Name what was made for this CLIP to have it compared too: --mask.student FILE, --mask.scores FOLDER.
+    The student and cached scores take part if --mask.student and --mask.scores name what was made for this CLIP.
     """
 
-    clips: int = 32  # clips to compare on
-    batch: int = 8  # clips scored at once
-    out: Path | None = None  # JSON to write
+    EXAMPLES: ClassVar = (
+        "tgmae-engine agree data/shapes/manifest.parquet  # Compare the scorers on the demo's clips.",
+        "tgmae-engine agree data/ssv2/manifest.parquet --preset ssv2 --mask.student student.safetensors  "
+        "# Compare a student as well, with the CLIP and the geometry of a preset.",
+    )
+    COMMON: ClassVar = ("preset", "clips", "batch", "out", "mask.student", "mask.scores", "clip.model", "device")
+    READS: ClassVar = (
+        *SAMPLING_FLAGS, *CLIP_FLAGS,
+        "mask.ratio", "mask.frames-per-tubelet", "mask.scores", "mask.student", "mask.no-caption",
+    )  # fmt: skip
+
+    clips: int = 32  # Clips to compare on.
+    batch: int = 8  # Clips to score at once.
+    out: Path | None = None  # JSON file to write the table to.
 
     def run(self) -> None:
-        from tgmae.masks.agreement import compare_scorers, load_clips
-
         if min(self.clips, self.batch) < 1:
             raise ValueError(f"--clips and --batch must be at least 1, got {self.clips} and {self.batch}")
+        from rich.console import Console
+        from rich.table import Table
+
+        from tgmae.masks.agreement import compare_scorers, load_clips
+        from tgmae.training.parallel import choose_device
+
         config, manifest = self.read()
         device = choose_device(config.device)
         batches = load_clips(config, manifest, self.clips, self.batch, device)
@@ -59,25 +71,42 @@ class Agree(ClipCommand):
 
 @dataclass(frozen=True)
 class Distill(ClipCommand):
-    """Train a small network to score patches like patch does, on this data set's own patches.
+    """Train a small network, the student, to score patches as the patch scorer does, on the data set's own clips.
 
-    A killed run goes on from OUT.partial. The measured agreement is printed and kept in the file.
+    Prints the agreement of their masks and keeps it in the file. After an interruption the same command resumes from
+    OUT.partial.
     """
 
-    out: Path | None = None  # file to write; by default student.safetensors beside the manifest
-    check_split: str = "val"  # rows on which agreement is measured; the training rows where there are none
+    EXAMPLES: ClassVar = (
+        "tgmae-engine distill data/shapes/manifest.parquet  # Write data/shapes/student.safetensors for the demo.",
+        "tgmae-engine distill data/ssv2/manifest.parquet --preset ssv2 --rounds 1000  "
+        "# Use the CLIP and the geometry of a preset, and train for longer.",
+    )
+    COMMON: ClassVar = ("preset", "out", "rounds", "clips", "batch", "clip.model", "data.num-workers", "device")
+    READS: ClassVar = (
+        *SAMPLING_FLAGS, *CLIP_FLAGS,
+        "data.decode", "data.num-workers", "data.prefetch", "data.pipelines", "data.threads",
+        "mask.ratio", "mask.frames-per-tubelet", "mask.no-caption",
+    )  # fmt: skip
+
+    out: Path | None = None  # File to write. Default: student.safetensors beside the manifest.
+    # Split on which agreement is measured. Default: val if the manifest has it, else the split that is trained on.
+    check_split: str | None = None
     options: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def run(self) -> None:
         from tgmae.data.manifest import read_manifest
         from tgmae.training.distillation import distill
+        from tgmae.training.parallel import choose_device
 
         config, manifest = self.read()
         splits = set(read_manifest(self.manifest).table.column("split").to_pylist())
-        held_out = self.read(split=self.check_split)[1] if self.check_split in splits else manifest
+        check_split = self.check_split or ("val" if "val" in splits else config.data.split)
+        held_out = manifest if check_split == config.data.split else self.read(split=check_split)[1]
         out = self.out or self.manifest.parent / "student.safetensors"
         measured = distill(config, manifest, held_out, out, self.options, choose_device(config.device))
-        where = f"split {self.check_split}" if held_out is not manifest else "the clips it was trained on"
+        is_held_out = config.data.split not in ("", check_split)
+        where = f"split {check_split}" if is_held_out else "clips that it was trained on"
         print(
             f"{out}: agreement with patch {measured['agreement']:.3f} (chance {measured['ratio']:.2f}, 5th percentile "
             f"{measured['agreement_p5']:.3f}), rank correlation {measured['rank_correlation']:.3f} on {where}. "

@@ -1,45 +1,147 @@
-"""tgmae-train [PRESET] [--flag value …]: pretrain a video masked autoencoder."""
+"""tgmae-train [PRESET | --config FILE] [--flag value ...]: pretrain a video masked autoencoder."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
+import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from tgmae.config import TrainConfig
-from tgmae.presets import PRESETS
+from tgmae import __version__
+from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
+from tgmae.cli.parser.help import draw_help, print_help
+from tgmae.cli.parser.rules import check_effects
+from tgmae.cli.parser.subcommands import exit_for_usage
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import from_dict
+from tgmae.presets import DESCRIPTIONS, PRESETS
 from tgmae.shapes.demo import provide_demo
 
-if TYPE_CHECKING:  # decode workers import this module anew, and do without torch
+if TYPE_CHECKING:  # decode workers import this module again, and do without torch
     from tgmae.train import TrainResult
 
+PROG = "tgmae-train"
+EXAMPLES = (
+    "tgmae-train ssv2 --data.manifest videos/manifest.parquet --run-dir runs/mine --epochs 200  "
+    "# Train on your own videos, indexed by `tgmae-data index videos`.",
+    "tgmae-train --config runs/mine/config.json  "
+    "# Resume that run; with --run-dir and other flags, start another one like it.",
+)
+COMMON = (
+    "run-dir", "resume", "device", "data.manifest", "data.stride", "data.num-workers", "epochs", "batch-size",
+    "device-batch-size", "optim.base-lr", "mask.kind", "mask.ratio", "mask.scorer", "clip.model",
+)  # fmt: skip
 
-def parse(arguments: list[str]) -> TrainConfig:
-    """The preset named first (demo where none is), changed by the flags. Exits with a message where it cannot."""
-    preset = "demo"
-    if arguments and not arguments[0].startswith("-"):
-        preset, *arguments = arguments
-        if preset not in PRESETS:
-            near = difflib.get_close_matches(preset.lower(), PRESETS, n=1)
-            sys.exit(
-                f"tgmae-train: no preset {preset!r}{f'; did you mean {near[0]}?' if near else ''} "
-                f"(there are: {', '.join(PRESETS)})"
-            )
-    for late in set(arguments) & PRESETS.keys():
-        sys.exit(f"tgmae-train: the preset comes first: tgmae-train {late} --flag value …")
-    return tyro.cli(
-        TrainConfig,
-        prog=f"tgmae-train {preset}",
-        default=PRESETS[preset],
-        args=arguments,
-        description=f"Pretrain with the preset {preset}. Presets: {', '.join(PRESETS)}.",
+
+@dataclass
+class _Start:
+    """The flag that is read before all others."""
+
+    # Start from a saved configuration, RUN/config.json, instead of a preset. Without other flags this resumes that run,
+    # whose --run-dir is in the file. --resume is auto unless it is given.
+    config: Path | None = None
+
+
+def parse(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
+    """Return the configuration, and where it starts from: "preset demo" or "configuration FILE".
+
+    The first argument may be a preset, or --config names a saved configuration; flags change either. Prints the help,
+    or a message about what was typed, and exits.
+    """
+    try:
+        base, source, flags = _split(list(arguments))
+        if {"-h", "--help"} & set(flags):
+            print_help(draw_train_help(base, source))
+            sys.exit(0)
+        typed = find_typed(PROG, flags, [*list_flags(TrainConfig), *list_flags(_Start)])
+        if (late := _find_late_preset(flags)) is not None:
+            raise UsageError(f"the preset comes first: {PROG} {late} --flag value ...")
+        config = tyro.cli(TrainConfig, prog=PROG, default=base, args=flags)
+        check_effects(PROG, typed, list_flags(TrainConfig, config))
+    except UsageError as error:
+        exit_for_usage(PROG, error)
+    return config, source
+
+
+def _split(arguments: list[str]) -> tuple[TrainConfig, str, list[str]]:
+    """Return the configuration to start from, a name for it, and the flags that change it."""
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    file, flags = _take_config(arguments)
+    if preset is not None and preset not in PRESETS:
+        near = difflib.get_close_matches(preset.lower(), PRESETS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        if Path(preset).is_file():
+            meant = f"; did you mean --config {preset}?"
+        raise UsageError(f"there is no preset {preset!r}{meant} (presets: {', '.join(PRESETS)})")
+    if file is not None and preset is not None:
+        raise UsageError(f"{preset} and --config {file} exclude each other: a run starts from a preset or from a file")
+    if file is not None:
+        return read_config(file), f"configuration {file}", flags
+    return PRESETS[preset or "demo"], f"preset {preset or 'demo'}", flags
+
+
+def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Return the file after --config, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config=")), arguments[:place] + arguments[place + 1 :]
+        if argument == "--config":
+            if place + 1 == len(arguments):
+                raise UsageError("--config needs a file, such as RUN/config.json")
+            return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
+    return None, arguments
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read the configuration that a run has saved, with --resume auto.
+
+    Whether that run itself resumed anything does not matter to one that continues or repeats it.
+
+    Raises FileNotFoundError, or ValueError for a file that is not such a configuration.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"no configuration at {path}; expected a file such as RUN/config.json") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a saved configuration: {error}") from error
+    return dataclasses.replace(from_dict(plain, str(path)), resume="auto")
+
+
+def _find_late_preset(flags: Sequence[str]) -> str | None:
+    """Return a preset among the flags that is not the value of one."""
+    switches = {flag.name.rpartition(".")[2] for flag in list_flags(TrainConfig) if flag.is_switch}
+    for before, argument in zip(["", *flags], flags, strict=False):
+        last = before.replace("_", "-").rpartition(".")[2].removeprefix("--").removeprefix("no-")
+        is_value = before.startswith("--") and "=" not in before and last not in switches
+        if argument in PRESETS and not is_value:
+            return argument
+    return None
+
+
+def draw_train_help(base: TrainConfig, source: str) -> str:
+    """Return the help, with the values of a configuration as the defaults."""
+    about = (
+        "Pretrain a video masked autoencoder from a preset (demo if none is named) or from a saved configuration. "
+        f"Flags change single settings; the defaults below are those of the {source}."
     )
+    widest = max(map(len, PRESETS))
+    presets = ["presets:", *(f"  {name:<{widest}}  {text}" for name, text in DESCRIPTIONS.items())]
+    usage = f"{PROG} [PRESET | --config FILE] [--flag value ...]"
+    flags = [*list_flags(_Start), *list_flags(TrainConfig, base)]
+    text = draw_help(usage, about, EXAMPLES, flags, ("config", *COMMON), title="settings of the run")
+    return "\n\n".join([text, "\n".join(presets)])
 
 
 def run(config: TrainConfig) -> TrainResult:
-    """Train; the demo makes its data first where they are missing."""
+    """Train; the demo's data set is made first if it is missing."""
     provide_demo(config.data.manifest)
     from tgmae.train import train
 
@@ -48,11 +150,14 @@ def run(config: TrainConfig) -> TrainResult:
 
 def main() -> None:
     try:
-        run(parse(sys.argv[1:]))
+        config, source = parse(sys.argv[1:])
+        if os.environ.get("RANK", "0") == "0":  # set by torchrun; the first line comes before torch, which takes long
+            print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)
+        run(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"tgmae-train: {error}")
+        sys.exit(f"{PROG}: {error}")
     except KeyboardInterrupt:
-        sys.exit("tgmae-train: interrupted at once; steps after the last checkpoint are lost")
+        sys.exit(f"{PROG}: interrupted at once; steps after the last checkpoint are lost")
 
 
 if __name__ == "__main__":

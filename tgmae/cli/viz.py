@@ -1,41 +1,55 @@
-"""tgmae-viz masks | loss: pictures of masks and of a run."""
+"""tgmae-viz masks | loss: draw masks, and the loss of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 import tyro
 
-from tgmae.cli.subcommands import ClipCommand, run_subcommand
-from tgmae.masks.config import MOTION_KINDS, MaskKind
-from tgmae.training.parallel import choose_device
+from tgmae.cli.parser.subcommands import CLIP_FLAGS, SAMPLING_FLAGS, ClipCommand, Command, run_subcommand
+from tgmae.config.masks import MOTION_KINDS, MaskConfig, MaskKind
 
 
 @dataclass(frozen=True)
 class Masks(ClipCommand):
     """Draw clips with their caption, the score of each patch, and the masks of every strategy.
 
-    Text-guided masks are left out with another --mask.kind, motion-guided ones without --mask.motion.
+    Motion-guided masks are drawn if --mask.motion names a folder.
     """
 
-    out: Path | None = None  # PNG to write; by default the manifest's name with .masks.png
-    count: int = 10  # clips
+    EXAMPLES: ClassVar = (
+        "tgmae-viz masks data/shapes/manifest.parquet  # Write data/shapes/manifest.masks.png.",
+        "tgmae-viz masks data/ssv2/manifest.parquet --preset ssv2 --mask.motion data/ssv2/motion  "
+        "# Use the CLIP and the geometry of a preset, and draw motion-guided masks as well.",
+    )
+    COMMON: ClassVar = ("preset", "count", "out", "text", "mask.ratio", "mask.scorer", "mask.motion", "clip.model")
+    READS: ClassVar = (
+        *SAMPLING_FLAGS, *CLIP_FLAGS,
+        "mask.ratio", "mask.scorer", "mask.frames-per-tubelet", "mask.dense", "mask.scores", "mask.student",
+        "mask.motion", "mask.flow", "mask.no-caption",
+    )  # fmt: skip
+
+    HINTS: ClassVar = {**ClipCommand.HINTS, "mask.kind": "all are drawn; --no-text leaves out text-guided masks"}
+
+    out: Path | None = None  # PNG file to write. Default: the manifest's name with .masks.png.
+    count: int = 10  # Clips to draw.
+    text: bool = True  # Draw text-guided masks. Without them neither captions nor CLIP are needed.
 
     def run(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"--count must be at least 1, got {self.count}")
         from tgmae.masks.agreement import load_clips
         from tgmae.masks.scorer import bind_scorer
         from tgmae.pictures.masks import draw_masks
+        from tgmae.training.parallel import choose_device
 
-        if self.count < 1:
-            raise ValueError(f"--count must be at least 1, got {self.count}")
-        config, manifest = self.read()
+        config, manifest = self.read(with_text=self.text)
         device = choose_device(config.device)
         scorers = {
             kind: bind_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)
-            for kind in get_args(MaskKind)
-            if (kind != "tgm" or config.mask.kind == "tgm") and (kind not in MOTION_KINDS or config.mask.motion)
+            for kind in self.choose_kinds(config.mask)
         }
         for note in {scorer.note for scorer in scorers.values()} - {""}:
             print(note)
@@ -45,12 +59,24 @@ class Masks(ClipCommand):
         draw_masks(out, config, manifest, clips, scores)
         print(f"masks of {self.count} clips: {out}")
 
+    def choose_kinds(self, mask: MaskConfig) -> list[MaskKind]:
+        """Return the strategies that can be drawn, in the order of `MaskKind`."""
+        motion: set[str] = set(MOTION_KINDS) if mask.motion else {"mgmae"} if mask.flow else set()
+        text: set[str] = {"tgm"} if self.text else set()
+        return [kind for kind in get_args(MaskKind) if kind in {"random", "tube"} | motion | text]
+
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(Command):
     """Draw the loss curve of a run from its metrics."""
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    EXAMPLES: ClassVar = (
+        "tgmae-viz loss runs/demo  # Write runs/demo/loss.png.",
+        "tgmae-viz loss runs/ssv2  # The run may still be training.",
+    )
+
+    # Folder of a run, with a metrics.jsonl.
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
 
     def run(self) -> None:
         from tgmae.pictures.loss_curve import draw_loss
@@ -61,8 +87,16 @@ class Loss:
         print(f"loss curve: {path}")
 
 
+COMMANDS = {"masks": Masks, "loss": Loss}
+
+
 def main() -> None:
-    run_subcommand("tgmae-viz", __doc__, {"masks": Masks, "loss": Loss})
+    run_subcommand(
+        "tgmae-viz",
+        "Draw the masks of clips and the loss curve of a run.",
+        [Masks.EXAMPLES[0], Loss.EXAMPLES[0]],
+        COMMANDS,
+    )
 
 
 if __name__ == "__main__":

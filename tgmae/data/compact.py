@@ -31,9 +31,10 @@ from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from engines.files import lock_file, replacing, write_atomically
+from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.indexing import Entry, Excluded, probe
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
-from tgmae.data.transcode import CODERS, CompactConfig, choose_frames, transcode
+from tgmae.data.transcode import choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]
 

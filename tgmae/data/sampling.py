@@ -15,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipRequest, CropBox, Video
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest
 
 # Independent random streams of one seed: the order of an epoch, the frames of a video, the rest of a clip.

@@ -7,11 +7,9 @@ shown and a motion vector always spans one frame; keyframes come in even steps, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -23,86 +21,11 @@ from numpy.typing import NDArray
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
 from dali_pipelines.video.geometry import orientation
+from tgmae.data.coders import CODERS, CompactConfig
 
 _UNKNOWN_FPS = 25.0  # of a source that names no frame rate
 _FULL_RANGE, _LIMITED_RANGE, _BT601 = 2, 1, 6  # FFmpeg's AVColorRange and AVColorSpace
 _UNSPECIFIED = 2  # of matrix, primaries and transfer alike
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coder:
-    encoder: str
-    suffix: str
-    container: str
-    quality: int
-    worst: int  # the largest number that `quality` may be
-    options: dict[str, str]  # {gop} and {quality} stand for the numbers
-
-
-# Presets: the fastest beyond which smaller files cost more than they save (docs/log.md).
-CODERS = {
-    "h264": Coder(
-        encoder="libx264", suffix=".mp4", container="mp4", quality=23, worst=51,
-        # fastdecode (no CABAC, no deblocking) halves the time to decode. The macroblock tree gives other bits from run
-        # to run, and weighted prediction may list the frame before twice.
-        options={
-            "preset": "veryfast", "tune": "fastdecode", "crf": "{quality}", "g": "{gop}", "keyint_min": "{gop}",
-            "sc_threshold": "0", "bf": "0", "refs": "1", "weightp": "0", "mbtree": "0", "flags": "+cgop",
-        },
-    ),
-    "hevc": Coder(
-        encoder="libx265", suffix=".mp4", container="mp4", quality=25, worst=51,
-        options={
-            "preset": "superfast", "crf": "{quality}",
-            "x265-params": "log-level=none:keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0:b-adapt=0:"
-            "ref=1:weightp=0:cutree=0:info=0:pools=none:frame-threads=1:wpp=0",
-        },
-    ),
-    "vp9": Coder(
-        encoder="libvpx-vp9", suffix=".webm", container="webm", quality=33, worst=63,
-        # Without look-ahead and alternate references no frame is coded that is not shown. FFmpeg has no option against
-        # the golden frame: blocks may still be predicted from it.
-        options={
-            "deadline": "realtime", "cpu-used": "8", "crf": "{quality}", "b": "0", "g": "{gop}", "keyint_min": "{gop}",
-            "auto-alt-ref": "0", "lag-in-frames": "0",
-        },
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompactConfig:
-    """How videos are re-encoded. Raises ValueError for what cannot be meant."""
-
-    # Pixels, even: larger pictures shrink to it, smaller ones stay as they are but for `align`; None keeps all sizes.
-    short_side: int | None = 256
-    grow: bool = False  # smaller pictures grow to short_side, so that all have one
-    # Pixels, even: both sides become the nearest multiple. H.264 codes pictures in blocks of 16, and DALI may find its
-    # NVDEC sessions again only where size and coded size are one. Each side moves by at most 8 pixels, 3 % of 256;
-    # 2 leaves sizes as they are.
-    align: int = 16
-    codec: Literal["h264", "hevc", "vp9"] = "h264"  # h264 and hevc in .mp4, vp9 in .webm
-    fps: float | None = None  # keep the frames nearest to so many even steps a second, none twice; None keeps all
-    stride: int = 1  # keep every stride-th frame; not together with fps
-    gop: int = 12  # frames from one keyframe to the next
-    quality: int | None = None  # constant rate factor, less is better; by default h264 23, hevc 25, vp9 33
-
-    def __post_init__(self) -> None:
-        if self.codec not in CODERS:
-            raise ValueError(f"expected a codec of {', '.join(CODERS)}, got {self.codec}")
-        if self.short_side is not None and (self.short_side < 16 or self.short_side % 2):
-            raise ValueError(f"expected an even short_side of at least 16 pixels, got {self.short_side}")
-        if self.align < 2 or self.align % 2:
-            raise ValueError(f"expected an even align of at least 2 pixels, got {self.align}")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"expected fps above 0, got {self.fps}")
-        if self.stride < 1 or self.gop < 1:
-            raise ValueError(f"expected stride and gop of at least 1, got {self.stride} and {self.gop}")
-        if self.fps is not None and self.stride != 1:
-            raise ValueError(f"expected fps or stride, not both, got {self.fps} and {self.stride}")
-        worst = CODERS[self.codec].worst
-        if self.quality is not None and not 0 <= self.quality <= worst:
-            raise ValueError(f"expected a quality from 0 to {worst} for {self.codec}, got {self.quality}")
 
 
 def choose_frames(file: str, video: Video, config: CompactConfig) -> tuple[list[int], Fraction]:

@@ -19,12 +19,12 @@ from engines.clip_model import CLIPModel, load_clip
 from engines.patch_similarity import make_tower
 from kernels.topk_mask import topk_mask
 from tgmae.captions.embeddings import CaptionEmbeddings
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import Scorer, make_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.telemetry.flops import count_flops
 
 _ROUNDS = 3

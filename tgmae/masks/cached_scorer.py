@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.store import Key, MapFolder, digest_videos
 

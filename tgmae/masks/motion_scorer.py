@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.masks.motion_field import MotionField
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import CLIPModel
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 
 

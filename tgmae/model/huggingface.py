@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engines.files import replacing, write_atomically
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import check_shapes
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from kernels.gather_tokens import gather_tokens
 from kernels.masked_mse import masked_mse
+from tgmae.config.model import ModelConfig
 from tgmae.model.attention import Backend, attend
-from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.nvtx_ranges import named_range
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskKind
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
-from tgmae.masks.config import MaskKind
 from tgmae.masks.select import select_masks
 from tgmae.pictures.figures import hide_ticks, save_figure, shorten
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.gather_tokens import gather_cubes
 from kernels.masked_mse import cube_statistics
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.pictures.figures import hide_ticks, save_figure, shorten
 

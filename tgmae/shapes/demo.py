@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from tgmae.data.config import DEMO_MANIFEST
+from tgmae.config.data import DEMO_MANIFEST
 
 NUM_CLIPS = 320
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.sampling import sample_crop
 from tgmae.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, MovingShape, encode_frames, sample_scene
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -23,20 +29,19 @@ class MetricsWriter:
         kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
-        self._board = None
+        self._board: SummaryWriter | None = None
+        self._make_board: Callable[[], SummaryWriter] | None = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "TensorBoard is not installed: pip install tensorboard, or use --log.no-tensorboard"
-                ) from error
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+            if find_spec("tensorboard") is None:
+                raise ValueError("TensorBoard is not installed: pip install tensorboard, or use --log.no-tensorboard")
+            self._make_board = partial(_open_board, run_dir / "tensorboard", first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one report, made after optimiser step `step`."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        if self._make_board is not None and self._board is None:
+            self._board = self._make_board()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -45,6 +50,13 @@ class MetricsWriter:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _open_board(folder: Path, first_step: int) -> SummaryWriter:
+    """Open TensorBoard's files. Importing it takes half a second, which the first step need not wait for."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from engines.files import replacing
-from tgmae.config import TrainConfig, to_dict
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import to_dict
 from tgmae.model.weights import check_shapes
 from tgmae.telemetry.metrics import METRICS_FILE
 
@@ -159,6 +160,7 @@ def restore(
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
     """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4"."""
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
+    del new["format"]  # says how the settings are written, and is no setting
     return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
 
 

@@ -6,9 +6,9 @@ Dimensions: F frames, N patches per frame, n patches, P values of a raw patch, C
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from kernels.gather_tokens import gather_tokens
 from tgmae.captions.embeddings import CaptionEmbeddings
-from tgmae.config import InputConfig
+from tgmae.config.run import InputConfig
+from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
@@ -32,24 +33,6 @@ from tgmae.training.process import stop_requests
 
 _SAVE_EVERY = 20  # rounds
 _MAX_TEXTS = 256  # captions in the loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """Size and training of a student."""
-
-    pipeline: Literal["dali", "pyav"] = "dali"  # Pipeline that loads clips; pyav is the readable reference.
-    hidden: int = 1024  # Width of the student's two hidden layers.
-    rounds: int = 600  # Batches of clips shown to the student.
-    clips: int = 16  # Clips per round.
-    batch: int = 512  # Patches per training step.
-    learning_rate: float = 1e-3  # Peak learning rate of AdamW.
-    check_clips: int = 64  # Held-out clips on which agreement is measured.
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "rounds", "clips", "batch", "check_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
 def distill(

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, describe_tensor
-from tgmae.config import TrainConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.batch_lifetime import BatchLifetime

@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_pipelines.types import ClipPipeline, ClipRequest
-from tgmae.config import TrainConfig
+from tgmae.config.masks import MOTION_KINDS
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest
-from tgmae.masks.config import MOTION_KINDS
-from tgmae.model.config import ModelConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput
 from tgmae.training.async_losses import AsyncLosses, StepRecord

@@ -15,7 +15,8 @@ import torch
 
 from engines.files import write_atomically
 from tgmae.captions.policy import require_captions
-from tgmae.config import TrainConfig, to_dict
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import to_dict
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention

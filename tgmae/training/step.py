@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.nvtx_ranges import named_range

@@ -18,9 +18,9 @@ from bench.costs.clip_costs import (
     survey,
 )
 from bench.costs.traffic import _Counter, count_traffic
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 
 SSV2, VIT_B = PRESETS["ssv2"], ModelConfig()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench.costs.step_flops import count_step_gflop
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 
 # GFLOP of forward and backward for one clip, by mask ratio.
 PUBLISHED_GFLOP = {0.9: 213, 0.75: 345, 0.65: 443, 0.6: 494}

@@ -232,9 +232,13 @@ def test_shapes(tgmae_data: Console, tmp_path: Path) -> None:
     ("arguments", "help_given"),
     [
         (("indx", "folder"), "shapes, index, show"),
+        (("indx", "folder"), "there is no command 'indx'; did you mean index?"),
+        (("--count", "3"), "there is no command '--count' (commands: shapes, index, show"),
         ((), "shapes, index, show"),
+        ((), "no command was given"),
         (("index", "folder", "--min-frame", "3"), "--min-frames"),
         (("index",), "Missing from tgmae-data index"),
+        (("index",), "FOLDER"),
         (("index", "folder", "--min-frames", "few"), "--min-frames"),
         (("shapes", "folder", "--codec", "h265"), "h264"),
         (("shapes", "folder", "--objects", "3"), "--objects"),

@@ -19,11 +19,13 @@ from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from engines.patch_similarity import make_patch_similarity
 from tests.support.clip_models import save_small_clip
-from tgmae.cli.engine import TowerCommand, main
+from tgmae.cli.engine import main
+from tgmae.cli.tower import TowerCommand
 from tgmae.data.indexing import index_folder
 
 Console = Callable[..., tuple[Any, str, str]]
-SMALL = ("--height", "32", "--width", "32", "--patch-size", "8")
+PATCH = ("--patch-size", "8")
+SMALL = ("--height", "32", "--width", "32", *PATCH)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def cache_of(clip: tuple[str, ...]) -> Path:
 
 
 def test_export_tells_what_it_wrote(tgmae_engine: Console, clip: tuple[str, ...]) -> None:
-    code, out, err = tgmae_engine("export", *clip, *SMALL)
+    code, out, err = tgmae_engine("export", *clip, *PATCH)
     assert code == 0
     assert only_says_what_is_made(err)
     first, second = out.splitlines()
@@ -82,7 +84,7 @@ def test_export_for_tensorrt_is_what_it_can_build(
     tgmae_engine: Console, clip: tuple[str, ...], precision: str, opset: int, tmp_path: Path
 ) -> None:
     flags = ("--clip.engine", "tensorrt_rtx", "--clip.precision", precision, "--tower", "dense", "--out", tmp_path)
-    code, out, _ = tgmae_engine("export", *clip, *SMALL, *flags, "--last-block", "sclip")
+    code, out, _ = tgmae_engine("export", *clip[:2], *SMALL, *flags, "--last-block", "sclip")
     assert code == 0
     (path,) = (tmp_path / "onnx").glob("*.onnx")
     assert path.name.startswith(f"sclip8-32x32-{'fp16' if precision == 'auto' else 'fp32'}-op{opset}-")
@@ -91,7 +93,7 @@ def test_export_for_tensorrt_is_what_it_can_build(
 
 
 def test_export_takes_an_opset(tgmae_engine: Console, clip: tuple[str, ...], tmp_path: Path) -> None:
-    code, out, _ = tgmae_engine("export", *clip, *SMALL, "--opset", "18", "--out", tmp_path)
+    code, out, _ = tgmae_engine("export", *clip[:2], *PATCH, "--opset", "18", "--out", tmp_path)
     assert code == 0
     (path,) = (tmp_path / "onnx").glob("*.onnx")
     assert onnx.load(path, load_external_data=False).opset_import[0].version == 18
@@ -157,10 +159,10 @@ def test_check_measures_what_a_precision_costs(
     tgmae_engine: Console, clip: tuple[str, ...], precision: str, worst: float
 ) -> None:
     flags = ("--clip.precision", precision, "--device", "cpu", "--min-cosine")
-    code, out, _ = tgmae_engine("check", *clip, *SMALL, *flags, worst)
+    code, out, _ = tgmae_engine("check", *clip[:2], *SMALL, *flags, worst)
     assert code == 0, code
     assert f"torch in {'fp8' if precision == 'fp8' else 'bfloat16'} on cpu against torch in float32" in out
-    assert str(tgmae_engine("check", *clip, *SMALL, *flags, 0.99999)[0]).endswith(", below 0.99999")
+    assert str(tgmae_engine("check", *clip[:2], *SMALL, *flags, 0.99999)[0]).endswith(", below --min-cosine 0.99999")
 
 
 @pytest.mark.parametrize("harm", ["other", "nan"])
@@ -178,7 +180,7 @@ def test_check_fails_where_an_engine_differs(
     monkeypatch.setattr(OnnxEngine, "__call__", wrong)
     code, out, _ = tgmae_engine("check", *clip, *SMALL, "--clip.engine", "onnxruntime", "--device", "cpu")
     assert str(code).startswith("tgmae-engine: onnxruntime differs from torch: a cosine of ")
-    assert str(code).endswith(", below 0.99")
+    assert str(code).endswith(", below --min-cosine 0.99")
     assert ("nan" in str(code)) == (harm == "nan")
     assert "random pixels" in out
 
@@ -191,7 +193,7 @@ def test_check_leaves_out_what_cannot_be_read(
         (tmp_path / f"{place}.mp4").write_bytes(video.read_bytes())
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     (tmp_path / "1.mp4").write_bytes(b"broken since")
-    check = ("check", *clip, *SMALL, "--device", "cpu", "--manifest", tmp_path / "manifest.parquet")
+    check = ("check", *clip[:2], *SMALL, "--device", "cpu", "--manifest", tmp_path / "manifest.parquet")
     code, out, _ = tgmae_engine(*check)
     assert code == 0
     assert "left out 1.mp4: " in out
@@ -207,18 +209,22 @@ def test_check_leaves_out_what_cannot_be_read(
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (("build",), "only TensorRT has plans: --clip.engine tensorrt or tensorrt_rtx, not torch"),
+        (("build",), "only TensorRT has plans: use --clip.engine tensorrt or tensorrt_rtx, not torch"),
         (("build", "--clip.engine", "tensorrt_rtx", "--target", "sm90"), "tensorrt_rtx 1."),
         (
             ("build", "--clip.engine", "tensorrt_rtx", "--target", "sm80"),
-            "how much goes through a plan at once follows",
+            "--target needs --clip.batch",
         ),
         (("export", "--clip.precision", "fp8"), "a tower is exported in float32 or float16, got torch.bfloat16: use"),
-        (("export", "--height", "100"), "--height and --width must be multiples of --patch-size, got 100, 224 and 16"),
-        (("check", "--patch-size", "0"), "a frame of 224×224 has no patches of 0 pixels"),
+        (
+            ("export", "--tower", "dense", "--height", "100"),
+            "--height and --width must be multiples of --patch-size, got 100, 224 and 16",
+        ),
+        (("check", "--patch-size", "0"), "--patch-size must be at least 1, got 0"),
+        (("check", "--patch-size", "300"), "--height 224 --width 224 hold no patch of --patch-size 300"),
         (("check", "--frames", "0"), "--frames must be at least 1, got 0"),
         (("check", "--manifest", "none.parquet"), "no manifest at none.parquet"),
-        (("check", "--manifest", "none.parquet", "--width", "32"), "clips are cut square"),
+        (("check", "--manifest", "none.parquet", "--width", "32"), "--manifest needs --height equal to --width"),
         (("check", "--clip.engine", "tensorrt_rtx", "--device", "cpu"), "--clip.engine tensorrt_rtx runs on CUDA only"),
         (("export", "--tower", "student"), "--tower student needs --student FILE"),
         (("export", "--clip.model", "ViT-B32"), "open_clip has no model 'ViT-B32'; did you mean ViT-B-32"),
@@ -228,7 +234,7 @@ def test_mistakes_are_errors_of_one_line(
     tgmae_engine: Console, clip: tuple[str, ...], arguments: tuple[str, ...], answer: str
 ) -> None:
     command, *flags = arguments
-    code, _, _ = tgmae_engine(command, *clip, *flags)
+    code, _, _ = tgmae_engine(command, *clip[:2], *flags)
     assert str(code).startswith(f"tgmae-engine: {answer}"), code
     assert "\n" not in str(code)
 
@@ -254,7 +260,7 @@ def test_precisions_of_torch_alone(tgmae_engine: Console, command: str, engine: 
     code, out, err = tgmae_engine(command, "--clip.engine", engine, "--clip.precision", precision)
     assert code == 2
     said = " ".join((out + err).replace("│", " ").split())
-    assert f"clip.precision {precision} runs on clip.engine torch only, got {engine}" in said
+    assert f"--clip.precision {precision} needs --clip.engine torch, got {engine}" in said
 
 
 def test_help_names_the_subcommands(tgmae_engine: Console) -> None:

@@ -33,7 +33,9 @@ class Terminal:
         self.monkeypatch, self.capsys, self.cache_dir = monkeypatch, capsys, cache_dir
 
     def __call__(self, name: str, *arguments: object, small: bool = True) -> tuple[Any, str, str]:
-        flags = ["--clip.cache-dir", str(self.cache_dir), "--device", "cpu", "--data.num-workers", "1"] * small
+        flags = ["--device", "cpu"] * small
+        flags += ["--clip.cache-dir", str(self.cache_dir)] * (small and "cached" not in arguments)
+        flags += ["--data.num-workers", "1"] * (small and "distill" in arguments)
         self.monkeypatch.setattr(sys, "argv", [f"tgmae-{name}", *map(str, arguments), *flags])
         self.capsys.readouterr()
         code: Any = 0
@@ -113,7 +115,7 @@ def test_scores_need_captions(tgmae: Terminal, tmp_path: Path) -> None:
     assert not (tmp_path / "scores-patch").exists()
     code, said, _ = tgmae("data", "scores", tmp_path / "m.parquet", "--mask.no-caption", "label", "--workers", 0)
     assert code == 0, code
-    assert "1 videos without a caption take their label for one" in said
+    assert "1 videos without a caption use their label" in said
 
 
 # tgmae-viz
@@ -137,11 +139,12 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
     assert f"--mask.kind mgm --mask.motion {folder}" in said
     code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
     assert (code, f"{folder}: 0 videos done, 6 found" in said) == (0, True)
-    for kind, width in (("tgm", 1350), ("mgm", 945)):
-        out = tmp_path / f"{kind}.png"
+    for text, width in (("text", 1350), ("no-text", 945)):
+        out = tmp_path / f"{text}.png"
         code, _, _ = tgmae(
-            "viz", "masks", few, "--count", 1, "--mask.kind", kind, "--mask.motion", folder, "--out", out
-        )
+            "viz", "masks", few, "--count", 1, f"--{text}", "--mask.motion", folder, "--out", out,
+            small=text == "text",
+        )  # fmt: skip
         assert code == 0, code
         with Image.open(out) as picture:
             assert picture.width == width
@@ -159,13 +162,13 @@ def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> Non
         "1 of 2 videos have no motion vectors: vp9 (1); re-encode the data set to H.264 with: tgmae-data compact" in err
     )
     code, _, _ = tgmae(
-        "viz", "masks", tmp_path / "manifest.parquet", "--mask.kind", "mgm", "--mask.motion", tmp_path / "motion"
+        "viz", "masks", tmp_path / "manifest.parquet", "--no-text", "--mask.motion", tmp_path / "motion", small=False
     )
     assert "1 of 2 videos carry no motion vectors (h264 and mpeg4 do), such as b.webm (vp9)" in code
 
 
 def test_masks_default_to_the_manifests_name(tgmae: Terminal, few: Path) -> None:
-    code, _, _ = tgmae("viz", "masks", few, "--count", 1, "--mask.kind", "tube", "--mask.frames-per-tubelet", 2)
+    code, _, _ = tgmae("viz", "masks", few, "--count", 1, "--mask.frames-per-tubelet", 2)
     assert code == 0, code
     Image.open(few.with_name("manifest.masks.png")).verify()
 
@@ -231,8 +234,9 @@ def test_help_shows_the_presets_values(
         return " ".join(out.replace("│", " ").split())
 
     demo = read_help()
-    for flag in ("--preset", "--mask.ratio", "--mask.no-caption", "--clip.model", "--model.image-size"):
+    for flag in ("--preset", "--mask.no-caption", "--clip.model", "--model.image-size"):
         assert flag in demo
+    assert ("--mask.ratio" in demo) == (command != "scores")  # scores of all patches, masked or not
     assert "default: shapes" in demo
     for form in (["--preset", "k400"], ["--preset=k400"]):
         k400 = read_help(*form)
@@ -252,15 +256,14 @@ def test_help_names_the_subcommands(tgmae: Terminal, name: str) -> None:
 @pytest.mark.parametrize("form", [["--preset", "imagenet"], ["--preset=imagenet"]])
 @pytest.mark.parametrize(("name", "command"), [("data", "scores"), ("viz", "masks"), ("engine", "agree")])
 def test_unknown_preset(tgmae: Terminal, few: Path, name: str, command: str, form: list[str]) -> None:
-    code, _, _ = tgmae(name, command, few, *form)
-    assert code == f"tgmae-{name}: no preset 'imagenet' (there are: demo, ssv2, k400, ucf101)"
+    code, _, err = tgmae(name, command, few, *form)
+    assert (code, err) == (2, f"tgmae-{name}: there is no preset 'imagenet' (presets: demo, ssv2, k400, ucf101)\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("data", "scores", "--every", 0), "--every must be at least 1, got 0"),
-        (("data", "scores", "--mask.scorer", "cached", "--mask.scores", "x"), "score maps are made by another scorer"),
         (("data", "scores", "--mask.scorer", "student", "--mask.student", "x"), "no student at x; make one with"),
         (("data", "scores", "--clip.model", "ViT-B-23"), "open_clip has no model 'ViT-B-23'; did you mean"),
         (("viz", "masks", "--count", 0), "--count must be at least 1, got 0"),
@@ -295,7 +298,11 @@ def test_impossible_values_are_errors_of_one_line(
         (("viz", "masks", "m.parquet", "--mask.scorre", "dense"), "--mask.scorer"),
         (("viz", "mask"), "masks"),
         (("engine", "agree", "m.parquet", "--clips", "few"), "--clips"),
-        (("engine", "distill", "m.parquet", "--mask.scorer", "cached"), "tgmae-data scores"),
+        (("viz", "masks", "m.parquet", "--mask.scorer", "cached"), "tgmae-data scores"),
+        (
+            ("data", "scores", "m.parquet", "--mask.scorer", "cached"),
+            "tgmae-data scores does not accept --mask.scorer cached; use patch or dense or student",
+        ),
     ],
 )
 def test_typing_errors(tgmae: Terminal, arguments: tuple[str, ...], words: str) -> None:

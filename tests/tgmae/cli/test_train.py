@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -12,11 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tgmae.cli import info, train
 from tgmae.cli.info import PACKAGES, backends
-from tgmae.cli.train import parse
+from tgmae.config.run import TrainConfig
 from tgmae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    return train.parse(arguments)[0]
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,12 +107,12 @@ def test_a_misspelt_flag_names_the_nearest(typed: list[str], meant: str, capsys:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        (["--mask.ratio", "1.5"], ("mask.ratio", "1.5")),
-        (["--model.patch-size", "17"], ("model.patch_size", "96", "17")),
-        (["--data.repeat", "3"], ("device_batch_size", "data.repeat", "16", "3")),
+        (["--mask.ratio", "1.5"], ("--mask.ratio", "1.5")),
+        (["--model.patch-size", "17"], ("--model.patch-size", "96", "17")),
+        (["--data.repeat", "3"], ("--device-batch-size", "--data.repeat", "16", "3")),
         (["--mask.kind", "tubes"], ("--mask.kind", "tubes", "tube")),
         (["--epochs", "many"], ("--epochs", "many")),
-        (["--mask.scorer", "cached"], ("mask.scorer cached", "--mask.scores", "tgmae-data scores")),
+        (["--mask.scorer", "cached"], ("--mask.scorer cached", "--mask.scores", "tgmae-data scores")),
         (["--mask.scorer", "studnet"], ("--mask.scorer", "studnet", "student")),
         (["--clip.engine", "onnx"], ("--clip.engine", "onnxruntime")),
     ],
@@ -163,10 +170,57 @@ def test_what_cannot_run_says_why() -> None:
     found = backends()
     assert "fp32" in found.pop("precision")
     for name, value in found.items():
-        assert re.match(r"(yes|no: .{10,}|builds plans; does not run them: .{10,})", value), name
+        assert re.match(r"(yes|installed|no: .{10,}|builds plans; does not run them: .{10,})", value), name
     if not torch.cuda.is_available():
         assert "--model.attention sdpa" in found["attention xformers"]
         assert found["attention xformers"].startswith("no: ")
         dali = found.get("pipeline dali, gpu (NVDEC)", found.get("pipeline dali", ""))
         assert dali.startswith("no: ")
         assert "CUDA" in dali or "pip install" in dali
+
+
+def test_info_explains_itself_and_speaks_json() -> None:
+    asked = run("tgmae.cli.info", "--help")
+    assert asked.returncode == 0
+    assert asked.stdout.startswith("usage: tgmae-info")
+    assert "CPU:" not in asked.stdout
+    wrong = run("tgmae.cli.info", "--jsn")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("tgmae-info: there is no flag --jsn; did you mean --json?")
+    done = run("tgmae.cli.info", "--json")
+    facts = json.loads(done.stdout)
+    assert set(facts) == {"tgmae", "python", "platform", "devices", "versions", "backends", "conflicts"}
+    assert facts["versions"].keys() == set(PACKAGES)
+    assert facts["backends"] == backends()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks torch about the GPU")
+def test_info_takes_no_seconds_to_start_without_a_gpu() -> None:
+    code = (
+        "import sys; from tgmae.cli.info import main; sys.argv = ['tgmae-info']; main(); "
+        "print([name for name in ('torch', 'torchvision', 'xformers', 'open_clip', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_info_says_why_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the torch that is installed, which is asked without being imported."""
+    reasons = set()
+    for cuda in ("None", "'13.0'"):
+        monkeypatch.setattr(info.runpy, "run_path", lambda path, cuda=cuda: {"cuda": ast.literal_eval(cuda)})
+        for driver in (True, False):
+
+            def load(name: str, driver: bool = driver) -> None:
+                if not driver:
+                    raise OSError(name)
+
+            monkeypatch.setattr(info.ctypes, "CDLL", load)
+            reasons.add(info.why_no_cuda())
+    assert reasons == {
+        "this torch is built without CUDA",
+        "there is no CUDA driver (no GPU, or a container without access to it)",
+        "torch finds no CUDA device (no GPU, or a driver too old for CUDA 13.0)",
+    }
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None)
+    assert info.why_no_cuda() == "torch is not installed"

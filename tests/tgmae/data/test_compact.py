@@ -345,7 +345,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     main()
     printed = capsys.readouterr().out
     assert "2 videos (0 done before), 0 left out" in printed
-    for words in ("frames/s", "clips/s", "size, MiB", "bits a pixel"):
+    for words in ("frames/s", "clips/s", "size, MiB", "bits per pixel"):
         assert words in printed
     report = json.loads((out / "compact.json").read_text())
     assert (report["before"]["frames"], report["after"]["frames"]) == (80, 40)
@@ -360,10 +360,10 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     elsewhere.parent.mkdir()
     write_manifest(elsewhere, [manifest[0]], root)
     monkeypatch.setattr(sys, "argv", ["tgmae-data", "compact", str(elsewhere), "--out", str(elsewhere.parent)])
-    with pytest.raises(SystemExit, match="expected --out apart from the manifest"):
+    with pytest.raises(SystemExit, match="--out must not be the folder of the manifest"):
         main()
     monkeypatch.setattr(sys, "argv", ["tgmae-data", "compact", str(elsewhere), "--out", str(out), "--gop", "0"])
-    with pytest.raises(SystemExit, match="stride and gop of at least 1"):
+    with pytest.raises(SystemExit, match="--stride and --gop must be at least 1"):
         main()
 
 

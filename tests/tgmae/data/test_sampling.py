@@ -12,7 +12,7 @@ import pytest
 
 from dali_pipelines.types import ClipRequest, Video
 from tests.support.videos import make_video
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler, clip_span, sample_crop, sample_frames
 

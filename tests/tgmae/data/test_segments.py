@@ -22,8 +22,8 @@ from tests.support.videos import make_video, read_number, write_numbered
 from tgmae.captions.policy import require_captions
 from tgmae.cli.compact import _total, decode_whole, decode_windows
 from tgmae.cli.data import _summary
+from tgmae.config.data import DataConfig
 from tgmae.data.compact import JOURNAL, compact, name_results
-from tgmae.data.config import DataConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.sampling import ClipSampler, sample_frames

@@ -252,16 +252,16 @@ def test_chosen_frames(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stride": 2, "fps": 10.0}, r"expected fps or stride, not both, got 10.0 and 2"),
-        ({"stride": 0}, "stride and gop of at least 1, got 0"),
-        ({"gop": 0}, "stride and gop of at least 1, got 1 and 0"),
-        ({"fps": 0.0}, "fps above 0"),
-        ({"fps": math.inf}, "fps above 0"),
-        ({"short_side": 255}, "even short_side of at least 16 pixels, got 255"),
-        ({"align": 0}, "even align of at least 2 pixels, got 0"),
-        ({"align": 15}, "even align of at least 2 pixels, got 15"),
-        ({"quality": 52}, "from 0 to 51 for h264, got 52"),
-        ({"codec": "av1"}, "codec of h264, hevc, vp9, got av1"),
+        ({"stride": 2, "fps": 10.0}, r"^--fps and --stride exclude each other, got 10.0 and 2"),
+        ({"stride": 0}, "--stride and --gop must be at least 1, got 0"),
+        ({"gop": 0}, "--stride and --gop must be at least 1, got 1 and 0"),
+        ({"fps": 0.0}, "--fps must be above 0"),
+        ({"fps": math.inf}, "--fps must be above 0"),
+        ({"short_side": 255}, "--short-side must be even and at least 16 pixels, got 255"),
+        ({"align": 0}, "--align must be even and at least 2 pixels, got 0"),
+        ({"align": 15}, "--align must be even and at least 2 pixels, got 15"),
+        ({"quality": 52}, "--quality must lie between 0 and 51 for --codec h264, got 52"),
+        ({"codec": "av1"}, "--codec must be one of h264, hevc, vp9, got av1"),
     ],
 )
 def test_settings_that_mean_nothing(options: dict[str, Any], words: str) -> None:

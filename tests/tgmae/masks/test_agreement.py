@@ -12,12 +12,12 @@ from scipy.stats import spearmanr
 
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips, mask_agreement, rank_correlation, variants
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
 
 CPU = torch.device("cpu")
 

@@ -16,16 +16,16 @@ from dali_pipelines.video.motion import BLOCK, UNIT
 from engines.config import CLIPConfig
 from tests.support.videos import make_video
 from tests.tgmae.masks.test_motion_field import batch, folder_of, request
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.motion_scorer import MotionScorer
 from tgmae.masks.scorer import bind_scorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 from tgmae.presets import PRESETS
 from tgmae.shapes.judge import judge
 from tgmae.shapes.scenes import make_shapes

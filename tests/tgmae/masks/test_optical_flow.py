@@ -14,12 +14,12 @@ from torchvision.transforms.functional import normalize
 from dali_pipelines.types import ClipBatch, CropBox
 from tests.support.videos import clip_batch, make_video
 from tests.tgmae.masks.test_motion_field import request
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import read_manifest, write_manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.optical_flow import RaftMotion
 from tgmae.masks.scorer import make_scorer
-from tgmae.model.config import ModelConfig
 
 CPU = torch.device("cpu")
 

@@ -33,19 +33,19 @@ from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
 from tests.support.videos import clip_batch, make_video, write_numbered
 from tests.tgmae.masks.test_text_scorer import score_naively
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.frames import grid_of
 from tgmae.masks.maps.store import MapFolder
 from tgmae.masks.maps.writer import BuildResult
 from tgmae.masks.scorer import bind_scorer, make_scorer
-from tgmae.model.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")

@@ -18,17 +18,17 @@ from dali_pipelines.types import Caption, ClipRequest, CropBox, Video
 from engines.config import CLIPConfig, TowerSpec
 from tests.support.segments import cut_segments
 from tests.support.videos import clip_batch
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer, crop_weights
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.maps.build_motion import build_motion
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.store import MapFolder
 from tgmae.masks.motion_field import COMMAND as MOTION_COMMAND
 from tgmae.masks.motion_field import CodecMotion, MotionField
 from tgmae.masks.motion_scorer import MotionScorer
-from tgmae.model.config import ModelConfig
 
 CPU = torch.device("cpu")
 CELLS, PATCH, EVERY = 6, 16, 2

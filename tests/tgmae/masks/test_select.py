@@ -15,13 +15,13 @@ import torch
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from engines.config import CLIPConfig
 from tests.support.videos import clip_batch
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.scorer import make_scorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 
 CPU = torch.device("cpu")

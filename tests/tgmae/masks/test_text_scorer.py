@@ -22,14 +22,14 @@ from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import FrameTower
 from tests.support.videos import clip_batch
-from tgmae.config import InputConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 from tgmae.training.loader import Loader
 
 CPU = torch.device("cpu")

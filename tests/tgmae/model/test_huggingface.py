@@ -22,10 +22,10 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 from dali_pipelines.types import ClipRequest, CropBox
 from kernels.gather_tokens import MEAN, STD
 from tests.support.videos import clip_batch
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
-from tgmae.model.config import ModelConfig
 from tgmae.model.huggingface import export_hf, import_hf, make_hf_config
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.topk_mask import topk_mask
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE, sinusoid_table
 

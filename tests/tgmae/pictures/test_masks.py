@@ -15,11 +15,11 @@ from PIL import Image
 import tgmae.pictures.masks
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from tests.support.videos import clip_batch, make_video
-from tgmae.config import InputConfig
+from tgmae.config.masks import MaskConfig, MaskKind
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
-from tgmae.masks.config import MaskConfig, MaskKind
 from tgmae.masks.noise_scorer import NoiseScorer
-from tgmae.model.config import ModelConfig
 from tgmae.pictures.masks import draw_masks
 
 CONFIG = InputConfig(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kernels.masked_mse import normalised_targets
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.pictures.reconstructions import draw_reconstructions, reconstruct
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.tgmae.test_train import tiny
-from tgmae.config import TrainConfig
+from tgmae.config.run import TrainConfig
 from tgmae.telemetry.profiler import WARM_UP, StepProfiler
 from tgmae.train import train
 

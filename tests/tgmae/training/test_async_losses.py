@@ -10,10 +10,10 @@ import torch
 
 from dali_pipelines.types import CropBox
 from tests.tgmae.masks.test_motion_field import request
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.training import OptimConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.async_losses import AsyncLosses
-from tgmae.training.config import OptimConfig
 from tgmae.training.optim import apply_gradients, make_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

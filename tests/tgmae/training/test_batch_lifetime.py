@@ -12,12 +12,12 @@ import torch
 
 from dali_pipelines.dali_pipeline import DaliPipeline
 from dali_pipelines.types import ClipBatch
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import BoundScorer
-from tgmae.model.config import ModelConfig
 from tgmae.training.batch_lifetime import BatchLifetime
 from tgmae.training.loader import Loader
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from tgmae.config import TrainConfig, to_dict
-from tgmae.data.config import DataConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.saved import to_dict
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import (
     load_checkpoint,
@@ -34,7 +35,6 @@ SMALL = ModelConfig(
 )
 CONFIG = TrainConfig(model=SMALL, batch_size=8, device_batch_size=4, seed=3)
 NUM_VIDEOS = 20
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def trained(config: TrainConfig = CONFIG, seed: int = 0) -> tuple[VideoMAE, torch.optim.AdamW]:
@@ -264,74 +264,43 @@ def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
 
 # ---- a full disk and kill -9, for real ------------------------------------------------------------------------------
 
-# Both children save checkpoints of 14.6 MB.
-CHILD = """
-import resource, signal, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from tests.tgmae.training.test_checkpoint import CONFIG, NUM_VIDEOS, SMALL, trained
-from tgmae.training.checkpoint import newest_checkpoint, prune_checkpoints, save_checkpoint
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-config = replace(CONFIG, model=replace(SMALL, width=192))
-model, optimizer = trained(config)
-"""
-
-FULL_DISK = (
-    CHILD
-    + """
-save_checkpoint(folder, 1, model, optimizer, config, NUM_VIDEOS)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-try:
-    save_checkpoint(folder, 2, model, optimizer, config, NUM_VIDEOS)
-except OSError as error:
-    print("OSError:", error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-if len(sys.argv) > 3:
-    save_checkpoint(folder, 3, model, optimizer, config, NUM_VIDEOS)
-"""
-)
-
-SAVE_FOR_EVER = (
-    CHILD
-    + """
-newest = newest_checkpoint(folder)
-step = int(newest.stem[5:]) if newest else 0
-while True:
-    step += 1
-    save_checkpoint(folder, step, model, optimizer, config, NUM_VIDEOS)
-    prune_checkpoints(folder, 2)
-"""
-)
+LARGE = replace(CONFIG, model=replace(SMALL, width=192))  # its checkpoints have 14.6 MB
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond `num_bytes`, for every file that this process writes meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("limit", [0, 1_000_000, 10_000_000])
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, limit: int) -> None:
     """The limit stops the write at its first byte, early, or in the middle."""
-    child = start(FULL_DISK, tmp_path, limit)
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == 0, err
-    whole = tmp_path / "step_00000001.pt"
+    model, optimizer = trained(LARGE)
+    whole = save_checkpoint(tmp_path, 1, model, optimizer, LARGE, NUM_VIDEOS)
+    assert whole == tmp_path / "step_00000001.pt"
     assert whole.stat().st_size > 14_000_000
-    assert out.startswith(f"OSError: could not write {tmp_path / 'step_00000002.pt'}"), out + err
-    assert f"{whole} is whole" in out
+    with full_disk(limit), pytest.raises(OSError, match="could not write") as caught:
+        save_checkpoint(tmp_path, 2, model, optimizer, LARGE, NUM_VIDEOS)
+    assert str(caught.value).startswith(f"could not write {tmp_path / 'step_00000002.pt'}")
+    assert f"{whole} is whole" in str(caught.value)
     assert os.listdir(tmp_path) == [whole.name]  # no .tmp, no step 2
     assert load_checkpoint(whole)["step"] == 1
 
 
 def test_saving_works_again_once_there_is_room(tmp_path: Path) -> None:
-    child = start(FULL_DISK, tmp_path, 1_000_000, "and again")
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == 0, err
-    assert out.startswith("OSError"), out
+    model, optimizer = trained(LARGE)
+    save_checkpoint(tmp_path, 1, model, optimizer, LARGE, NUM_VIDEOS)
+    with full_disk(1_000_000), pytest.raises(OSError, match="could not write"):
+        save_checkpoint(tmp_path, 2, model, optimizer, LARGE, NUM_VIDEOS)
+    save_checkpoint(tmp_path, 3, model, optimizer, LARGE, NUM_VIDEOS)
     assert step_numbers(tmp_path) == [1, 3]
     assert load_checkpoint(tmp_path / "step_00000003.pt")["step"] == 3
 
@@ -346,18 +315,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """Several runs, one after the other, each killed while it writes."""
+    model, optimizer = trained(LARGE)
     last_step = 0
     for _ in range(3):
-        child = start(SAVE_FOR_EVER, tmp_path)
+        child = fork_to_save(tmp_path, model, optimizer, last_step)
         try:
             deadline_s = time.monotonic() + 120
             while not is_stopped_while_saving(child, tmp_path, last_step + 2):
-                assert child.poll() is None, child.communicate()[1]
+                assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child ended"
                 assert time.monotonic() < deadline_s, "the child never saved"
                 time.sleep(0.0005)
         finally:
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         newest = newest_checkpoint(tmp_path)
         assert newest is not None
         state = load_checkpoint(newest)
@@ -373,15 +343,29 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) == tmp_path / f"step_{last_step + 2:08d}.pt"
 
 
-def is_stopped_while_saving(child: subprocess.Popen[str], folder: Path, step: int) -> bool:
+def fork_to_save(folder: Path, model: VideoMAE, optimizer: torch.optim.AdamW, step: int) -> int:
+    """Return the id of a child process that saves checkpoints after `step`, of which it keeps two, until killed."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        while True:
+            step += 1
+            save_checkpoint(folder, step, model, optimizer, LARGE, NUM_VIDEOS)
+            prune_checkpoints(folder, 2)
+    finally:
+        os._exit(1)
+
+
+def is_stopped_while_saving(child: int, folder: Path, step: int) -> bool:
     """Stopped there or let go on: after a mere look at the file the kill may still come between two saves."""
     if newest_checkpoint(folder) is None or step_numbers(folder)[-1] <= step or not is_writing(folder):
         return False
-    child.send_signal(signal.SIGSTOP)
-    os.waitpid(child.pid, os.WUNTRACED)
+    os.kill(child, signal.SIGSTOP)
+    os.waitpid(child, os.WUNTRACED)
     if is_writing(folder):
         return True
-    child.send_signal(signal.SIGCONT)
+    os.kill(child, signal.SIGCONT)
     return False
 
 

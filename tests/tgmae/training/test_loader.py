@@ -16,12 +16,12 @@ from dali_pipelines.types import Caption
 from engines.clip_model import SHAPES_CLIP
 from engines.config import CLIPConfig
 from tests.support.segments import cut_segments
-from tgmae.config import TrainConfig
-from tgmae.data.config import DataConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.masks.config import MaskConfig
 from tgmae.masks.scorer import bind_scorer
-from tgmae.model.config import ModelConfig
 from tgmae.training.loader import InputError, Loader, TrainingBatch, make_loader
 
 CPU = torch.device("cpu")

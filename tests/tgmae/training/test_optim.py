@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tgmae.model.config import ModelConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.training import OptimConfig
 from tgmae.model.videomae import VideoMAE
 from tgmae.presets import PRESETS
-from tgmae.training.config import OptimConfig
 from tgmae.training.optim import Schedule, make_optimizer
 
 SMALL = ModelConfig(

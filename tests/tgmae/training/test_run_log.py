@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engines.config import CLIPConfig
-from tgmae.masks.config import MaskConfig
+from tgmae.config.masks import MaskConfig
 from tgmae.presets import PRESETS
 from tgmae.training.run_log import advise_scorer
 

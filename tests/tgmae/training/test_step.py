@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
-from tgmae.config import TrainConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.run import TrainConfig
+from tgmae.config.training import OptimConfig
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Block, VideoMAE
 from tgmae.training.async_losses import AsyncLosses, StepRecord
-from tgmae.training.config import OptimConfig
 from tgmae.training.optim import make_optimizer
 from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep

@@ -15,32 +15,33 @@ MOTION_KINDS = ("mgm", "mgm_box", "mgmae")
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Every mask is a score for each patch; the patches that score highest in their slot are masked.
+    """Every mask is a score for each patch; the patches that score highest in their slot are masked."""
 
-    tgm      similarity to the caption (Fan et al. 2024, section 3.3)
-    mgm      speed of motion (after Fan et al. 2023)
-    mgm_box  a box around the fastest motion, carried along by it
-    mgmae    everything outside random bumps that the motion carries along (Huang et al. 2023)
-    random   every slot draws its own patches (ST-MAE)
-    tube     all slots share one draw (VideoMAE)
-    """
-
-    # What decides which patches are masked. tgm: similarity to the caption; mgm: motion; mgm_box: a box that follows
-    # the motion; mgmae: all but random patches that the motion carries along; random: drawn per slot; tube: drawn
-    # once for all slots.
+    # What decides which patches of a slot (the frames of one tubelet) are masked.
+    #   tgm      similarity to the caption (Fan et al. 2024, section 3.3)
+    #   mgm      speed of motion (after Fan et al. 2023)
+    #   mgm_box  a box around the fastest motion, carried along by it
+    #   mgmae    everything outside random bumps that the motion carries along (Huang et al. 2023)
+    #   random   every slot draws its own patches (ST-MAE)
+    #   tube     all slots share one draw (VideoMAE)
     kind: MaskKind = "tgm"
-    ratio: float = 0.6  # Share of the patches of each slot that is masked: floor(ratio · N) patches.
-    order: Literal["top", "bottom"] = "top"  # bottom masks the patches that score lowest (table 5b of the paper).
-    # How tgm scores patches. patch: each patch through CLIP, as in the paper. dense: whole frames through CLIP. cached:
-    # read score maps made by `tgmae-data scores`. student: a small network made by `tgmae-engine distill`.
+    ratio: float = 0.6  # Share of the patches to mask: floor(ratio · N) of the N patches of each slot.
+    # Mask the patches that score highest (top) or lowest (bottom; table 5b of Fan et al. 2024).
+    order: Literal["top", "bottom"] = "top"
+    # How tgm scores patches.
+    #   patch    every patch through CLIP by itself, as in the paper
+    #   dense    whole frames through CLIP: less work
+    #   cached   score maps made beforehand by `tgmae-data scores`
+    #   student  a small network made by `tgmae-engine distill`
     scorer: Literal["patch", "dense", "cached", "student"] = "patch"
-    # 1 scores the first frame of each tubelet; 2 scores both frames and averages their cosines.
+    # Frames of each tubelet that CLIP scores: 1 takes the first frame, 2 averages the cosines of both.
     frames_per_tubelet: Literal[1, 2] = 2
-    dense: LastBlock = "clearclip"  # How the dense scorer changes CLIP's last block.
+    # How the dense scorer changes CLIP's last block, so that patch tokens compare with captions; named after papers.
+    dense: LastBlock = "clearclip"
     scores: Path | None = None  # Folder of score maps made by `tgmae-data scores`, for the cached scorer.
     student: Path | None = None  # File made by `tgmae-engine distill`, for the student scorer.
     motion: Path | None = None  # Folder made by `tgmae-data motion`, for mgm, mgm_box and mgmae.
-    flow: Path | None = None  # RAFT checkpoint from torchvision: mgmae then follows optical flow.
+    flow: Path | None = None  # RAFT checkpoint from torchvision: mgmae follows optical flow, not --mask.motion.
     # What to do with videos that have no caption: fail and list them (error), skip them (exclude), or use the class
     # label as the caption (label).
     no_caption: Literal["error", "exclude", "label"] = "error"

@@ -1,8 +1,9 @@
-"""How the network is optimised, and what a run writes."""
+"""How the network is optimised, what a run writes, and how a student scorer is distilled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class OptimConfig:
     warmup_epochs: float = 40  # Epochs of linear warm-up.
     weight_decay: float = 0.05  # Weight decay of matrices; biases, norms and the mask token have none.
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas.
-    clip_norm: float | None = None  # Clip gradients to this norm; None does not clip.
+    clip_norm: float | None = None  # Clip gradients to this norm. Default: no clipping.
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay"):
@@ -42,3 +43,21 @@ class LogConfig:
         for name in ("metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--log.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Size and training of a student."""
+
+    pipeline: Literal["dali", "pyav"] = "dali"  # What decodes clips; pyav is the slow, readable reference.
+    hidden: int = 1024  # Width of the student's two hidden layers.
+    rounds: int = 600  # Batches of clips to train on.
+    clips: int = 16  # Clips per round.
+    batch: int = 512  # Patches per optimiser step.
+    learning_rate: float = 1e-3  # Peak learning rate of AdamW.
+    check_clips: int = 64  # Held-out clips on which agreement is measured.
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "rounds", "clips", "batch", "check_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

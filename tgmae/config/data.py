@@ -16,14 +16,17 @@ class DataConfig(DecodeConfig):
     """Which videos are trained on, how clips are cut from them, and how they are decoded."""
 
     manifest: Path = DEMO_MANIFEST  # Parquet file made by `tgmae-data index`.
-    split: str = "train"  # Rows of the manifest to use; "" uses every row.
-    # dense: frames `stride` apart, from a random start. uniform: one random frame from each of equal segments (TSN).
+    split: str = "train"  # Split of the manifest to use; "" uses every row.
+    # How the frames of a clip are chosen.
+    #   dense    frames --data.stride apart, from a random start
+    #   uniform  one random frame from each of equally long segments of the video (TSN)
     sampling: Literal["dense", "uniform"] = "dense"
-    stride: int = 4  # Video frames from one clip frame to the next (dense sampling).
-    # Sides of the random crop over the short side of the video. With 1.0 alone only the crop's position is random.
+    stride: int = 4  # Video frames from one clip frame to the next, for dense sampling.
+    # Sides that the random crop may have, as shares of the video's short side. With 1.0 alone only its position is
+    # random.
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False  # Flip half of the clips horizontally.
-    captions: Literal["random", "first"] = "random"  # Which of a video's captions goes with a clip.
+    captions: Literal["random", "first"] = "random"  # Caption of a clip: a random one of the video's, or its first.
     # Stop when more than this share of the videos is unreadable (one unreadable video is always tolerated).
     max_skipped: float = 0.05
 

@@ -13,7 +13,7 @@ class ModelConfig:
     image_size: int = 224  # Height and width of a clip, in pixels.
     num_frames: int = 16  # Frames in a clip.
     patch_size: int = 16  # Height and width of a patch, in pixels.
-    tubelet_size: int = 2  # Frames in a token.
+    tubelet_size: int = 2  # Frames that a token spans.
     width: int = 768  # Encoder width.
     depth: int = 12  # Encoder blocks.
     num_heads: int = 12  # Attention heads in the encoder.
@@ -22,7 +22,8 @@ class ModelConfig:
     decoder_num_heads: int = 6  # Attention heads in the decoder.
     mlp_ratio: float = 4.0  # Hidden width of an MLP over the width of its block.
     norm_eps: float = 1e-6  # Epsilon of the layer norms.
-    # xformers and cudnn need CUDA. auto uses xformers on CUDA and torch's scaled_dot_product_attention elsewhere.
+    # Attention kernel. xformers and cudnn need CUDA. auto uses xformers on CUDA and torch's
+    # scaled_dot_product_attention (sdpa) on a CPU.
     attention: Literal["auto", "xformers", "cudnn", "sdpa"] = "auto"
 
     def __post_init__(self) -> None:

@@ -6,24 +6,22 @@ run and inside every checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from engines.config import CLIPConfig
-from tgmae.data.config import DataConfig
-from tgmae.masks.config import MaskConfig
-from tgmae.model.config import ModelConfig
-from tgmae.training.config import LogConfig, OptimConfig
+from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
+from tgmae.config.model import ModelConfig
+from tgmae.config.training import LogConfig, OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
     """What decides a batch: clips, scores and masks."""
 
-    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto uses CUDA where there is a GPU.
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto uses CUDA if there is a GPU.
     seed: int = 0  # Random seed for sampling order, crops and masks, and for weight initialisation.
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -52,19 +50,21 @@ class InputConfig:
 class TrainConfig(InputConfig):
     """One pretraining run."""
 
-    pipeline: Literal["dali", "pyav"] = "dali"  # What loads clips; pyav is the readable reference.
+    pipeline: Literal["dali", "pyav"] = "dali"  # What decodes clips; pyav is the slow, readable reference.
     run_dir: Path = Path("runs/demo")  # Folder for everything the run writes.
-    # auto resumes from the newest checkpoint in --run-dir, if any; never starts over; or give a checkpoint file.
+    # auto resumes from the newest checkpoint in --run-dir, if any; never starts over and sets an earlier run aside; or
+    # give a checkpoint file.
     resume: str = "auto"
     init_from: Path | None = None  # Start from these weights: a folder in Hugging Face's VideoMAE format.
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto is bf16 autocast on CUDA and float32 on a CPU.
+    # Precision of training. auto is bf16 autocast on CUDA and fp32 on a CPU.
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     epochs: int = 800  # Passes over the videos; each pass gives --data.repeat clips of every video.
     max_steps: int | None = None  # Stop after this many optimiser steps; the schedule still spans --epochs.
     batch_size: int = 2048  # Clips per optimiser step, over all processes.
     device_batch_size: int = 64  # Clips per forward pass on one process; the rest is gradient accumulation.
     compile: bool = False  # torch.compile the transformer blocks: takes minutes at the start, needs a C++ compiler.
     cuda_graph: bool = False  # Launch forward and backward as one CUDA graph; needs one process on one GPU.
-    profile: int = 0  # Steps to profile, after ten of warm-up, into RUN/profile (docs/profiling.md).
+    profile: int = 0  # Steps to profile after ten steps of warm-up; writes RUN/profile (docs/profiling.md).
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -90,10 +90,3 @@ class TrainConfig(InputConfig):
                 f"got {self.batch_size} and {self.device_batch_size} × {world_size}; set both"
             )
         return self.batch_size // per_pass
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as plain JSON types."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    assert isinstance(plain, dict)
-    return plain

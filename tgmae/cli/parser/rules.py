@@ -1,0 +1,120 @@
+"""Flags that have an effect only beside another one.
+
+A flag that is typed although the rest of the configuration makes it meaningless is an error, not ignored: it shows a
+misunderstanding that would otherwise be found after the run. Presets and saved configurations may hold such values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgmae.cli.parser.flags import Flag, UsageError
+from tgmae.config.masks import MOTION_KINDS
+
+Values = Mapping[str, Any]  # name of a flag → its value
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Some flags have an effect only with certain values of another flag.
+
+    flags    names of the flags, separated by spaces
+    beside   name of the other flag
+    holds    whether its value lets them have an effect, given the values of all flags
+    reason   why they have none otherwise, for the message
+    command  the only command for which this is so; "" for every command that has the flags
+    """
+
+    flags: str
+    beside: str
+    holds: Callable[[Values], bool]
+    reason: str
+    command: str = ""
+
+
+def _one_of(flags: str, beside: str, values: Sequence[Any], command: str = "") -> Rule:
+    """Make the rule that `beside` must have one of some values."""
+    if values == [True]:
+        return Rule(flags, beside, lambda v: v[beside] is True, f"it needs --{beside}", command)
+    listed = " or ".join(map(str, values))
+    return Rule(flags, beside, lambda v: v[beside] in values, f"it needs --{beside} {listed}", command)
+
+
+_CLIP = "clip.model clip.weights clip.engine clip.precision clip.batch clip.cuda-graph clip.cache-dir"
+_TEXT = f"mask.scorer mask.frames-per-tubelet mask.dense mask.scores mask.student mask.no-caption {_CLIP}"
+
+# The first rule that is broken makes the message, so the more general ones come first.
+RULES = [
+    # Frames and decoding
+    _one_of("data.stride", "data.sampling", ["dense"]),
+    _one_of("data.decode data.num-workers data.prefetch data.pipelines data.threads", "pipeline", ["dali"]),
+    # Masks
+    _one_of(_TEXT, "mask.kind", ["tgm"]),
+    _one_of(_TEXT, "text", [True]),  # tgmae-viz masks
+    _one_of("mask.dense", "mask.scorer", ["dense"]),
+    _one_of("mask.student", "mask.scorer", ["student"]),
+    _one_of("mask.scores", "mask.scorer", ["cached"]),
+    _one_of("mask.flow", "mask.kind", ["mgmae"]),
+    _one_of("mask.motion", "mask.kind", MOTION_KINDS),
+    Rule(
+        "mask.motion", "mask.flow", lambda v: v.get("mask.kind") != "mgmae" or v["mask.flow"] is None,
+        "mgmae follows the flow instead",
+    ),
+    # CLIP; of score maps only the CLIP that made them matters
+    _one_of(
+        "clip.engine clip.precision clip.batch clip.cuda-graph clip.cache-dir", "mask.scorer",
+        ["patch", "dense", "student"],
+    ),
+    Rule(
+        "clip.weights", "clip.model", lambda v: v["clip.model"] != "shapes" and not Path(v["clip.model"]).is_dir(),
+        "a folder has its own weights, and so has the demo's CLIP",
+    ),
+    _one_of("clip.cuda-graph", "clip.engine", ["torch"]),
+    _one_of("clip.cuda-graph", "device", ["auto", "cuda"]),
+    # Training
+    Rule(
+        "init-from", "resume", lambda v: v["resume"] in ("auto", "never"), "the checkpoint has weights of its own"
+    ),
+    Rule("optim.warmup-lr", "optim.warmup-epochs", lambda v: v["optim.warmup-epochs"] > 0, "there is no warm-up"),
+    # tgmae-engine
+    _one_of("last-block", "tower", ["dense"]),
+    _one_of("student", "tower", ["student"]),
+    _one_of("height width", "tower", ["dense"], "tgmae-engine export"),
+    Rule("clip.cache-dir", "out", lambda v: v["out"] is None, "the graph goes there", "tgmae-engine export"),
+    Rule(
+        "clip.engine", "opset", lambda v: v["opset"] is None or v["clip.precision"] == "auto",
+        "with --clip.precision it decides the graph alone", "tgmae-engine export",
+    ),
+    _one_of("clip.cache-dir", "clip.engine", ["onnxruntime", "tensorrt", "tensorrt_rtx"], "tgmae-engine check"),
+    # tgmae-data compact
+    Rule("grow", "short-side", lambda v: v["short-side"] is not None, "every video keeps its size"),
+]  # fmt: skip
+
+
+def check_effects(command: str, typed: Sequence[Flag], flags: Sequence[Flag]) -> None:
+    """Raise UsageError, naming both, for a typed flag that has no effect beside another flag.
+
+    command  such as "tgmae-data scores"
+    flags    all flags of the command, with the values that were parsed
+    """
+    values = {flag.name: flag.value for flag in flags}
+    names = [flag.name for flag in typed]
+    for rule in RULES:
+        useless = [name for name in names if name in rule.flags.split()]
+        if not useless or rule.beside not in values or rule.command not in ("", command) or rule.holds(values):
+            continue
+        raise UsageError(
+            f"--{useless[0]} has no effect with {_describe(rule.beside, values[rule.beside])}: {rule.reason}. "
+            f"Leave out --{useless[0]} or change --{rule.beside}"
+        )
+
+
+def _describe(name: str, value: Any) -> str:
+    """Return a flag as it would be typed."""
+    if isinstance(value, bool):
+        group, dot, last = name.rpartition(".")
+        return f"--{name}" if value else f"--{group}{dot}no-{last}"
+    return f"--{name} {value}"

@@ -1,0 +1,90 @@
+"""Save configurations as JSON, and read them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tgmae.config.run import TrainConfig
+
+FORMAT = 1  # of to_dict
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as plain JSON types."""
+    plain = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, default=str))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(plain: Any, source: str) -> TrainConfig:
+    """Return the configuration that `to_dict` made these JSON types of.
+
+    source  the file they were read from, for messages
+
+    Raises ValueError, naming the file and the key, for unknown and missing keys and for values that are impossible.
+    """
+    if not isinstance(plain, dict):
+        raise ValueError(f"{source} is not a saved configuration: expected a JSON object, got {json.dumps(plain)}")
+    if (found := plain.get("format", FORMAT)) != FORMAT:
+        raise ValueError(
+            f"{source} has format {found}, and this version of tgmae reads format {FORMAT}: use the version that wrote "
+            "it, or give its settings as flags"
+        )
+    try:
+        config = _read_fields(TrainConfig, {key: value for key, value in plain.items() if key != "format"}, "")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _read_fields(config: type[Any], plain: dict[str, Any], prefix: str) -> Any:
+    kinds = get_type_hints(config)
+    names = [field.name for field in dataclasses.fields(config)]
+    for name in plain:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            advice = f"did you mean {prefix}{near[0]}?" if near else "remove it"
+            raise ValueError(f"there is no setting {prefix}{name}; {advice}")
+    for name in names:
+        if name not in plain:
+            raise ValueError(f"the setting {prefix}{name} is missing; add it (tgmae-train --help lists all of them)")
+    return config(**{name: _read_value(kinds[name], plain[name], prefix + name) for name in names})
+
+
+def _read_value(kind: Any, plain: Any, name: str) -> Any:
+    """Return a JSON value as the type of a field. Raises ValueError for a value of another type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(plain, dict):
+        assert isinstance(kind, type)
+        return _read_fields(kind, plain, f"{name}.")
+    if origin is UnionType and plain is None:
+        return None
+    if origin is UnionType:
+        return _read_value(next(part for part in inner if part is not NoneType), plain, name)
+    if origin is Literal and any(plain == value and type(plain) is type(value) for value in inner):
+        return plain
+    if origin is tuple and isinstance(plain, list) and (inner[-1] is Ellipsis or len(inner) == len(plain)):
+        return tuple(_read_value(inner[0], value, name) for value in plain)
+    if kind is Path and isinstance(plain, str):
+        return Path(plain)
+    if kind is float and type(plain) in (int, float):
+        return plain
+    if type(plain) is kind:
+        return plain
+    raise ValueError(f"{name} must be {_describe_kind(kind)}, got {json.dumps(plain)}")
+
+
+def _describe_kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(json.dumps, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        return "a list of numbers" if inner[-1] is Ellipsis else f"a list of {len(inner)} numbers"
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path, as a string"}
+    return words.get(kind, "a JSON object")
