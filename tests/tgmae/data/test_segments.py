@@ -437,7 +437,7 @@ def test_the_report_counts_segments(numbered: Manifest) -> None:
 def test_the_speed_is_measured_within_the_segment(numbered: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(
-        "tgmae.cli.compact.decode_frames", lambda file, video, frames, seek: asked.extend(frames) or iter(())
+        "dali_pipelines.video.decode.decode_frames", lambda file, video, frames, seek: asked.extend(frames) or iter(())
     )
     for place in range(20):
         decode_windows("", replace(numbered[2], segment=(12, 31)), place)
