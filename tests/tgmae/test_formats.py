@@ -258,6 +258,9 @@ def test_score_maps_of_a_later_format_are_refused(maps: Path, one: Manifest, cac
     with pytest.raises(ValueError, match=message):
         write_key(maps, score_key("c", "i", "patch16", 16, 2, 10), COMMAND)
     assert (maps / "maps.json").read_text() == before
+    change_key(maps, dtype=None)  # whatever else a later format changes
+    with pytest.raises(ValueError, match=message):
+        CachedScorer(config(maps, cache_dir), one, CPU)
 
 
 def test_motion_of_other_formats(tmp_path: Path) -> None:
@@ -315,6 +318,9 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:
         rf"step_00000003\.pt has checkpoint format {CHECKPOINT_FORMAT + 1}, but this version of tgmae reads formats up "
         rf"to {CHECKPOINT_FORMAT}; update tgmae, or start from its weights with --init-from RUN/hf"
     )
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path)
+    torch.save({"format": CHECKPOINT_FORMAT + 1, "weights": {}}, path)  # whatever else a later format changes
     with pytest.raises(ValueError, match=message):
         load_checkpoint(path)
 

@@ -23,7 +23,7 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
         for row in manifest.captions()
     ]
     missing = [row for row, texts in enumerate(captions) if not texts]
-    paths = manifest.table.column("path")
+    names = manifest.names()
     labels = [str(label).replace("_", " ").strip() for label in manifest.table.column("label").to_pylist()]
     unlabelled = [row for row in missing if not labels[row]]
     if missing and no_caption == "error":
@@ -31,14 +31,14 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
         advice += ["use their labels as captions: --mask.no-caption label"] * (not unlabelled)
         advice += ["train without text: --mask.kind tube"]
         raise ValueError(
-            f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(paths, missing)}. Captions come "
+            f"{len(missing)} of {len(manifest)} videos have no caption, such as {_some(names, missing)}. Captions come "
             f"with tgmae-data index FOLDER --csv FILE; or {'; or '.join(advice)}"
         )
     note = ""
     if missing and no_caption == "label":
         if unlabelled:
             raise ValueError(
-                f"{len(unlabelled)} videos have neither caption nor label, such as {_some(paths, unlabelled)}; "
+                f"{len(unlabelled)} videos have neither caption nor label, such as {_some(names, unlabelled)}; "
                 "leave them out with --mask.no-caption exclude"
             )
         for row in missing:
@@ -53,5 +53,5 @@ def require_captions(manifest: Manifest, no_caption: Literal["error", "exclude",
     return manifest, note
 
 
-def _some(paths: pa.ChunkedArray, rows: Sequence[int]) -> str:
-    return ", ".join(paths[row].as_py() for row in rows[:3]) + (" …" if len(rows) > 3 else "")
+def _some(names: Sequence[str], rows: Sequence[int]) -> str:
+    return ", ".join(names[row] for row in rows[:3]) + (" …" if len(rows) > 3 else "")

@@ -116,13 +116,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
         reason = str(error).partition("\n")[0].partition(". ")[0]  # without torch's advice, which does not apply here
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+    number = state.get("format", 1) if isinstance(state, dict) else 1
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {number}, but this version of tgmae reads formats up to {FORMAT}; update "
+            "tgmae, or start from its weights with --init-from RUN/hf"
+        )
     if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
         raise ValueError(f"{path} is not a tgmae checkpoint")
-    if int(state.get("format", 1)) > FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {state['format']}, but this version of tgmae reads formats up to {FORMAT}; "
-            "update tgmae, or start from its weights with --init-from RUN/hf"
-        )
     return state
 
 

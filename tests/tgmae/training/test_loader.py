@@ -115,9 +115,9 @@ def test_repr_shows_shapes_and_no_contents(config: TrainConfig, manifest: Manife
         batch = loader.next_batch()
     assert repr(batch) == (
         "TrainingBatch(clips ClipBatch(frames uint8 [6, 4, 32, 32, 3] on cpu), "
-        "masks TokenMasks(visible int32 [6, 4] on cpu, masked int32 [6, 4] on cpu), text float32 [6, 64] on cpu)"
+        "masks TokenMasks(visible int32 [6, 4], masked int32 [6, 4], cpu), text float32 [6, 64] on cpu)"
     )
-    assert repr(TrainingBatch(batch.clips, batch.masks, None)).endswith(" on cpu), text None)")
+    assert repr(TrainingBatch(batch.clips, batch.masks, None)).endswith(", cpu), text None)")
 
 
 def test_input_that_ends_is_an_input_error(config: TrainConfig, manifest: Manifest, tmp_path: Path) -> None:

@@ -147,13 +147,14 @@ def _read_key(folder: Path, command: str) -> Key:
         key = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} does not describe maps: {error}") from error
+    number = key.get("format", 1) if isinstance(key, dict) else 1
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(
+            f"{path} has format {number}, but this version of tgmae reads formats up to {FORMAT}; update tgmae, or "
+            f"make the maps again in another folder with: {command} MANIFEST --out FOLDER"
+        )
     if not isinstance(key, dict) or "dtype" not in key:
         raise ValueError(f"{path} does not describe maps: it has no dtype")
-    if int(key.get("format", 1)) > FORMAT:
-        raise ValueError(
-            f"{path} has format {key['format']}, but this version of tgmae reads formats up to {FORMAT}; update tgmae, "
-            f"or make the maps again in another folder with: {command} MANIFEST --out FOLDER"
-        )
     return key
 
 
