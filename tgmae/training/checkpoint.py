@@ -160,7 +160,7 @@ def restore(
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
     """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4"."""
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
-    del new["format"]  # says how the settings are written, and is no setting
+    del new["format"]  # it says how the settings are written
     return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
 
 

@@ -253,12 +253,12 @@ def test_kill_9_and_the_same_command_again(
     shutil.copy(tmp_path / "student.safetensors.partial", other)
     capsys.readouterr()
     run(shapes, out, cache_dir)
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert out.read_bytes() == student.read_bytes()
     assert not (tmp_path / "student.safetensors.partial").exists()
     # With other settings the state is not used.
     run(shapes, other / "student.safetensors", cache_dir, rounds=1)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
     assert read_about(other / "student.safetensors")["measured"]["steps"] == 12
 
 
