@@ -16,6 +16,7 @@ from tests.support.reports import read_report, rows_of
 from tgmae.presets import PRESETS
 
 
+@pytest.mark.slow
 def test_it_runs_through(shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         monkeypatch.setattr(engines, "PASS_SIZES", (1024,))
@@ -48,6 +49,7 @@ def test_a_missing_student_is_named_before_anything_is_written(shapes: Path, res
     assert not results.exists()
 
 
+@pytest.mark.slow
 def test_a_scorer_that_no_engine_runs_leaves_the_others(
     shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

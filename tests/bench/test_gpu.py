@@ -51,6 +51,7 @@ def test_gpu_tests_are_those_with_the_mark() -> None:
     assert set(files) < set(list_parts(Path("m.parquet"), 0.0)[0].command)
 
 
+@pytest.mark.slow
 def test_a_missing_optional_package_stops_no_part(tmp_path: Path) -> None:
     """No part imports a package that only some tests, pictures (matplotlib) or curves (TensorBoard) need."""
     for name in ("rich", "matplotlib", "tensorboard", "sklearn", "scipy", "transformers", "decord", "torchcodec"):

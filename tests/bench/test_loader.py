@@ -31,6 +31,7 @@ def needs(decoder: Decoder) -> None:
         pytest.skip("decord is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_both_loaders_deliver_the_same_clips(shapes: Path, decoder: Decoder) -> None:
     """Frames and crops are the same; only the order of resizing and conversion to RGB differs."""
@@ -87,6 +88,7 @@ def test_the_plain_loader_decodes_the_frames_asked_for(tmp_path: Path, decoder: 
             assert [number >> bit & 1 for bit in seen] == [expected >> bit & 1 for bit in seen]
 
 
+@pytest.mark.slow
 def test_a_small_run(shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "find_decoders", lambda: ["PyAV"])
     loader.run(loader.Options(shapes, clips=BATCH, tgm_clips=8, rounds=1, workers=1, image_size=64))

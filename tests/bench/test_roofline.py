@@ -82,6 +82,7 @@ def test_measured_figures_are_found(tmp_path: Path) -> None:
 # ---- the command and its picture ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_roofline_runs_through(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "RESULTS", tmp_path)
     roofline.run(roofline.Options(shapes, gpu="L40S", ratio=0.75))

@@ -28,6 +28,7 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
+@pytest.mark.slow
 def test_masks_run_through(shapes: Path, work_dir: Path, results: Path) -> None:
     masks.run(masks.Options(shapes, work_dir=work_dir, rounds=1, seconds=0, batch=1))
     demo, large = (rows_of(table) for table in read_report(results, "masks")["tables"])
@@ -47,6 +48,7 @@ def test_masks_run_through(shapes: Path, work_dir: Path, results: Path) -> None:
     assert "GFLOP a clip" not in demo["tgm cached"]  # it reads maps; CLIP does nothing
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_made_again(shapes: Path, work_dir: Path) -> None:
     demo, cpu = PRESETS["demo"], torch.device("cpu")
     first = inputs.prepare_videos(work_dir, shapes, demo.model, cpu)
@@ -70,6 +72,7 @@ def test_strategies_are_named(work_dir: Path, shapes: Path) -> None:
             inputs.choose_mask(wrong, preset, videos, 0.5)
 
 
+@pytest.mark.slow
 def test_training_runs_through(shapes: Path, work_dir: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps, rounds = PRESETS["demo"].model, 2, 2
     seen: list[int] = []  # masked tokens of every step
@@ -171,6 +174,7 @@ def test_what_is_hidden_is_what_both_at_once_save() -> None:
     assert (first.name, first.facts["× step"]) == ("tube, step first", 1)
 
 
+@pytest.mark.slow
 def test_overlap_runs_through(shapes: Path, work_dir: Path, results: Path) -> None:
     overlap.run(overlap.Options(shapes, work_dir=work_dir, rounds=1, seconds=0, batch=1))
     (table,) = read_report(results, "overlap")["tables"]

@@ -101,6 +101,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return manifest
 
 
+@pytest.mark.slow
 def test_frames_are_the_ones_asked_for(numbered: Manifest) -> None:
     """Every kind of video in one batch, windows that start in the middle and end at the last frame."""
     requests = []
@@ -150,6 +151,7 @@ def test_a_wrong_flip_or_crop_would_be_seen(numbered: Manifest) -> None:
         assert (truth - other).abs().mean() > MEAN_TOLERANCE
 
 
+@pytest.mark.slow
 def test_repeat_cuts_several_clips_from_one_decode(numbered: Manifest) -> None:
     """data.repeat=2: two clips with the same frames and their own crops, natively decoded and not."""
     requests = []
@@ -163,6 +165,7 @@ def test_repeat_cuts_several_clips_from_one_decode(numbered: Manifest) -> None:
     assert (fast[0].float() - fast[1].float()).abs().mean() > 5
 
 
+@pytest.mark.slow
 def test_first_batch_is_where_a_resumed_run_goes_on(shapes: Path) -> None:
     """Batch 3 of a fresh pipeline equals the first batch of one that starts there; both are deterministic."""
     manifest = read_manifest(shapes)
@@ -180,6 +183,7 @@ def test_first_batch_is_where_a_resumed_run_goes_on(shapes: Path) -> None:
     assert not torch.equal(batches[0].frames, batches[1].frames)
 
 
+@pytest.mark.slow
 def test_repeat_of_turned_videos(numbered: Manifest) -> None:
     """data.repeat with rotated videos of either kind of decoding, one clip flipped and one not."""
     rows = [row for row in range(len(numbered)) if numbered[row].rotation]
@@ -244,6 +248,7 @@ class TestBrokenFiles:
         os.utime(corrupted, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         return read_manifest(tmp_path / "manifest.parquet")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["dali", "reference"])
     def test_named_and_replaced(self, manifest: Manifest, kind: str) -> None:
         frames = (0, 4, 8, 12, 16, 20, 24, 28)
@@ -266,6 +271,7 @@ class TestBrokenFiles:
         finally:
             pipeline.close()
 
+    @pytest.mark.slow
     def test_nothing_left_is_an_error(self, manifest: Manifest) -> None:
         plan = Plan((request(manifest, 0, tuple(range(8))),))
         for pipeline in (DaliPipeline(manifest, plan, DataConfig(), SIZE), PyavPipeline(manifest, plan, SIZE)):
@@ -293,6 +299,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return read_manifest(folder / "manifest.parquet")
 
 
+@pytest.mark.slow
 def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -> None:
     """Excerpts, in which FFmpeg finds the frames that DALI is asked for."""
     found = set()
@@ -471,6 +478,7 @@ def check_colours(folder: Path, codec: str, device: torch.device, decode: str) -
     assert difference.abs().max() <= 4
 
 
+@pytest.mark.slow
 def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     """BT.709 read as BT.601 would be 22 levels off."""
     check_colours(tmp_path, "libvpx-vp9", torch.device("cpu"), "auto")
@@ -492,6 +500,7 @@ def test_gpu_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     check_colours(tmp_path, "libvpx-vp9", CUDA, "gpu")
 
 
+@pytest.mark.slow
 def test_a_flip_is_exactly_that(numbered: Manifest) -> None:
     """Resizing to a negative extent is resizing and flipping, whoever decodes, however the video is turned."""
     crop, frames = CropBox(x=13, y=7, width=97, height=103), (0, 1, 2, 3, 3, 4, 4, 4)

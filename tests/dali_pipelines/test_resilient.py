@@ -22,6 +22,8 @@ from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.sampling import ClipSampler
 
+pytestmark = pytest.mark.slow
+
 SIZE, NUM_FRAMES, BATCH = 32, 8, 4
 
 

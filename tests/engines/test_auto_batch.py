@@ -45,6 +45,7 @@ def test_towers_know_their_widest_point() -> None:
     assert (student.tokens, student.width, student.peak_values) == (1, 512, 768 + 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory_gib", "processors", "itemsize", "expected"),
     [
@@ -63,6 +64,7 @@ def test_a_pass_fills_the_chip_within_its_memory(
     assert fill_chip(PatchTower(vit_b_32().visual, 16), itemsize, chip) == expected
 
 
+@pytest.mark.slow
 def test_larger_clips_take_smaller_passes(h200: None) -> None:
     sizes = []
     for name in ("ViT-B-32", "ViT-L-14", "ViT-bigG-14"):

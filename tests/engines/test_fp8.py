@@ -69,6 +69,7 @@ def test_a_towers_blocks_are_replaced_and_nothing_else() -> None:
         assert 1e-4 < cosine_error(rough, exact) < 5e-3
 
 
+@pytest.mark.slow
 def test_a_real_network_keeps_its_embeddings() -> None:
     tower, x = PatchTower(vit_b_32().visual, 16), draw(4, 768)
     exact = tower(x)

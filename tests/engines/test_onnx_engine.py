@@ -40,6 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [*((kind, torch.float32) for kind in TOWERS), ("patch", torch.float16), ("naclip", torch.float16)],
@@ -57,6 +58,7 @@ def test_onnxruntime_equals_torch(kind: str, dtype: torch.dtype, cache: Path) ->
         assert cosine_error(ours, expected) < (1e-5 if dtype == torch.float32 else 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), [("patch", torch.float32), ("naclip", torch.float16)])
 def test_opset_18_spells_attention_out(kind: str, dtype: torch.dtype, cache: Path) -> None:
     tower = TOWERS[kind]()
@@ -140,6 +142,7 @@ def test_the_hash_of_a_graph_ignores_weights_and_sees_code(cache: Path, tmp_path
 # The cache
 
 
+@pytest.mark.slow
 def test_a_graph_is_reused_for_the_same_weights_only(cache: Path) -> None:
     tower = TOWERS["student"]()
     first = export_tower(tower, torch.float32, cache)
@@ -188,6 +191,7 @@ def test_a_damaged_file_is_exported_again(
         assert second.startswith(f"tgmae: exporting {path.name} to {path.parent}, ")
 
 
+@pytest.mark.slow
 def test_a_half_written_file_of_a_dead_process_does_no_harm(tmp_path: Path) -> None:
     tower = TOWERS["student"]()
     name = f"student5-24-fp32-op23-{graph_fingerprint(tower)}.onnx"
@@ -209,6 +213,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [name for name in os.listdir(tmp_path / "onnx") if not name.endswith(".lock")] == []
 
 
+@pytest.mark.slow
 def test_export_says_one_line_and_leaves_the_tower_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tower = TOWERS["student"]()
     before = {name: weight.clone() for name, weight in tower.state_dict().items()}
@@ -225,6 +230,7 @@ def test_export_says_one_line_and_leaves_the_tower_alone(tmp_path: Path, capfd: 
 # Mistakes
 
 
+@pytest.mark.slow
 def test_other_inputs_are_refused(cache: Path) -> None:
     engine = OnnxEngine(TOWERS["student"](), torch.float32, CPU, cache)
     for wrong in (torch.zeros(2, 74), torch.zeros(2, 75).half(), torch.zeros(0, 75), torch.zeros(2, 3, 75)):
@@ -267,6 +273,7 @@ def test_cuda_needs_its_provider(tmp_path: Path) -> None:
 # The choice of engine
 
 
+@pytest.mark.slow
 def test_open_engine_opens_what_is_asked_for(tmp_path: Path) -> None:
     tower = TOWERS["student"]()
     for engine, kind in (("torch", TorchEngine), ("onnxruntime", OnnxEngine)):

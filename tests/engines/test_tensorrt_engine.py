@@ -52,6 +52,7 @@ def build(graph: Path, out: Path, batch: int = 64, target: str | None = "sm80") 
 # Building
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dtype"), [("patch", HALF), ("naclip", HALF), ("naclip", FLOAT)])
 def test_every_kind_of_tower_builds(kind: str, dtype: torch.dtype, cache: Path, tmp_path: Path) -> None:
     """Heads of 8 values have no fused kernel; NACLIP's attention has a bias."""
@@ -66,6 +67,7 @@ def test_every_kind_of_tower_builds(kind: str, dtype: torch.dtype, cache: Path, 
     assert (plan.profile, plan.gpu) == ((1, 5, 5), "sm89")
 
 
+@pytest.mark.slow
 def test_attention_in_float32_is_refused_before_it_crashes_the_builder(cache: Path, tmp_path: Path) -> None:
     graph = export_tower(PatchTower(small_clip(1, layers=2).visual, 8), FLOAT, cache, opset=OPSET_ATTENTION)
     with pytest.raises(ValueError, match="Attention in float32, which TensorRT cannot build: export it in fp16, or at"):
@@ -88,6 +90,7 @@ def test_opset_is_what_the_library_can_build() -> None:
 # Reuse
 
 
+@pytest.mark.slow
 def test_a_plan_is_reused_for_the_same_of_everything_only(student: Path, cache: Path, tmp_path: Path) -> None:
     first = build(student, tmp_path)
     written = first.stat().st_mtime_ns
@@ -218,6 +221,7 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.plan"))
 
 
+@pytest.mark.slow
 def test_a_graph_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fixed.onnx"
     warnings.simplefilter("ignore")  # torch warns about itself

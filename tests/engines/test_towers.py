@@ -60,6 +60,7 @@ def test_patch_tower_is_clip_on_enlarged_patches(vision: dict[str, object], patc
     assert tower.input_shape == (patch_size**2 * 3,)
 
 
+@pytest.mark.slow
 def test_patch_tower_is_vit_b_32_on_enlarged_patches() -> None:
     model = vit_b_32()
     patches = draw(6, 16 * 16 * 3)

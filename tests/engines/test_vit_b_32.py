@@ -13,6 +13,8 @@ from engines.backends.tensorrt_plan import TensorSpec, build_plan, describe_plan
 from engines.towers.clip_towers import PatchTower
 from tests.support.clip_models import cosine_error, vit_b_32
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -167,6 +167,7 @@ def test_kernel_equals_slices(shape: tuple[int, ...], patch: int, tubelet: int, 
     check_kernel(frames.to(DEVICE), index.to(DEVICE), patch, tubelet, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "patch", "tubelet"), GEOMETRIES[:-1])
 def test_kernel_gathers_every_token(shape: tuple[int, ...], patch: int, tubelet: int, dtype: torch.dtype) -> None:
@@ -181,6 +182,7 @@ def test_kernel_takes_other_statistics() -> None:
     assert not torch.allclose(same, gather_tokens_kernel(frames, None, 16, 1, torch.float32, MEAN, STD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tubelet", [1, 2])
 def test_kernel_reads_views(tubelet: int) -> None:
     """Read every other frame, single frames of a batch, a crop, and clips that share frames."""
@@ -227,6 +229,7 @@ def test_kernel_reaches_beyond_two_gigabytes() -> None:
     assert torch.equal(got, gather_tokens_kernel(frames.contiguous(), None, 2, 2, torch.float32, MEAN, STD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [Launch(16, 1), Launch(512, 1), Launch(1024, 8), Launch(4096, 2)])
 @pytest.mark.parametrize(("shape", "patch", "tubelet"), [GEOMETRIES[3], GEOMETRIES[-1]])
 def test_how_the_kernel_is_launched_changes_nothing(

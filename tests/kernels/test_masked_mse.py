@@ -130,6 +130,7 @@ def test_another_shape_is_refused() -> None:
 # ---- the kernels ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "patch", "tubelet"), MANY)
 def test_kernel_equals_numpy(shape: tuple[int, ...], patch: int, tubelet: int, dtype: torch.dtype) -> None:
@@ -153,6 +154,7 @@ def test_kernel_equals_numpy_for_any_geometry(seed: int) -> None:
     check_kernel(prediction.to(DEVICE), frames.to(DEVICE), masked.to(DEVICE), patch, tubelet, upstream=-7.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forward", "backward"),
     [(Launch(512, 4), Launch(512, 1)), (Launch(1024, 8), Launch(16, 2)), (Launch(512, 1), Launch(4096, 8))],
@@ -202,6 +204,7 @@ def test_kernel_passes_on_what_is_not_finite(value: float) -> None:
     assert gradient.isfinite().sum() == gradient.numel() - 1
 
 
+@pytest.mark.slow
 def test_kernel_is_deterministic() -> None:
     shape, patch, tubelet = (2, 4, 32, 32), 8, 2
     frames, masked = random_frames(shape).to(DEVICE), random_index(shape, patch, tubelet).to(DEVICE)

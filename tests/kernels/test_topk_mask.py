@@ -136,6 +136,7 @@ def test_other_shapes_are_refused(scores: Tensor) -> None:
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_equals_reference(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -186,6 +187,7 @@ def test_kernel_orders_any_bits(seed: int) -> None:
     check_kernel(scores, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_breaks_ties_as_the_reference(seed: int, dtype: torch.dtype) -> None:
@@ -217,6 +219,7 @@ def rotated(noise: Tensor) -> Tensor:
     return noise.permute(2, 0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [tube, swapped, stepped, rotated])
 def test_views_are_read_where_they_lie(view: Callable[[Tensor], Tensor]) -> None:
     noise = torch.rand(3, 4, 7, generator=generator(4))

@@ -12,6 +12,8 @@ from tests.support.videos import real_data_folder
 from tgmae.data.manifest import read_manifest
 from tgmae.telemetry.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -130,6 +130,7 @@ def test_resume_equals_uninterrupted(shapes: Path, tmp_path: Path, pipeline: str
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_accumulation_and_pipelines_train_alike(shapes: Path, tmp_path: Path) -> None:
     """Two half batches give the gradient of the whole one; DALI's clips give nearly the reference's losses."""
     train(tiny(shapes, tmp_path / "whole"))
@@ -139,6 +140,7 @@ def test_accumulation_and_pipelines_train_alike(shapes: Path, tmp_path: Path) ->
     assert losses(tmp_path / "dali") == pytest.approx(losses(tmp_path / "whole"), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_bf16_trains(shapes: Path, tmp_path: Path) -> None:
     """bf16 autocast follows float32 within its precision."""
     train(tiny(shapes, tmp_path / "fp32"))
@@ -171,6 +173,7 @@ def by_text(config: TrainConfig, cache_dir: Path, **mask: object) -> TrainConfig
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pipeline", "scorer"), [("dali", "patch"), ("pyav", "cached")])
 def test_masks_by_text_resume_equals_uninterrupted(
     shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, pipeline: str, scorer: str
@@ -249,6 +252,7 @@ class TestCaptions:
     def test_masks_without_text_do_not_mind(self, holes: Path, tmp_path: Path) -> None:
         assert train(tiny(holes, tmp_path / "run", max_steps=1)).step == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("choice", "left", "said"), [("exclude", 17, "are left out"), ("label", 20, "use their label")]
     )
@@ -272,6 +276,7 @@ class TestCaptions:
             make_scorer(config, manifest, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> None:
     """A run started from another's export begins where that one ended."""
     train(tiny(shapes, tmp_path / "first", max_steps=6))
@@ -294,6 +299,7 @@ def test_finished_and_afresh(shapes: Path, tmp_path: Path, capsys: pytest.Captur
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, tmp_path: Path) -> None:
     config = tiny(shapes, tmp_path, max_steps=8)
     train(config)
@@ -303,6 +309,7 @@ def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, t
     assert (tmp_path / "checkpoints" / "step_00000008.pt.old-1").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: Path) -> None:
     config = tiny(shapes, tmp_path, max_steps=1)
     train(config)
@@ -312,6 +319,7 @@ def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: P
     assert [group["weight_decay"] for group in load_checkpoint(path)["optimizer"]["param_groups"]] == [0.5, 0.0]
 
 
+@pytest.mark.slow
 def test_stops_on_a_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> None:
     """The message names step, clips and videos; the checkpoint before it is whole."""
     config = tiny(shapes, tmp_path, max_steps=3)
@@ -352,6 +360,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"model.num_heads was 3, is 6"):
             train(replace(config, max_steps=2, model=replace(config.model, num_heads=6)))
 
+    @pytest.mark.slow
     def test_other_changes_are_said(self, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
@@ -364,6 +373,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="seed was 0, is 1"):
             train(replace(config, max_steps=2, seed=1))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pipeline", ["pyav", "dali"])
     def test_videos_that_broke_since_indexing(
         self, tmp_path: Path, pipeline: str, capsys: pytest.CaptureFixture[str]
@@ -384,6 +394,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"of 12 videos could not be read .*more than --data.max-skipped 5.0%"):
             train(replace(config, run_dir=tmp_path / "strict"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pipeline", ["pyav", "dali"])
     def test_one_broken_video_costs_one_clip_even_in_batches_of_one(self, tmp_path: Path, pipeline: str) -> None:
         """With nothing good in the batch, a clip of the next one stands in; a resumed run does the same."""
@@ -461,6 +472,7 @@ def wait_for_group_to_end(group: int) -> None:
     pytest.fail("worker processes outlived the run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
     """SIGTERM to the process, SIGINT to its whole group as a terminal's Ctrl-C sends it (the workers get it too)."""
@@ -484,6 +496,7 @@ def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, numb
     assert load_checkpoint(newest)["step"] == read_metrics(tmp_path)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_saved(shapes: Path, tmp_path: Path) -> None:
     """Killed without warning, the run goes on from its newest checkpoint and ends as if never interrupted."""
     flags = ("--epochs", "10", "--max-steps", "12", "--log.checkpoint-every", "3")
@@ -502,6 +515,7 @@ def test_kill_9_loses_nothing_saved(shapes: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
     """torchrun with two processes on gloo: the same clips a step, the same losses up to rounding."""
     flags = ("--epochs", "10", "--max-steps", "5", "--device-batch-size", "2", "--pipeline", "pyav")

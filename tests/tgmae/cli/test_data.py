@@ -189,6 +189,7 @@ def check_read_only(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_index_of_a_read_only_folder(tmp_path: Path) -> None:
     root = tmp_path / "videos"
     write_numbered(root / "a.mp4", num_frames=16)
@@ -201,6 +202,7 @@ def test_index_of_a_read_only_folder(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 1
 
 
+@pytest.mark.slow
 def test_index_of_real_read_only_videos(tmp_path: Path) -> None:
     data = real_data_folder()
     if data is None:

@@ -66,6 +66,7 @@ def cache_of(clip: tuple[str, ...]) -> Path:
 # export
 
 
+@pytest.mark.slow
 def test_export_tells_what_it_wrote(tgmae_engine: Console, clip: tuple[str, ...]) -> None:
     code, out, err = tgmae_engine("export", *clip, *PATCH)
     assert code == 0
@@ -79,6 +80,7 @@ def test_export_tells_what_it_wrote(tgmae_engine: Console, clip: tuple[str, ...]
     assert "MatMul 10" in second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "opset"), [("auto", 23), ("fp32", 18)])
 def test_export_for_tensorrt_is_what_it_can_build(
     tgmae_engine: Console, clip: tuple[str, ...], precision: str, opset: int, tmp_path: Path
@@ -92,6 +94,7 @@ def test_export_for_tensorrt_is_what_it_can_build(
     assert f"{3 if opset == 23 else 0} of them Attention" in out
 
 
+@pytest.mark.slow
 def test_export_takes_an_opset(tgmae_engine: Console, clip: tuple[str, ...], tmp_path: Path) -> None:
     code, out, _ = tgmae_engine("export", *clip[:2], *PATCH, "--opset", "18", "--out", tmp_path)
     assert code == 0
@@ -103,6 +106,7 @@ def test_export_takes_an_opset(tgmae_engine: Console, clip: tuple[str, ...], tmp
 # build
 
 
+@pytest.mark.slow
 def test_build_without_a_gpu(tgmae_engine: Console, clip: tuple[str, ...]) -> None:
     flags = ("--clip.engine", "tensorrt_rtx", "--clip.batch", "100", "--target", "sm80")
     code, out, err = tgmae_engine("build", *clip, *SMALL, *flags)
@@ -119,6 +123,7 @@ def test_build_without_a_gpu(tgmae_engine: Console, clip: tuple[str, ...]) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["patch", "dense"])
 @pytest.mark.parametrize("batch", [1, 16, 4096])
 def test_a_plan_is_built_for_the_batch_that_training_runs(
@@ -138,6 +143,7 @@ def test_a_plan_is_built_for_the_batch_that_training_runs(
 # check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["patch", "dense"])
 def test_check_finds_onnxruntime_equal(tgmae_engine: Console, clip: tuple[str, ...], shapes: Path, tower: str) -> None:
     flags = ("--clip.engine", "onnxruntime", "--tower", tower, "--device", "cpu", "--manifest", shapes, "--frames", "5")

@@ -130,6 +130,7 @@ def test_masks_draw_clips(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
         assert picture.width == 1620
 
 
+@pytest.mark.slow
 def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     """Motion of all rows beside the manifest, once; then masks by motion with text and without."""
     code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
@@ -150,6 +151,7 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
             assert picture.width == width
 
 
+@pytest.mark.slow
 def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> None:
     write_numbered(tmp_path / "a.mp4", num_frames=16)
     write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=16)
@@ -184,6 +186,7 @@ def test_loss_of_a_run_without_metrics(tgmae: Terminal, tmp_path: Path) -> None:
 # tgmae-engine distill and agree
 
 
+@pytest.mark.slow
 def test_distill_then_agree_on_everything(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     """The student is measured on the other split, and compared with cached scores and all the others."""
     student, maps, table = tmp_path / "student.safetensors", tmp_path / "maps", tmp_path / "new" / "agree.json"
@@ -318,6 +321,7 @@ def test_a_manifest_that_is_not_there(tgmae: Terminal, tmp_path: Path) -> None:
         assert str(code).startswith(f"tgmae-{name}: no manifest at ")
 
 
+@pytest.mark.slow
 def test_what_needs_no_clip_does_not_import_it() -> None:
     """open_clip takes seconds to import, and every spawned worker imports its command's module anew."""
     code = "import sys, tgmae.cli.{0}; assert 'open_clip' not in sys.modules, '{0}'"

@@ -139,6 +139,7 @@ def test_help_names_every_group_and_preset(capsys: pytest.CaptureFixture[str]) -
     assert all(name in text for name in PRESETS)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_missing_without_a_traceback(tmp_path: Path) -> None:
     """A typo and a manifest that is not there, as a user meets them."""
     typo = run("tgmae.cli.train", "demo", "--data.strid", "2")
@@ -152,6 +153,7 @@ def test_the_command_says_what_is_missing_without_a_traceback(tmp_path: Path) ->
     assert "Traceback" not in typo.stderr + missing.stderr
 
 
+@pytest.mark.slow
 def test_info_names_every_backend_with_its_reason() -> None:
     done = run("tgmae.cli.info")
     assert done.returncode == 0, done.stderr

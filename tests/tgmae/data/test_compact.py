@@ -48,6 +48,7 @@ def digests(folder: Path) -> dict[str, str]:
 # Rows, names, boxes
 
 
+@pytest.mark.slow
 def test_rows_are_carried_over(tmp_path: Path) -> None:
     """Labels, captions and splits; a.avi and a.mp4 keep their suffixes in the name; the originals stay as they are."""
     root = tmp_path / "in"
@@ -201,6 +202,7 @@ def stamps(out: Path) -> dict[str, int]:
     return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
 
 
+@pytest.mark.slow
 def test_second_run_encodes_what_changed(tmp_path: Path) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     for name in ("a", "b", "c"):
@@ -268,6 +270,7 @@ def long_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_killed_run_is_resumed(long_work: Path, tmp_path: Path) -> None:
     """What was done stays, the rest follows, and all is as one run would have made it."""
     out = tmp_path / "out"
@@ -298,12 +301,14 @@ def test_killed_run_is_resumed(long_work: Path, tmp_path: Path) -> None:
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(long_work: Path, tmp_path: Path) -> None:
     errors = interrupt(long_work, tmp_path / "out", lambda: len(in_journal(tmp_path / "out")) >= 2, signal.SIGINT)
     assert "interrupted; the same command goes on from here" in errors
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "suffix"), [("h264", ".mp4"), ("vp9", ".webm")])
 def test_runs_give_the_same_bytes(tmp_path: Path, codec: Any, suffix: str) -> None:
     write_numbered(tmp_path / "in" / "a.mp4", num_frames=30)
@@ -313,6 +318,7 @@ def test_runs_give_the_same_bytes(tmp_path: Path, codec: Any, suffix: str) -> No
     assert digests(tmp_path / "one")[f"a{suffix}"] == digests(tmp_path / "two")[f"a{suffix}"]
 
 
+@pytest.mark.slow
 def test_full_disk_is_no_fault_of_the_video(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk."""
     write_numbered(tmp_path / "in" / "a.mp4", num_frames=60)
@@ -370,6 +376,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 # Real files
 
 
+@pytest.mark.slow
 def test_real_videos(tmp_path: Path) -> None:
     """10 bit, full range, AV1, HEVC, turned and cut-off recordings: same frames, colours within two levels."""
     data = real_data_folder()
@@ -404,6 +411,7 @@ class CrashingConfig(CompactConfig):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path: Path) -> None:
     """Found among the others by the process it kills; those are encoded all the same."""

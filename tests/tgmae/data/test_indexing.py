@@ -82,6 +82,7 @@ def coded(folder: Path) -> dict[str, Video]:
 # What is read from a whole file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODED)
 def test_what_is_said_of_a_video(folder: Path, coded: dict[str, Video], name: str) -> None:
     video, stat = coded[name], (folder / name).stat()
@@ -100,6 +101,7 @@ def test_keyframes_are_those_the_decoder_sees(folder: Path, coded: dict[str, Vid
     assert video.keyframes == (0, 12, 24, 36)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODED)
 def test_seeking_gives_the_same_frames(folder: Path, coded: dict[str, Video], name: str) -> None:
     """From every frame of the video, and for clips that run past the next keyframe."""
@@ -442,6 +444,7 @@ def interrupt(root: Path, out: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # its workers
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_from_the_journal(twelve: Path, tmp_path: Path) -> None:
     out = tmp_path / "manifest.parquet"
     interrupt(twelve, out)
@@ -465,6 +468,7 @@ def test_run_killed_twice_loses_nothing_after_a_half_written_line(twelve: Path, 
 # Real files
 
 
+@pytest.mark.slow
 def test_real_videos(tmp_path: Path) -> None:
     """AV1, HEVC, 10 bit, full range, rotated and corrupted files: frame counts, sizes and codecs as listed by hand."""
     data = real_data_folder()

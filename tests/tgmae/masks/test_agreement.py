@@ -108,6 +108,7 @@ def test_clips_are_whole_batches_of_the_first_ones(config: InputConfig, shapes: 
     assert len({request.row for clips in batches for request in clips.requests}) == 9
 
 
+@pytest.mark.slow
 def test_report_of_every_scorer(config: InputConfig, shapes: Path) -> None:
     manifest = read_manifest(shapes)
     batches = load_clips(config, manifest, 4, 2, CPU)

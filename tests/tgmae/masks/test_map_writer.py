@@ -69,6 +69,7 @@ def test_what_is_written_is_read(manifest: Manifest, tmp_path: Path, key: Key) -
     assert_whole(manifest, tmp_path / "maps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 200])
 def test_kill_9_loses_only_the_video_at_work(manifest: Manifest, tmp_path: Path, cut: int) -> None:
     """Killed in the middle of the second part, by and by; a record cut short is computed again, no other."""

@@ -95,6 +95,7 @@ def test_composing_follows_every_cell_back(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_a_known_motion_adds_up_over_the_stride(case: str, tmp_path: Path) -> None:
     """(3, -2) pixels a frame are (12, -8) from clip frame to clip frame at stride 4, B frames or not."""

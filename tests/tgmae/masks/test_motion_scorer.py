@@ -252,6 +252,7 @@ def judged(manifest: Manifest, kind: str, cache_dir: Path) -> dict[str, float]:
     return judge(truth, list(scores), mask.masked_per_slot(36))
 
 
+@pytest.mark.slow
 def test_a_panning_camera_defeats_motion_and_not_text(tmp_path: Path, cache_dir: Path) -> None:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for camera in ("still", "panning"):

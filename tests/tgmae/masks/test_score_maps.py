@@ -137,6 +137,7 @@ def test_grid_has_square_cells(width: int, height: int, cells: int, grid: tuple[
     assert grid_of(make_video(width=width, height=height), cells) == grid
 
 
+@pytest.mark.slow
 def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -> None:
     """Against enlarging and encoding every cell of every second frame, for each caption."""
     clip = load_clip(CLIPConfig(model="shapes"))
@@ -173,6 +174,7 @@ def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotated_video_is_scored_upright(tmp_path: Path, cache_dir: Path, rotation: int) -> None:
     """Pictures and maps are those of the same video stored upright; a wrong turn would be seen."""
@@ -258,6 +260,7 @@ def test_a_batch_is_its_clips(manifest: Manifest, maps: Path, cache_dir: Path) -
     np.testing.assert_array_equal(scores.numpy(), np.stack([scorer.score(manifest[r.row], r) for r in clips.requests]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["patch", "dense"])
 def test_the_whole_picture_scores_as_directly(tmp_path: Path, cache_dir: Path, scorer: str) -> None:
     """A square video, uncropped, resized by FFmpeg both times: equal up to float16. Two sizes in one folder."""
@@ -309,6 +312,7 @@ build(two_captions(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again(
     shapes: Path, manifest: Manifest, maps: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
@@ -348,6 +352,7 @@ def test_two_shares_are_one_whole(manifest: Manifest, maps: Path, tmp_path: Path
     assert parts(tmp_path) == parts(maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage"])
 def test_a_damaged_part_is_refused_and_made_anew(
     manifest: Manifest, maps: Path, copied: Path, cache_dir: Path, damage: str
@@ -446,6 +451,7 @@ def test_rows_of_a_split_find_their_maps(manifest: Manifest, maps: Path, cache_d
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_unreadable_video_is_recorded_reported_and_named(tmp_path: Path, cache_dir: Path, num_workers: int) -> None:
     for name in "abcd":
@@ -471,6 +477,7 @@ def arrays(folder: Path, manifest: Manifest) -> list[NDArray[np.float16]]:
     return [MapFolder(folder, COMMAND).read(manifest[row].path) for row in range(len(manifest))]
 
 
+@pytest.mark.slow
 def test_parts_of_another_length_read_the_same(
     manifest: Manifest, maps: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

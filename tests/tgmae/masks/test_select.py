@@ -171,6 +171,7 @@ def test_equal_scores_are_masked_from_the_first_patch_on_in_both_orders() -> Non
         assert got.masked.tolist() == [[*range(8), *range(16, 24)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_without_text_need_neither_captions_nor_clip(kind: str, shapes: Path) -> None:
     """make_scorer for them reads no CLIP: a model that does not exist is never looked for."""

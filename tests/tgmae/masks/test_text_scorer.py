@@ -148,6 +148,7 @@ def make(config: InputConfig, manifest: Manifest, **mask: object) -> BoundScorer
 # patch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_patch_equals_enlarging_and_encoding(
     config: InputConfig, manifest: Manifest, clips: ClipBatch, naive: NDArray[np.float64], count: int
@@ -167,6 +168,7 @@ def test_the_two_frames_of_a_tubelet_differ(naive: NDArray[np.float64]) -> None:
     assert np.abs(first - second).max() > 0.01
 
 
+@pytest.mark.slow
 def test_patch_with_the_real_network(config: InputConfig, manifest: Manifest, clips: ClipBatch) -> None:
     """ViT-B/32 with QuickGELU at its own 224², weights drawn at random: 16 patches of one frame."""
     torch.manual_seed(0)
@@ -215,6 +217,7 @@ def test_resizing_8_bit_pixels_changes_little(
     assert hard_share > 0.8
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_batch_of_the_engine(
     config: InputConfig, manifest: Manifest, clips: ClipBatch
 ) -> None:
@@ -321,6 +324,7 @@ def dense_naively(clip: CLIPModel, frame: torch.Tensor, caption: str, last_block
     return cosines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_block", LAST_BLOCKS)
 def test_dense_equals_a_computation_by_hand(
     clip: CLIPModel, config: InputConfig, manifest: Manifest, clips: ClipBatch, last_block: str

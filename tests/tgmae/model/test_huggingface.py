@@ -286,6 +286,7 @@ def test_weights_of_half_precision_import(tmp_path: Path) -> None:
     assert_same_function(ours, theirs.float(), "random", 14)
 
 
+@pytest.mark.slow
 def test_vit_b_has_the_published_names_and_shapes(tmp_path: Path) -> None:
     config = ModelConfig()
     with torch.device("meta"):

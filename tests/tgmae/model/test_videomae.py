@@ -25,6 +25,7 @@ def batch(clips: int) -> tuple[torch.Tensor, TokenMasks]:
     return smooth.permute(0, 2, 3, 4, 1).to(torch.uint8).contiguous(), TokenMasks(visible=visible, masked=masked)
 
 
+@pytest.mark.slow
 def test_memorises_a_batch() -> None:
     """Within 150 steps on two clips the loss falls from about 1 to well below a half."""
     torch.manual_seed(0)

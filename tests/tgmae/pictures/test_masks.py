@@ -63,6 +63,7 @@ def black_patches(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return dark.all(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Path, count: int) -> None:
     """Two clips stand side by side, with six images each: 1.35 inches per image, 3.3 per line, at 100 dpi."""
@@ -77,6 +78,7 @@ def test_the_png_is_as_large_as_its_clips_need(manifest: Manifest, tmp_path: Pat
     assert not list(tmp_path.glob("**/*.tmp"))
 
 
+@pytest.mark.slow
 def test_black_is_what_is_masked(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare every image, of the first and last slot, with a sort: frame, scores and the four masks."""
     shown: list[tuple[NDArray[Any], dict[str, float]]] = []
@@ -115,6 +117,7 @@ def test_the_masks_ratio_is_the_configs(manifest: Manifest, tmp_path: Path, monk
     assert [int(black_patches(picture).sum()) for picture in shown[2:6]] == [12] * 4
 
 
+@pytest.mark.slow
 def test_motion_stands_beside_text(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores are drawn for tgm and mgm only, and every image of a clip has its title."""
     shown: list[str] = []

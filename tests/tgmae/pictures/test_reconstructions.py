@@ -90,6 +90,7 @@ def test_bfloat16_predictions_are_shown() -> None:
     torch.testing.assert_close(filled, frames.float() / 255, rtol=0, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 5])
 def test_draw_reconstructions_writes_a_picture(tmp_path: Path, batch: int) -> None:
     config = CONFIGS[0]

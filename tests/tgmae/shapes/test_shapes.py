@@ -70,6 +70,7 @@ def test_same_seed_same_frames_and_objects() -> None:
     assert one[2] != other[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
 def test_same_seed_same_decoded_frames(tmp_path: Path, codec: str) -> None:
     (tmp_path / "videos").mkdir()
@@ -81,6 +82,7 @@ def test_same_seed_same_decoded_frames(tmp_path: Path, codec: str) -> None:
     assert len(decoded) == 1
 
 
+@pytest.mark.slow
 def test_a_clip_follows_from_seed_and_index_alone(made: Path) -> None:
     """The number of clips, the number of processes and the clips made before do not matter."""
     stored = pq.read_table(made / "boxes.parquet").to_pylist()
@@ -99,6 +101,7 @@ def test_clips_of_one_seed_differ() -> None:
 # Boxes
 
 
+@pytest.mark.slow
 def test_boxes_hold_the_object_and_little_else() -> None:
     drawn = [draw_single(index) for index in range(20)]
     coloured = [(frames, obj) for frames, obj in drawn if obj.color != "white"]  # the background has that hue
@@ -213,12 +216,14 @@ def test_captions_labels_and_splits_agree(made: Path) -> None:
             assert listed[video.path][f"caption{place}"] == caption
 
 
+@pytest.mark.slow
 def test_two_objects_differ_in_colour_and_shape() -> None:
     for index in range(12):
         _, objects = render_clip(np.random.default_rng((0, index)), 2)
         assert len({obj.color for obj in objects}) == len({obj.shape for obj in objects}) == 2
 
 
+@pytest.mark.slow
 def test_drawn_in_the_colour_that_is_named() -> None:
     """With two objects the second lies on top, so its middle shows its own colour."""
     for index in range(12):

@@ -88,6 +88,7 @@ def test_the_card_says_how_it_was_made_and_how_well_it_does() -> None:
         assert f"{area:.3f}" in readme
 
 
+@pytest.mark.slow
 def test_finds_the_objects_of_clips_it_never_saw(offline: Any, labelled_clips: Labelled) -> None:
     measured = evaluate(*offline, *labelled_clips)
     for frames in (1, 2):

@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Objects
 
 
+@pytest.mark.slow
 def test_objects_are_those_of_the_clips(made: Path) -> None:
     objects = read_objects(made)
     manifest = read_manifest(made / "manifest.parquet")

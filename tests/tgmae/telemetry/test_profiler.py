@@ -41,6 +41,7 @@ def names(trace: Path) -> dict[int, Counter[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_trace_has_every_stage(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     train(config)
     folder = config.run_dir / "profile"
@@ -55,6 +56,7 @@ def test_a_trace_has_every_stage(config: TrainConfig, capsys: pytest.CaptureFixt
     assert f"profile of 2 steps: {folder / 'trace.json.gz'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_stages_are_nvtx_ranges(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
 

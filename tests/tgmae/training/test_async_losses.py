@@ -73,6 +73,7 @@ def test_bad_gradients_move_neither_weights_nor_moments() -> None:
     assert not any(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_blocks_compute_the_same() -> None:
     """And keep their names, so that checkpoints of either kind fit the other."""

@@ -62,6 +62,7 @@ def make_batches(handover: BatchLifetime, count: int) -> list[Callable[[], Batch
     return seen
 
 
+@pytest.mark.slow
 def test_batches_live_until_their_work_is_done() -> None:
     stream = Stream()
     handover = BatchLifetime(stream.record)
@@ -89,6 +90,7 @@ def test_closing_waits_for_all_of_them() -> None:
     assert stream.queued == 3
 
 
+@pytest.mark.slow
 def test_a_cpu_loader_records_no_event(shapes: Path) -> None:
     loader = make_loader(shapes, torch.device("cpu"))
     try:

@@ -191,6 +191,7 @@ def student(shapes: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFact
     return path
 
 
+@pytest.mark.slow
 def test_measured_agreement_is_in_the_file_and_true(shapes: Path, cache_dir: Path, student: Path) -> None:
     """Counted again with sets, on the first clips that training would draw of the held-out rows."""
     with safe_open(student, "pt") as file:
@@ -212,6 +213,7 @@ def test_measured_agreement_is_in_the_file_and_true(shapes: Path, cache_dir: Pat
     assert -1 <= measured["rank_correlation"] <= 1
 
 
+@pytest.mark.slow
 def test_seconds_of_distilling_agree_better_than_chance(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:
     """Chance agrees on 21/36 = .58 and correlates with nothing."""
     options = {"hidden": 256, "rounds": 40, "batch": 96, "check_clips": 16, "learning_rate": 2e-3}
@@ -239,6 +241,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again(
     shapes: Path, cache_dir: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
