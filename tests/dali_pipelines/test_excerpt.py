@@ -76,7 +76,7 @@ def test_an_open_group_is_decoded_from_the_start(tmp_path: Path, monkeypatch: py
     assert cut_excerpt(str(file), video, (40, 43)).first == 0
     monkeypatch.setattr(excerpt, "_MOST_FRAMES", 43)
     assert cut_excerpt(str(file), video, (38, 42)).first == 0
-    with pytest.raises(NoExcerpt, match="no keyframe that is near"):
+    with pytest.raises(NoExcerpt, match="cannot start at a nearby keyframe"):
         cut_excerpt(str(file), video, (40, 43))
 
 

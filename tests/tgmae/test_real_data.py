@@ -40,7 +40,7 @@ def test_index_and_train(tmp_path: Path, name: str, videos: int, labels: int) ->
     flags += ["--mask.no-caption", "label", "--clip.cache-dir", str(tmp_path / "cache")]
     said = run("tgmae.cli.train", "demo", "--pipeline", "dali", *flags, "--log.checkpoint-every", "30")
     assert "step 30 of" in said
-    assert f"{videos} videos without a caption take their label for one" in said
+    assert f"{videos} videos without a caption use their label" in said
     reports = read_metrics(tmp_path / "run")
     assert reports[-1]["step"] == 30
     assert reports[-1]["skipped_videos"] == 0

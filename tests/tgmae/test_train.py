@@ -351,7 +351,7 @@ class TestBadInput:
     def test_another_network(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
-        with pytest.raises(ValueError, match=r"another shape: .* is \[48.* there, \[96"):
+        with pytest.raises(ValueError, match=r"a different model: .* is \[48.* there, \[96"):
             train(replace(config, max_steps=2, model=replace(config.model, width=96)))
 
     def test_another_function_of_the_same_shape(self, shapes: Path, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def command(manifest: Path, run_dir: Path, *flags: str) -> list[str]:
         "--run-dir", str(run_dir), "--data.manifest", str(manifest), "--batch-size", "4", "--device-batch-size", "4",
         "--model.image-size", "32", "--model.patch-size", "8", "--model.num-frames", "8", "--model.width", "48",
         "--model.depth", "2", "--model.decoder-width", "24", "--model.decoder-depth", "1",
-        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard", "--data.num-workers", "1",
+        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard",
         "--mask.kind", "tube", "--mask.ratio", "0.75",
         *flags,
     ]  # fmt: skip

@@ -304,7 +304,7 @@ def test_killed_run_is_resumed(long_work: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(long_work: Path, tmp_path: Path) -> None:
     errors = interrupt(long_work, tmp_path / "out", lambda: len(in_journal(tmp_path / "out")) >= 2, signal.SIGINT)
-    assert "interrupted; the same command goes on from here" in errors
+    assert "interrupted; run the same command again to continue" in errors
     assert "Traceback" not in errors
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
-from dali_pipelines.types import ClipBatch
+from dali_pipelines.types import Caption, ClipBatch
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import FrameTower
@@ -109,10 +109,7 @@ def clip() -> CLIPModel:
 def manifest(shapes: Path) -> Manifest:
     """The training clips, each with a second caption that is wrong."""
     whole = read_manifest(shapes).select_split("train")
-    captions = [[texts[0], CAPTIONS[1]] for texts in whole.table.column("captions").to_pylist()]
-    column = whole.table.schema.get_field_index("captions")
-    field = whole.table.schema.field(column)
-    return Manifest(whole.table.set_column(column, field, [captions]), whole.root)
+    return whole.with_captions([[captions[0], Caption(CAPTIONS[1], "test")] for captions in whole.captions()])
 
 
 @pytest.fixture(scope="module")
