@@ -200,6 +200,11 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
+def count_videos(count: int) -> str:
+    """Return "1 video" or "2 videos", for messages."""
+    return f"{count} video{'s' * (count != 1)}"
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest, of this format or the one before.
 
@@ -214,7 +219,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+        advice = ""
+        if path.suffix.lower() == ".csv":
+            advice = f"; make a manifest from it with: tgmae-data index FOLDER --csv {path} --out FILE.parquet"
+        raise ValueError(f"{path} is not a Parquet file: {error}{advice}") from error
     metadata = table.schema.metadata or {}
     remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
     found = metadata.get(FORMAT_KEY, b"1").decode()
