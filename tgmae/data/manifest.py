@@ -214,15 +214,19 @@ def read_manifest(path: Path) -> Manifest:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give its manifest, such as {path / 'manifest.parquet'}")
+    is_csv = path.suffix.lower() == ".csv"
     if not path.is_file():
-        raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {path}")
+        out = path.with_suffix(".parquet") if is_csv else path
+        raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {out}")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        advice = ""
-        if path.suffix.lower() == ".csv":
-            advice = f"; make a manifest from it with: tgmae-data index FOLDER --csv {path} --out FILE.parquet"
-        raise ValueError(f"{path} is not a Parquet file: {error}{advice}") from error
+        if is_csv:
+            remake = f"tgmae-data index FOLDER --csv {path} --out {path.with_suffix('.parquet')}"
+            raise ValueError(
+                f"{path} is a CSV file, but a manifest is a Parquet file; make one with: {remake}"
+            ) from error
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
     metadata = table.schema.metadata or {}
     remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
     found = metadata.get(FORMAT_KEY, b"1").decode()

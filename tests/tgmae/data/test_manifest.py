@@ -51,7 +51,7 @@ def test_a_csv_is_not_a_manifest(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_text("path,caption\na.mp4,a cat\n")
     with pytest.raises(
-        ValueError, match=r"is not a Parquet file: .*tgmae-data index FOLDER --csv .*captions\.csv --out"
+        ValueError, match=r"is a CSV file, .*tgmae-data index FOLDER --csv .*captions\.csv --out .*\.parquet$"
     ):
         read_manifest(path)
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engines.files import write_atomically
-from tgmae.data.manifest import Manifest
+from tgmae.data.manifest import Manifest, count_videos
 
 # path: the name of the row (`Video.name`). digest: of what its maps depend on (`digest_videos`). shape: empty where the
 # video could not be read.
@@ -78,7 +78,7 @@ class MapFolder:
         self.unreadable = {name[0] for name in names if not self._found[name][2]}
         lost = sorted(self.unreadable)
         return (
-            f"{len(lost)} videos could not be read when {self.folder} was made, such as {', '.join(lost[:3])}; "
+            f"{count_videos(len(lost))} could not be read when {self.folder} was made, such as {', '.join(lost[:3])}; "
             f"where they can be read now, run {self.command} again"
         ) * bool(lost)
 
