@@ -59,7 +59,7 @@ def export_tower(tower: Tower, dtype: torch.dtype, cache_dir: Path, opset: int =
     with lock_file(path):
         if not _holds(path, about):
             tqdm.write(
-                f"tgmae: exporting {path.name} to {path.parent}, which takes some seconds; it is kept there",
+                f"tgmae: exporting {path.name} to {path.parent}, which takes a few seconds; it is cached there",
                 file=sys.stderr,
             )
             write_atomically(path, _export(tower, dtype, opset, about))

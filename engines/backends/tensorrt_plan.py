@@ -117,7 +117,7 @@ def build_plan(
             else:
                 return path
         tqdm.write(
-            f"tgmae: building {path.name} in {out_dir}, which takes seconds to minutes; it is kept there",
+            f"tgmae: building {path.name} in {out_dir}, which takes seconds to minutes; it is cached there",
             file=sys.stderr,
         )
         started = time.perf_counter()

@@ -218,7 +218,7 @@ def test_export_says_one_line_and_leaves_the_tower_alone(tmp_path: Path, capfd: 
     tower = TOWERS["student"]()
     before = {name: weight.clone() for name, weight in tower.state_dict().items()}
     path = export_tower(tower, torch.float16, tmp_path)
-    said = f"tgmae: exporting {path.name} to {path.parent}, which takes some seconds; it is kept there\n"
+    said = f"tgmae: exporting {path.name} to {path.parent}, which takes a few seconds; it is cached there\n"
     assert capfd.readouterr() == ("", said)
     export_tower(tower, torch.float16, tmp_path)
     assert capfd.readouterr() == ("", "")

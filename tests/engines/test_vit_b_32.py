@@ -41,5 +41,5 @@ def test_vit_b_32_builds_for_sm80(graph: Path, tmp_path: Path, capfd: pytest.Cap
     assert (plan.library, plan.gpu) == ("tensorrt_rtx", "sm80")
     assert plan.plan_bytes == path.stat().st_size > 150 * 2**20
     assert path.name.startswith(f"{graph.stem}-sm80-tensorrt_rtx-{plan.version}-b3920-")
-    said = f"tgmae: building {path.name} in {tmp_path}, which takes seconds to minutes; it is kept there\n"
+    said = f"tgmae: building {path.name} in {tmp_path}, which takes seconds to minutes; it is cached there\n"
     assert capfd.readouterr() == ("", said)  # no warning of lossy casts, for one

@@ -54,7 +54,7 @@ class Compact(Command):
         from rich.console import Console
 
         from tgmae.data.compact import compact
-        from tgmae.data.manifest import read_manifest
+        from tgmae.data.manifest import count_videos, read_manifest
 
         source = read_manifest(self.manifest)
         if self.manifest.resolve().parent == self.out.resolve():
@@ -63,7 +63,7 @@ class Compact(Command):
         name_some("left out", result.excluded, f", listed in {result.report}")
         num_new = len(result.rows) - result.num_reused
         print(
-            f"{result.manifest}: {len(result.rows)} videos ({result.num_reused} done before), "
+            f"{result.manifest}: {count_videos(len(result.rows))} ({result.num_reused} done before), "
             f"{len(result.excluded)} left out{f' ({result.report} says why)' * bool(result.excluded)}, "
             f"{result.seconds:.1f} s"
         )
@@ -82,7 +82,7 @@ class Compact(Command):
 def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
     """Return the sizes of a data set before and after, and how fast one process decodes a sample of each.
 
-    The two are measured in turn, in three rounds.
+    The two are measured in three alternating rounds.
     """
     import numpy as np
     from tqdm import tqdm
@@ -183,9 +183,10 @@ def _draw_table(report: dict[str, Any]) -> Table:
         old, new = before[name], after[name]
         ratio = statistics.median(new) / statistics.median(old)
         table.add_row(unit, _spread(old), _spread(new), f"{ratio:.2f}")
+    sample = report["measured_on"]
     table.caption = (
-        f"decode speed: one process, {len(report['measured_on'])} videos, "
-        f"median (lowest to highest) of {_ROUNDS} rounds in turn"
+        f"decode speed: one process, {len(sample)} video{'s' * (len(sample) != 1)}, "
+        f"median (lowest to highest) of {_ROUNDS} alternating rounds"
     )
     return table
 

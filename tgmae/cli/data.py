@@ -72,7 +72,8 @@ class Index(Command):
     csv: Path | None = None
     split: str = "train"  # Split of the videos for which the CSV file names none.
     min_frames: int = 16  # Leave out videos with fewer frames.
-    decode_all: bool = False  # Decode every frame: about ten times slower, finds files that break half way.
+    # Decode every frame: about ten times slower, and finds files that are corrupt part-way through.
+    decode_all: bool = False
     workers: int = field(default_factory=count_cores)  # Processes that probe videos.
 
     def run(self) -> None:
@@ -122,6 +123,8 @@ def _summary(manifest: Manifest) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from tgmae.data.manifest import count_videos
+
     columns = manifest.table.to_pydict()
     frames, fps = np.subtract(columns["end_frame"], columns["start_frame"]), np.array(columns["fps"])
     hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
@@ -134,8 +137,8 @@ def _summary(manifest: Manifest) -> Table:
         listed = escape(", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown)))
         return listed + (f", and {len(counts) - shown} more" if len(counts) > shown else "")
 
-    cut = f", segments of {len(files)} files" * (columns["num_frames"] != frames.tolist())
-    table = Table(show_header=False, title=escape(f"{len(manifest)} videos{cut} below {manifest.root}"))
+    cut = f", segments of {len(files)} file{'s' * (len(files) != 1)}" * (columns["num_frames"] != frames.tolist())
+    table = Table(show_header=False, title=escape(f"{count_videos(len(manifest))}{cut} below {manifest.root}"))
     table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
     table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
@@ -145,7 +148,7 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))
     table.add_row("splits", most(Counter(columns["split"])))
     table.add_row(f"{len(labels)} labels", most(labels))
-    table.add_row("captions", f"{captions.sum()}; {(captions == 0).sum()} videos have none")
+    table.add_row("captions", f"{captions.sum()}; {count_videos(int((captions == 0).sum()))} without any")
     return table
 
 

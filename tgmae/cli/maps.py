@@ -82,7 +82,7 @@ class Motion(Command):
 
     def run(self) -> None:
         from dali_pipelines.video.motion import CODECS
-        from tgmae.data.manifest import read_manifest
+        from tgmae.data.manifest import count_videos, read_manifest
         from tgmae.masks.maps.build_motion import build_motion
         from tgmae.training import parallel as distributed
 
@@ -99,8 +99,8 @@ class Motion(Command):
         if silent:
             codecs = ", ".join(f"{codec} ({count})" for codec, count in silent.items())
             message = (
-                f"{sum(silent.values())} of {len(manifest)} videos have no motion vectors: {codecs}; re-encode the "
-                f"data set to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
+                f"no motion vectors in {sum(silent.values())} of {count_videos(len(manifest))}: {codecs}; re-encode "
+                f"the data set to H.264 with: tgmae-data compact {self.manifest} --out FOLDER"
             )
             if not result.num_videos + result.num_reused:
                 raise ValueError(message)
@@ -111,7 +111,7 @@ def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     name_some("could not be read:", result.skipped)
     process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
     print(
-        f"{out}: {result.num_videos} videos done, {result.num_reused} found, {len(result.skipped)} unreadable; "
+        f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable; "
         f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}."
         + (f" Train with: {flags}" if flags else "")
     )

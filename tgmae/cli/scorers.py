@@ -51,8 +51,9 @@ class Agree(ClipCommand):
         batches = load_clips(config, manifest, self.clips, self.batch, device)
         reports, _ = compare_scorers(config, manifest, batches, device)
         k, n = config.mask.masked_per_slot(config.model.patches_per_slot), config.model.patches_per_slot
+        num_clips = sum(len(clips.requests) for clips in batches)
         table = Table(
-            title=f"scorers against patch, {sum(len(clips.requests) for clips in batches)} clips, "
+            title=f"scorers against patch, {num_clips} clip{'s' * (num_clips != 1)}, "
             f"{k} of {n} patches masked (chance agrees on {k / n:.2f})"
         )
         for heading in ("scorer", "agreement", "5th perc.", "rank corr.", "GFLOP/clip", "clips/s"):
@@ -107,8 +108,9 @@ class Distill(ClipCommand):
         measured = distill(config, manifest, held_out, out, self.options, choose_device(config.device))
         is_held_out = config.data.split not in ("", check_split)
         where = f"split {check_split}" if is_held_out else "clips that it was trained on"
+        k, n = config.mask.masked_per_slot(config.model.patches_per_slot), config.model.patches_per_slot
         print(
-            f"{out}: agreement with patch {measured['agreement']:.3f} (chance {measured['ratio']:.2f}, 5th percentile "
+            f"{out}: agreement with patch {measured['agreement']:.3f} (chance {k / n:.2f}, 5th percentile "
             f"{measured['agreement_p5']:.3f}), rank correlation {measured['rank_correlation']:.3f} on {where}. "
             f"Train with: --mask.scorer student --mask.student {out}"
         )

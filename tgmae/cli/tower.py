@@ -130,16 +130,17 @@ class Export(TowerCommand):
 class Build(TowerCommand):
     """Build the TensorRT plan of a tower, for --clip.engine tensorrt or tensorrt_rtx.
 
-    A run builds the plan it needs by itself; this does it beforehand, or for another GPU.
+    --clip.engine is required. A run builds the plan it needs by itself; this does it beforehand, or for another GPU.
     """
 
     EXAMPLES: ClassVar = (
         "tgmae-engine build --clip.engine tensorrt  # Build CLIP ViT-B/32's plan for this GPU.",
-        "tgmae-engine build --clip.engine tensorrt_rtx --target sm90 --clip.batch 3528  "
-        "# Build it for an H100 or H200, on a machine without one.",
+        "tgmae-engine build --clip.engine tensorrt_rtx --target sm89 --clip.batch 3528  "
+        "# Build it for an L4 or L40S, on a machine without one.",
     )
     COMMON: ClassVar = ("clip.engine", "clip.model", "clip.batch", "tower", "target", "out")
     READS: ClassVar = tuple(name for name in CLIP_FLAGS if name != "clip.cuda-graph")
+    CHOICES: ClassVar = {"clip.engine": ("tensorrt", "tensorrt_rtx")}  # the others have no plans
 
     target: str | None = None  # Build for this GPU architecture, such as sm80, without having it (tensorrt_rtx only).
     out: Path | None = None  # Folder to write. Default: plans in --clip.cache-dir, where a run looks for it.

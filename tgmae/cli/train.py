@@ -65,6 +65,9 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
             raise UsageError(f"the preset comes first: {PROG} {late} --flag value ...")
         config = tyro.cli(TrainConfig, prog=PROG, default=base, args=flags)
         check_effects(PROG, typed, list_flags(TrainConfig, config))
+        near = difflib.get_close_matches(config.resume, ("auto", "never"), n=1)
+        if near and config.resume != near[0] and not Path(config.resume).exists():
+            raise UsageError(f"there is no checkpoint {config.resume!r}; did you mean --resume {near[0]}?")
     except UsageError as error:
         exit_for_usage(PROG, error)
     return config, source

@@ -14,7 +14,7 @@ from tgmae.config.masks import MOTION_KINDS, MaskConfig, MaskKind
 
 @dataclass(frozen=True)
 class Masks(ClipCommand):
-    """Draw clips with their caption, the score of each patch, and the masks of every strategy.
+    """Draw clips with their captions, the score of each patch, and the masks of every strategy.
 
     Motion-guided masks are drawn if --mask.motion names a folder.
     """
@@ -32,6 +32,7 @@ class Masks(ClipCommand):
     )  # fmt: skip
 
     HINTS: ClassVar = {**ClipCommand.HINTS, "mask.kind": "all are drawn; --no-text leaves out text-guided masks"}
+    WITHOUT_TEXT: ClassVar = "draw masks without text: --no-text"
 
     out: Path | None = None  # PNG file to write. Default: the manifest's name with .masks.png.
     count: int = 10  # Clips to draw.
@@ -57,7 +58,7 @@ class Masks(ClipCommand):
         scores = {kind: scorer(clips).float().cpu() for kind, scorer in scorers.items()}
         out = self.out or self.manifest.with_suffix(".masks.png")
         draw_masks(out, config, manifest, clips, scores)
-        print(f"masks of {self.count} clips: {out}")
+        print(f"masks of {self.count} clip{'s' * (self.count != 1)}: {out}")
 
     def choose_kinds(self, mask: MaskConfig) -> list[MaskKind]:
         """Return the strategies that can be drawn, in the order of `MaskKind`."""
@@ -81,6 +82,8 @@ class Loss(Command):
     def run(self) -> None:
         from tgmae.pictures.loss_curve import draw_loss
 
+        if not self.run_dir.is_dir():
+            raise ValueError(f"there is no folder {self.run_dir}; expected the folder of a run, such as runs/demo")
         path = draw_loss(self.run_dir)
         if path is None:
             raise ValueError(f"{self.run_dir} has no metrics yet")

@@ -8,7 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Geometry of the clip and the network. The defaults are VideoMAE ViT-B."""
+    """Geometry of the clip and the network.
+
+    The defaults of the class, not of the presets, are VideoMAE ViT-B.
+    """
 
     image_size: int = 224  # Height and width of a clip, in pixels.
     num_frames: int = 16  # Frames in a clip.

@@ -16,7 +16,7 @@ class OptimConfig:
     warmup_epochs: float = 40  # Epochs of linear warm-up.
     weight_decay: float = 0.05  # Weight decay of matrices; biases, norms and the mask token have none.
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's betas.
-    clip_norm: float | None = None  # Clip gradients to this norm. Default: no clipping.
+    clip_norm: float | None = None  # Clip gradients to this norm. None: no clipping.
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay"):

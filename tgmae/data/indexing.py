@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Caption, Video, video_from_json
 from engines.files import replacing
-from tgmae.data.manifest import check_relative, read_manifest, write_manifest
+from tgmae.data.manifest import check_relative, count_videos, read_manifest, write_manifest
 
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
@@ -59,8 +59,8 @@ class IndexResult:
         """Summarise the result in one line; `out` is the manifest that was written."""
         reasons = f" ({self.report} says why)" if self.excluded else ""
         return (
-            f"{out}: {self.num_videos} videos ({self.num_reused} unchanged), {len(self.excluded)} left out{reasons}, "
-            f"{seconds:.1f} s"
+            f"{out}: {count_videos(self.num_videos)} ({self.num_reused} unchanged), "
+            f"{len(self.excluded)} left out{reasons}, {seconds:.1f} s"
         )
 
 

@@ -200,6 +200,11 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
+def count_videos(count: int) -> str:
+    """Return "1 video" or "2 videos", for messages."""
+    return f"{count} video{'s' * (count != 1)}"
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest, of this format or the one before.
 
@@ -209,11 +214,18 @@ def read_manifest(path: Path) -> Manifest:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give its manifest, such as {path / 'manifest.parquet'}")
+    is_csv = path.suffix.lower() == ".csv"
     if not path.is_file():
-        raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {path}")
+        out = path.with_suffix(".parquet") if is_csv else path
+        raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {out}")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
+        if is_csv:
+            remake = f"tgmae-data index FOLDER --csv {path} --out {path.with_suffix('.parquet')}"
+            raise ValueError(
+                f"{path} is a CSV file, but a manifest is a Parquet file; make one with: {remake}"
+            ) from error
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
     metadata = table.schema.metadata or {}
     remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"

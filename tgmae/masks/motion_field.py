@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dali_pipelines.types import ClipBatch, ClipRequest, Video
 from dali_pipelines.video.motion import BLOCK, CODECS, UNIT
-from tgmae.data.manifest import Manifest
+from tgmae.data.manifest import Manifest, count_videos
 from tgmae.masks.maps.store import Key, MapFolder, digest_videos
 
 COMMAND = "tgmae-data motion"
@@ -126,7 +126,7 @@ class CodecMotion:
                 f"{', '.join(silent[:3])}; re-encode the data set with: tgmae-data compact MANIFEST --out FOLDER"
             )
         self.note = (
-            f"{len(without)} videos had no motion when {folder} was made, such as "
+            f"{count_videos(len(without))} had no motion when {folder} was made, such as "
             f"{', '.join(path for path, _ in without[:3])}; their masks are random"
         ) * bool(without)
 

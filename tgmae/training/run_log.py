@@ -14,7 +14,7 @@ from dali_pipelines.types import ClipPipeline, ClipRequest
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
-from tgmae.data.manifest import Manifest
+from tgmae.data.manifest import Manifest, count_videos
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput
 from tgmae.training.async_losses import AsyncLosses, StepRecord
@@ -86,7 +86,7 @@ class RunLog:
         """Sum up the whole run in one line."""
         return (
             f"step {step} of {total}, loss {self.loss:.3f}; {self.throughput.summary(loader.waited_s)}, "
-            f"{num_skipped} videos skipped; see {self.config.run_dir}"
+            f"{count_videos(num_skipped)} skipped; see {self.config.run_dir}"
         )
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ def describe_run(
     data, shape = config.data, config.model
     visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
     return (
-        f"data      {len(manifest)} videos from {data.manifest}; "
+        f"data      {count_videos(len(manifest))} from {data.manifest}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
         f"pipeline  {pipeline.describe()}\n"
         f"model     {_describe_network(config, model, use_bf16)}\n"

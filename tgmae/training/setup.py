@@ -92,7 +92,7 @@ def set_up(config: TrainConfig) -> Run | Steps:
     manifest = read_manifest(config.data.manifest).select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm":
-        manifest, note = require_captions(manifest, config.mask.no_caption)
+        manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
         notes.append(note)
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size

@@ -88,7 +88,7 @@ def test_empty_and_blank_captions_are_dropped_and_edges_trimmed() -> None:
 def test_videos_without_captions_are_named_with_the_three_choices() -> None:
     manifest = manifest_of(["a cat"], [], ["", " "], [], ["\n"])
     with pytest.raises(ValueError, match=r"^4 of 5 videos have no caption, such as 1\.mp4, 2\.mp4, 3\.mp4 …") as caught:
-        require_captions(manifest, "error")
+        require_captions(manifest, "error", "train without text: --mask.kind tube")
     for choice in ("--mask.no-caption exclude", "--mask.no-caption label", "--mask.kind tube"):
         assert choice in str(caught.value)
 
@@ -99,6 +99,7 @@ def test_only_what_helps_is_offered() -> None:
         require_captions(manifest_of([], []), "error")
     assert "exclude" not in str(caught.value)
     assert "--mask.no-caption label" in str(caught.value)
+    assert "without text" not in str(caught.value)
     manifest = manifest_of([], ["a cat"])
     place = manifest.table.schema.get_field_index("label")
     bare = Manifest(manifest.table.set_column(place, "label", pa.array(["", "cat"])), manifest.root)
@@ -120,6 +121,8 @@ def test_exclude_leaves_the_others_in_order() -> None:
 
 def test_exclude_with_nothing_left() -> None:
     with pytest.raises(ValueError, match=r"none of the 2 videos has a caption; .*--mask\.kind tube"):
+        require_captions(manifest_of([], [" "]), "exclude", "train without text: --mask.kind tube")
+    with pytest.raises(ValueError, match=r"^none of the 2 videos has a caption$"):
         require_captions(manifest_of([], [" "]), "exclude")
 
 
@@ -133,7 +136,7 @@ def test_labels_stand_in_with_spaces_for_underscores() -> None:
 
 def test_neither_caption_nor_label() -> None:
     manifest = manifest_of(["a cat"], [], [], labels=["", "_", "run"])
-    with pytest.raises(ValueError, match=r"^1 videos have neither .* such as 1\.mp4; .*--mask\.no-caption exclude"):
+    with pytest.raises(ValueError, match=r"^1 video has neither .* such as 1\.mp4; .*--mask\.no-caption exclude"):
         require_captions(manifest, "label")
 
 

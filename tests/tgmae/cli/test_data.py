@@ -70,7 +70,7 @@ def test_show_summarises_and_draws(tgmae_data: Console, folder: Path, tmp_path: 
         "160×120 2, 96×64 1",
         "walk 2, run 1",
         "train 3",
-        "3 videos have none",
+        "3 videos without any",
     ):
         assert text in out
     assert f"contact sheet: {sheet}" in out
@@ -198,7 +198,7 @@ def test_index_of_a_read_only_folder(tmp_path: Path) -> None:
         done = check_read_only(root, tmp_path / "out" / "manifest.parquet")
     finally:
         root.chmod(0o755)
-    assert "1 videos (0 unchanged), 0 left out" in done.stdout
+    assert "1 video (0 unchanged), 0 left out" in done.stdout
     assert len(read_manifest(tmp_path / "out" / "manifest.parquet")) == 1
 
 

@@ -269,6 +269,15 @@ def test_precisions_of_torch_alone(tgmae_engine: Console, command: str, engine: 
     assert f"--clip.precision {precision} needs --clip.engine torch, got {engine}" in said
 
 
+def test_build_needs_tensorrt(tgmae_engine: Console) -> None:
+    code, out, _ = tgmae_engine("build", "--help")
+    assert code == 0
+    assert "--clip.engine {tensorrt,tensorrt_rtx}" in out
+    assert "image encoder. (required)" in " ".join(out.split())
+    code, _, err = tgmae_engine("build", "--clip.engine", "onnxruntime")
+    assert (code, "does not accept --clip.engine onnxruntime; use tensorrt or tensorrt_rtx" in err) == (2, True)
+
+
 def test_help_names_the_subcommands(tgmae_engine: Console) -> None:
     code, out, _ = tgmae_engine("--help")
     assert code == 0

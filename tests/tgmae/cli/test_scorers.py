@@ -72,14 +72,14 @@ def test_scores_of_every_split_with_the_demos_clip(tgmae: Terminal, few: Path, t
     out = tmp_path / "maps"
     code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
     assert code == 0, code
-    assert f"{out}: 6 videos done, 0 found, 0 unreadable" in said
+    assert f"{out}: 6 computed, 0 already there, 0 unreadable" in said
     assert f"--mask.scorer cached --mask.scores {out}" in said
     maps, manifest = MapFolder(out, COMMAND), read_manifest(few)
     assert maps.check_videos(manifest, digest_videos(manifest, "captions")) == ""
     assert (maps.key["tower"], maps.key["cells"], maps.key["every"]) == ("patch16", 6, 8)
     assert maps.read(manifest[5].path).shape == (5, 1, 6, 8)
     code, said, _ = tgmae("data", "scores", few, "--out", out, "--every", 8, "--workers", 0, "--data.split", "")
-    assert (code, f"{out}: 0 videos done, 6 found, 0 unreadable" in said) == (0, True)
+    assert (code, f"{out}: 0 computed, 6 already there, 0 unreadable" in said) == (0, True)
 
 
 def test_scores_name_their_folder_after_the_scorer(tgmae: Terminal, shapes: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_scores_name_their_folder_after_the_scorer(tgmae: Terminal, shapes: Path
         "--workers", 0, "--model.image-size", 64,
     )  # fmt: skip
     assert code == 0, code
-    assert f"{tmp_path / 'scores-dense'}: 1 videos done" in said
+    assert f"{tmp_path / 'scores-dense'}: 1 computed" in said
     key = MapFolder(tmp_path / "scores-dense", COMMAND).key
     assert (key["tower"], key["cells"]) == ("naclip16", 4)
 
@@ -103,7 +103,7 @@ def test_scores_report_what_cannot_be_read(tgmae: Terminal, tmp_path: Path) -> N
     (tmp_path / "b.mp4").unlink()
     code, said, err = tgmae("data", "scores", tmp_path / "m.parquet", "--workers", 0)
     assert code == 0
-    assert "1 videos done, 0 found, 1 unreadable" in said
+    assert "1 computed, 0 already there, 1 unreadable" in said
     assert "could not be read: b.mp4: " in err
 
 
@@ -111,11 +111,14 @@ def test_scores_need_captions(tgmae: Terminal, tmp_path: Path) -> None:
     write_numbered(tmp_path / "walking_home" / "a.mp4", num_frames=16)
     index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1)
     code, _, _ = tgmae("data", "scores", tmp_path / "m.parquet")
-    assert str(code).startswith("tgmae-data: 1 of 1 videos have no caption, such as walking_home/a.mp4.")
+    assert str(code).startswith("tgmae-data: 1 of 1 video has no caption, such as walking_home/a.mp4.")
     assert not (tmp_path / "scores-patch").exists()
+    assert "without text" not in str(code)
+    code, _, _ = tgmae("viz", "masks", tmp_path / "m.parquet")
+    assert str(code).endswith("; or draw masks without text: --no-text")
     code, said, _ = tgmae("data", "scores", tmp_path / "m.parquet", "--mask.no-caption", "label", "--workers", 0)
     assert code == 0, code
-    assert "1 videos without a caption use their label" in said
+    assert "1 video without a caption uses its label" in said
 
 
 # tgmae-viz
@@ -136,10 +139,10 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
     code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
     folder = few.parent / "motion"
     assert code == 0, code
-    assert f"{folder}: 6 videos done, 0 found, 0 unreadable" in said
+    assert f"{folder}: 6 computed, 0 already there, 0 unreadable" in said
     assert f"--mask.kind mgm --mask.motion {folder}" in said
     code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
-    assert (code, f"{folder}: 0 videos done, 6 found" in said) == (0, True)
+    assert (code, f"{folder}: 0 computed, 6 already there" in said) == (0, True)
     for text, width in (("text", 1350), ("no-text", 945)):
         out = tmp_path / f"{text}.png"
         code, _, _ = tgmae(
@@ -158,10 +161,10 @@ def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> Non
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     code, said, err = tgmae("data", "motion", tmp_path / "manifest.parquet", "--workers", 1, small=False)
     assert code == 0, code
-    assert "1 videos done, 0 found, 0 unreadable" in said
+    assert "1 computed, 0 already there, 0 unreadable" in said
     assert "Train with" not in said
     assert (
-        "1 of 2 videos have no motion vectors: vp9 (1); re-encode the data set to H.264 with: tgmae-data compact" in err
+        "no motion vectors in 1 of 2 videos: vp9 (1); re-encode the data set to H.264 with: tgmae-data compact" in err
     )
     code, _, _ = tgmae(
         "viz", "masks", tmp_path / "manifest.parquet", "--no-text", "--mask.motion", tmp_path / "motion", small=False
@@ -176,6 +179,8 @@ def test_masks_default_to_the_manifests_name(tgmae: Terminal, few: Path) -> None
 
 
 def test_loss_of_a_run_without_metrics(tgmae: Terminal, tmp_path: Path) -> None:
+    code, _, _ = tgmae("viz", "loss", tmp_path / "nope", small=False)
+    assert str(code).startswith(f"tgmae-viz: there is no folder {tmp_path / 'nope'}; ")
     code, _, _ = tgmae("viz", "loss", tmp_path, small=False)
     assert code == f"tgmae-viz: {tmp_path} has no metrics yet"
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "wait_share": 0.1}\n' * 2)
@@ -241,6 +246,8 @@ def test_help_shows_the_presets_values(
         assert flag in demo
     assert ("--mask.ratio" in demo) == (command != "scores")  # scores of all patches, masked or not
     assert "default: shapes" in demo
+    assert "VideoMAE ViT-B" not in demo
+    assert ("score maps made beforehand" in demo) == ((name, command) == ("viz", "masks"))  # scores makes them
     for form in (["--preset", "k400"], ["--preset=k400"]):
         k400 = read_help(*form)
         assert "default: ViT-B-32-quickgelu" in k400

@@ -126,6 +126,12 @@ def test_an_impossible_value_is_named(
     assert all(word in seen for word in words), seen
 
 
+def test_a_misspelt_resume_is_corrected(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--resume", "nver"])
+    assert "did you mean --resume never?" in message(capsys, caught)
+
+
 def test_help_names_every_group_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["k400", "--help"])

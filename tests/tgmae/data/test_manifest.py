@@ -47,6 +47,15 @@ def test_not_parquet(tmp_path: Path, content: bytes) -> None:
         read_manifest(path)
 
 
+def test_a_csv_is_not_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("path,caption\na.mp4,a cat\n")
+    with pytest.raises(
+        ValueError, match=r"is a CSV file, .*tgmae-data index FOLDER --csv .*captions\.csv --out .*\.parquet$"
+    ):
+        read_manifest(path)
+
+
 def test_cut_off_parquet(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, [make_video()], tmp_path)

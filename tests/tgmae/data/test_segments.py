@@ -144,7 +144,7 @@ def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-@pytest.mark.parametrize(("choice", "words"), [("error", "have no caption"), ("label", "neither caption nor label")])
+@pytest.mark.parametrize(("choice", "words"), [("error", "has no caption"), ("label", "neither caption nor label")])
 def test_segments_without_captions_are_named(tmp_path: Path, choice: Literal["error", "label"], words: str) -> None:
     bare = make_video(segment=(3, 9), captions=(Caption(" ", "csv"),), label="")
     manifest = written(tmp_path, [*SEGMENTED[:2], bare])
@@ -152,7 +152,7 @@ def test_segments_without_captions_are_named(tmp_path: Path, choice: Literal["er
         require_captions(manifest, choice)
     kept, note = require_captions(manifest, "exclude")
     assert [kept[row] for row in range(len(kept))] == SEGMENTED[:2]
-    assert note == "1 videos without a caption are left out"
+    assert note == "1 video without a caption is left out"
 
 
 def test_the_summary_counts_frames_of_segments_and_bytes_of_files(tmp_path: Path) -> None:

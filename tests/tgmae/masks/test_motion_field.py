@@ -215,7 +215,7 @@ def test_videos_without_motion(tmp_path: Path) -> None:
     broken = [make_video(path="a.mp4"), make_video(path="b.mp4")]
     manifest = folder_of(tmp_path, broken, [ramp(8, 10), "truncated"])
     source = CodecMotion(tmp_path / "motion", manifest, CPU)
-    assert source.note.startswith("1 videos had no motion when")
+    assert source.note.startswith("1 video had no motion when")
     assert "b.mp4; their masks are random" in source.note
     assert not source(batch(manifest, request(1, range(4), crop))).vectors.any()
 

@@ -43,8 +43,9 @@ from tgmae.data.sampling import ClipSampler
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.maps.frames import grid_of
-from tgmae.masks.maps.store import MapFolder
+from tgmae.masks.maps.store import MapFolder, write_key
 from tgmae.masks.maps.writer import BuildResult
+from tgmae.masks.motion_field import MOTION_KEY
 from tgmae.masks.scorer import bind_scorer, make_scorer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -388,11 +389,20 @@ def test_other_settings_are_refused_when_training(
 ) -> None:
     """Saying what differs: another grid of patches, other weights."""
     grid = config(maps, cache_dir, model=ModelConfig(image_size=64, num_frames=8))
-    with pytest.raises(ValueError, match=r"were made with cells 6 \(now 4\); make maps in another folder"):
+    with pytest.raises(
+        ValueError, match=r"were made with cells along the short side 6 \(now 4\); make maps in another folder"
+    ):
         CachedScorer(grid, manifest, CPU)
     weights = config(maps, cache_dir, clip=CLIPConfig(model=other_clip, cache_dir=cache_dir))
     with pytest.raises(ValueError, match=r"were made with clip [0-9a-f]{16} \(now [0-9a-f]{16}\); make maps"):
         CachedScorer(weights, manifest, CPU)
+
+
+def test_motion_vectors_are_not_score_maps(manifest: Manifest, tmp_path: Path, cache_dir: Path) -> None:
+    write_key(tmp_path / "motion", MOTION_KEY, "tgmae-data motion")
+    words = r"motion holds motion vectors, not score maps; use another folder, made with tgmae-data scores$"
+    with pytest.raises(ValueError, match=words):
+        CachedScorer(config(tmp_path / "motion", cache_dir), manifest, CPU)
 
 
 def test_other_settings_are_refused_when_building(
@@ -402,11 +412,11 @@ def test_other_settings_are_refused_when_building(
     before = {path: path.read_bytes() for path in copied.iterdir()}
     cases: list[tuple[dict[str, object], str]] = [
         ({"every": 4}, r"every 2 \(now 4\)"),
-        ({"cells": 4}, r"cells 6 \(now 4\)"),
+        ({"cells": 4}, r"cells along the short side 6 \(now 4\)"),
         ({"patch_size": 8}, r"tower patch16 \(now patch8\), patch_size 16 \(now 8\)"),
         ({"scorer": "dense"}, r"tower patch16 \(now clearclip16\)"),
         ({"model": other_clip}, r"clip [0-9a-f]{16} \(now [0-9a-f]{16}\)"),
-        ({"every": 4, "cells": 4}, r"cells 6 \(now 4\), every 2 \(now 4\)"),
+        ({"every": 4, "cells": 4}, r"cells along the short side 6 \(now 4\), every 2 \(now 4\)"),
     ]
     for options, words in cases:
         with pytest.raises(ValueError, match=rf"were made with {words}; make maps in another folder"):

@@ -64,11 +64,16 @@ class Flag:
 
     @property
     def help(self) -> str:
-        """The comment of the field, with its line breaks; "" without one."""
+        """The comment of the field, with its line breaks; "" without one.
+
+        Rows of its table that explain choices the command does not accept are left out.
+        """
         field = self.name.rpartition(".")[2].replace("-", "_")
         for owner in self.owner.__mro__:
             if dataclasses.is_dataclass(owner) and (text := _read_comments(owner).get(field)):
-                return text
+                refused = set(get_args(self.kind)) - set(self.choices) if self.choices else set()
+                lines = text.split("\n")
+                return "\n".join(line for line in lines if line[:2] != "  " or line.split()[0] not in refused)
         return ""
 
 

@@ -131,6 +131,8 @@ def describe_default(flag: Flag) -> str:
         return "" if flag.is_positional else "required"
     if value is None:
         return ""
+    if flag.choices and value not in flag.choices:  # the command does not accept the configuration's default
+        return "required"
     if isinstance(value, bool):
         return f"default: {'on' if value else 'off'}"
     if isinstance(value, tuple):

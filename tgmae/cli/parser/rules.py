@@ -54,6 +54,7 @@ RULES = [
     # Masks
     _one_of(_TEXT, "mask.kind", ["tgm"]),
     _one_of(_TEXT, "text", [True]),  # tgmae-viz masks
+    _one_of("data.captions", "mask.kind", ["tgm"]),
     _one_of("mask.dense", "mask.scorer", ["dense"]),
     _one_of("mask.student", "mask.scorer", ["student"]),
     _one_of("mask.scores", "mask.scorer", ["cached"]),

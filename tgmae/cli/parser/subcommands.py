@@ -64,6 +64,7 @@ class ClipCommand(Command):
     """A command on the clips of a manifest. Its flags start from the values of a preset."""
 
     HINTS: ClassVar = {"data.manifest": "MANIFEST, the first argument, names it"}
+    WITHOUT_TEXT: ClassVar = ""  # how the command does without captions, for messages; "" where it cannot
 
     # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
@@ -90,7 +91,7 @@ class ClipCommand(Command):
         manifest = read_manifest(self.manifest).select_split(config.data.split if split is None else split)
         if with_text:
             config = dataclasses.replace(config, mask=dataclasses.replace(config.mask, kind="tgm"))
-            manifest, note = require_captions(manifest, config.mask.no_caption)
+            manifest, note = require_captions(manifest, config.mask.no_caption, self.WITHOUT_TEXT)
             if note:
                 print(note)
         return config, manifest

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engines.files import write_atomically
-from tgmae.data.manifest import Manifest
+from tgmae.data.manifest import Manifest, count_videos
 
 # path: the name of the row (`Video.name`). digest: of what its maps depend on (`digest_videos`). shape: empty where the
 # video could not be read.
@@ -32,6 +32,8 @@ SCHEMA = pa.schema(
 _KEY_FILE = "maps.json"
 FORMAT = 2  # of maps.json and the parts; 1 had no format number and no identity of the CLIP, and is still read
 _NOT_COMPARED = ("format", "clip_identity")  # the CLIP is compared by its fingerprint
+_SCORES = "score maps"  # what maps.json holds where it does not say: `maps` names any other kind
+_LABELS = {"cells": "cells along the short side"}  # of settings whose names in maps.json do not explain themselves
 
 Key = dict[str, str | int]  # has "dtype", may have "compression" (zstd), and whatever else the maps depend on
 
@@ -76,7 +78,7 @@ class MapFolder:
         self.unreadable = {name[0] for name in names if not self._found[name][2]}
         lost = sorted(self.unreadable)
         return (
-            f"{len(lost)} videos could not be read when {self.folder} was made, such as {', '.join(lost[:3])}; "
+            f"{count_videos(len(lost))} could not be read when {self.folder} was made, such as {', '.join(lost[:3])}; "
             f"where they can be read now, run {self.command} again"
         ) * bool(lost)
 
@@ -174,9 +176,14 @@ def write_key(folder: Path, key: Key, command: str) -> None:
 
 
 def _check_key(folder: Path, wanted: Key, found: Key, command: str) -> None:
+    held, needed = (key.get("maps", _SCORES) for key in (found, wanted))
+    if held != needed:
+        raise ValueError(f"{folder} holds {held}, not {needed}; use another folder, made with {command}")
     names = [name for name in dict.fromkeys([*found, *wanted]) if name not in _NOT_COMPARED]
     differing = [
-        f"{name} {found.get(name)} (now {wanted.get(name)})" for name in names if wanted.get(name) != found.get(name)
+        f"{_LABELS.get(name, name)} {found.get(name)} (now {wanted.get(name)})"
+        for name in names
+        if wanted.get(name) != found.get(name)
     ]
     if differing:
         raise ValueError(

@@ -29,7 +29,7 @@ REFUSED = [
             "mask.scorer": "patch", "mask.frames-per-tubelet": "1", "mask.dense": "sclip", "mask.scores": "x",
             "mask.student": "x", "mask.no-caption": "label", "clip.model": "shapes", "clip.weights": "openai",
             "clip.engine": "torch", "clip.precision": "fp32", "clip.batch": "8", "clip.cache-dir": "x",
-            "mask.motion": "x", "mask.flow": "x",
+            "mask.motion": "x", "mask.flow": "x", "data.captions": "first",
         }.items()
     ),
     ("tgmae-train", [*TUBE, "--clip.no-cuda-graph"], "clip.cuda-graph", "mask.kind tube"),
@@ -84,7 +84,7 @@ REFUSED = [
 ACCEPTED = [
     ("tgmae-train", ["--data.sampling", "dense", "--data.stride", "2"]),
     ("tgmae-train", ["--pipeline", "pyav", "--data.repeat", "2"]),
-    ("tgmae-train", [*TUBE, "--mask.ratio", "0.9", "--mask.order", "bottom", "--data.captions", "first"]),
+    ("tgmae-train", [*TUBE, "--mask.ratio", "0.9", "--mask.order", "bottom"]),
     ("tgmae-train", [*MGMAE]),
     ("tgmae-train", ["--mask.kind", "mgmae", "--mask.flow", "y"]),
     ("tgmae-train", ["--mask.scorer", "dense", "--mask.dense", "sclip"]),
