@@ -83,6 +83,7 @@ def test_pages_named_in_code_exist() -> None:
     assert {page: files for page, files in named.items() if not (ROOT / page).exists()} == {}
 
 
+@pytest.mark.slow
 @every_page
 def test_commands_and_flags_exist(page: Path) -> None:
     """Flags are looked up by name only, not by command: every part of one is a field or an option of some command."""
@@ -116,6 +117,7 @@ def test_commands_in_code_blocks_are_accepted(page: Path, capsys: pytest.Capture
             assert capsys.readouterr().err == "", line
 
 
+@pytest.mark.slow
 def test_the_table_of_imports_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("imports", ROOT / "docs" / "imports.py")
     assert spec is not None
@@ -126,6 +128,7 @@ def test_the_table_of_imports_is_up_to_date() -> None:
     assert imports.BEGIN + imports.draw_table() + imports.END in page, "run: python docs/imports.py --write"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "text" not in {field.name for field in dataclasses.fields(TrainingBatch)}, reason="the batch carries no text yet"
 )

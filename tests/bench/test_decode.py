@@ -87,6 +87,7 @@ def test_frames_passed_are_counted_from_the_keyframe(numbered: Manifest) -> None
         assert Window("", h264, (first, last)).frames_passed == passed
 
 
+@pytest.mark.slow
 def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) -> None:
     manifest = numbered.root / "manifest.parquet"
     decode.run(decode.Options(manifest, videos=1, clips=2, seconds=0, rounds=1, workers=(1,), work_dir=tmp_path))
@@ -111,6 +112,7 @@ def test_decode_runs_through(numbered: Manifest, tmp_path: Path, results: Path) 
     assert all(row["frames/s"] > row["median"] > 0 for row in turns["rows"])
 
 
+@pytest.mark.slow
 def test_tables_in_the_order_asked_for(
     numbered: Manifest, tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_launches_worth_trying_begin_with_the_default() -> None:
         assert len(tried) == len(set(tried)) == 4 + 4 + 3
 
 
+@pytest.mark.slow
 def test_tuning_checks_and_times_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU Triton's interpreter runs, whose times mean nothing."""
     few = [Launch(512, 1), Launch(512, 2), Launch(128, 1)]
@@ -101,6 +102,7 @@ def test_tuning_checks_and_times_every_launch(monkeypatch: pytest.MonkeyPatch) -
         assert best.startswith(f"fastest is {table.rows[0].name}, ")
 
 
+@pytest.mark.slow
 def test_a_launch_that_changes_the_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size("tiny", TINY, batch=1, ratio=0.6, dtype=torch.bfloat16)
     inputs = Inputs(size, DEVICE)

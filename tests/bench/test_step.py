@@ -19,6 +19,7 @@ def test_modes_need_a_gpu(results: Path) -> None:
     assert not results.exists()
 
 
+@pytest.mark.slow
 def test_step_runs_through(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.PRESETS, "demo", replace(step.PRESETS["demo"], batch_size=2, device_batch_size=2))
     step.run(step.Options(rounds=1, steps=1, ratios=(0.9, 0.6), large=False))

@@ -61,6 +61,7 @@ def test_what_is_there_is_not_made_again(shapes: Path, work_dir: Path) -> None:
     assert few.motion != first.motion
 
 
+@pytest.mark.slow
 def test_strategies_are_named(work_dir: Path, shapes: Path) -> None:
     preset = PRESETS["demo"].mask
     videos = inputs.prepare_videos(work_dir, shapes, PRESETS["demo"].model, torch.device("cpu"))
@@ -188,6 +189,7 @@ def test_overlap_runs_through(shapes: Path, work_dir: Path, results: Path) -> No
         assert row["scorer alone"] > 0
 
 
+@pytest.mark.slow
 def test_both_at_once_are_at_once(shapes: Path, work_dir: Path) -> None:
     """On a CPU a scorer and a step wait for each other: neither can finish before the other has begun."""
     both = overlap.Overlap(overlap.Options(shapes, work_dir=work_dir, seconds=0, batch=1), torch.device("cpu"))

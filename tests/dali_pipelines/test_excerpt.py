@@ -37,6 +37,7 @@ def index(file: Path) -> Video:
     return video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_frames_keep_their_pictures(tmp_path: Path, name: str) -> None:
     """With B frames too; and no more is handed over than the frames need."""

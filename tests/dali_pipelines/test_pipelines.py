@@ -116,6 +116,7 @@ def test_frames_are_the_ones_asked_for(numbered: Manifest) -> None:
             assert numbers == wanted.frames, f"{pipeline}, {numbered[row].path}"
 
 
+@pytest.mark.slow
 def test_pixels_agree(numbered: Manifest) -> None:
     """Crops at odd places, flips and rotations: within the stated tolerance for every kind of video."""
     requests = tuple(
@@ -198,6 +199,7 @@ def test_repeat_of_turned_videos(numbered: Manifest) -> None:
         assert (clip.float() - other.float()).abs().mean() < MEAN_TOLERANCE, wanted
 
 
+@pytest.mark.slow
 def test_batches_stay_as_they_were(shapes: Path) -> None:
     """The loader holds one batch while the next ones are made, and pictures are drawn after the pipeline is closed."""
     manifest = read_manifest(shapes)
@@ -484,6 +486,7 @@ def test_colours_are_those_of_the_tags(tmp_path: Path) -> None:
     check_colours(tmp_path, "libvpx-vp9", torch.device("cpu"), "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
 def test_excerpts_know_their_colours(tmp_path: Path, name: str) -> None:
     """Of H.264 in MP4 too, where only the stream says them."""

@@ -198,6 +198,7 @@ def test_codecs_whose_pictures_dali_miscounts_stay_with_pyav() -> None:
     assert set(read_limits(every)) == {"h264", "hevc", "vp8", "vp9"}
 
 
+@pytest.mark.slow
 def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) -> None:
     """Turned videos are measured as they are coded."""
     write_numbered(tmp_path / "turned.mp4", rotation=90, width=128, height=160)  # coded as 160×128
@@ -216,6 +217,7 @@ def test_a_run_says_who_decodes(find: Callable[[object], None], tmp_path: Path) 
         pipeline.close()
 
 
+@pytest.mark.slow
 def test_a_run_says_what_nvdec_must_not_get(find: Callable[[object], None], tmp_path: Path) -> None:
     """Which only the files say, and of which a few are tried."""
     for number in range(40):

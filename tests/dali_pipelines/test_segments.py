@@ -76,6 +76,7 @@ def take_two(pipeline: ClipPipeline) -> Iterator[ClipBatch]:
         pipeline.close()
 
 
+@pytest.mark.slow
 def test_pipelines_return_the_frames_of_the_segment(segments: Manifest) -> None:
     plan = Plan(segments)
     fast = take_two(DaliPipeline(segments, plan, DataConfig(num_workers=2), SIZE))

@@ -34,6 +34,7 @@ def large(name: str) -> PatchTower:
     return tower
 
 
+@pytest.mark.slow
 def test_towers_know_their_widest_point() -> None:
     visual = vit_b_32().visual
     patch, frame = PatchTower(visual, 16), FrameTower(visual, 448, 448, 32, "clearclip")

@@ -85,6 +85,7 @@ def test_folder(folder: Path) -> None:
     assert torch.equal(PatchTower(clip.visual, 8)(patches), PatchTower(model.visual, 8)(patches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pt", "pt of training", "half pt", "safetensors", "torchscript"])
 def test_weights_from_a_file(kind: str, named: str, tmp_path: Path) -> None:
     state = {name: weight.clone() for name, weight in small_clip(4).state_dict().items()}

@@ -80,6 +80,7 @@ def onnxruntime_session(path: Path):  # type: ignore[no-untyped-def]
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 def test_graph_says_what_it_is(cache: Path) -> None:
     tower = TOWERS["patch"]()
     path = export_tower(tower, torch.float16, cache)
@@ -116,6 +117,7 @@ GRAPHS: dict[int, dict[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_graph_changes_with_its_version_only(kind: str, cache: Path) -> None:
     found = hash_graph(export_tower(TOWERS[kind](), torch.float32, cache))
@@ -128,6 +130,7 @@ def test_a_graph_changes_with_its_version_only(kind: str, cache: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_hash_of_a_graph_ignores_weights_and_sees_code(cache: Path, tmp_path: Path) -> None:
     class Shifted(StudentTower):
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -172,6 +175,7 @@ def test_fingerprint_sees_what_weights_do_not_show(monkeypatch: pytest.MonkeyPat
     assert len(prints) == 8
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_exported_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_half_written_file_of_a_dead_process_does_no_harm(tmp_path: Path) -> N
     onnx.checker.check_model(onnx.load(path))
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -245,6 +250,7 @@ def test_other_dtypes_are_refused(tmp_path: Path) -> None:
         export_tower(TOWERS["student"](), torch.bfloat16, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     class Odd(StudentTower):
         def forward(self, patches: torch.Tensor) -> torch.Tensor:

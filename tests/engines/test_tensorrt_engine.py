@@ -106,6 +106,7 @@ def test_a_plan_is_reused_for_the_same_of_everything_only(student: Path, cache: 
     assert first.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_version_is_not_reused(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_a_graph_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         build(path, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_builders_own_errors_are_told(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
     """Without our own check, attention in float32 fails in the builder."""
     monkeypatch.setattr(tensorrt_plan, "_let_decompose", lambda *_: None)

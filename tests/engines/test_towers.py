@@ -148,6 +148,7 @@ def plain_frame_tower(model: nn.Module, frame: Tensor, patch_size: int, kind: st
     return x / x.norm(dim=1, keepdim=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", [{}, {"layers": 1, "ls_init_value": 0.3}])
 @pytest.mark.parametrize(("height", "width", "patch_size"), [(32, 32, 8), (48, 80, 16), (21, 14, 7)])
 @pytest.mark.parametrize("kind", ["maskclip", "sclip", "clearclip", "naclip"])

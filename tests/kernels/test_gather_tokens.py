@@ -160,6 +160,7 @@ def test_frames_are_not_copied(path: Callable[..., Tensor], step: int) -> None:
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "patch", "tubelet"), GEOMETRIES)
 def test_kernel_equals_slices(shape: tuple[int, ...], patch: int, tubelet: int, dtype: torch.dtype) -> None:
@@ -207,6 +208,7 @@ def test_kernel_reads_any_integers() -> None:
         check_kernel(frames, index[:1].expand(2, -1), 8, 2, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_kernel_equals_slices_for_any_geometry(seed: int) -> None:
     """Property: random sizes, tokens in random order with repeats."""

@@ -84,6 +84,7 @@ def test_bfloat16_is_computed_in_float32() -> None:
     assert loss.item() == pytest.approx(np.mean((prediction.double().numpy() - targets) ** 2), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "patch", "tubelet"), MANY[:3])
 def test_reference_gradient(shape: tuple[int, ...], patch: int, tubelet: int) -> None:
     frames, masked = random_frames(shape), random_index(shape, patch, tubelet)[:, :2]
@@ -140,6 +141,7 @@ def test_kernel_equals_numpy(shape: tuple[int, ...], patch: int, tubelet: int, d
     check_kernel(prediction.to(DEVICE), frames.to(DEVICE), masked.to(DEVICE), patch, tubelet, upstream=1024.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_kernel_equals_numpy_for_any_geometry(seed: int) -> None:
     """Property: random sizes, tokens in random order with repeats, cubes of very different contrast."""
@@ -169,6 +171,7 @@ def test_how_the_kernels_are_launched_changes_nothing(forward: Launch, backward:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_kernel_reads_views() -> None:
     whole = random_frames((2, 8, 24, 32)).to(DEVICE)
     masked = torch.tensor([[0, 3, 1], [3, 2, 0]], device=DEVICE)

@@ -69,6 +69,7 @@ def some_k(patches: int) -> set[int]:
 # ---- the reference --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES[:6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_reference_equals_brute_force(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -77,6 +78,7 @@ def test_reference_equals_brute_force(shape: tuple[int, int, int], dtype: torch.
         check_reference(scores, k)
 
 
+@pytest.mark.slow
 def test_reference_at_the_production_shape() -> None:
     check_reference(torch.rand(1, 8, 196, generator=generator(2)), 117)
 
@@ -97,6 +99,7 @@ def special_scores() -> Tensor:
     return torch.stack([values, values.flip(0), *order]).view(2, 7, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", range(1, 12))
 def test_special_values_rank_as_said(k: int) -> None:
     """The order is NaN of either sign, inf, numbers with -0.0 equal to 0.0, -inf."""
@@ -145,6 +148,7 @@ def test_kernel_equals_reference(shape: tuple[int, int, int], dtype: torch.dtype
         check_kernel(scores, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_at_the_production_shape(dtype: torch.dtype) -> None:
     check_kernel(torch.rand(1, 8, 196, generator=generator(2)).to(dtype), 117)
@@ -177,6 +181,7 @@ def any_bits(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.where(chosen, rare.to(torch.int32)[pick], bits).view(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_kernel_orders_any_bits(seed: int) -> None:
     """Property: for any scores the kernel's lists equal the reference's, and those equal brute force's."""

@@ -80,6 +80,7 @@ def test_golden_losses(shapes: Path, tmp_path: Path) -> None:
     assert got == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_run_folder_holds_everything(shapes: Path, tmp_path: Path) -> None:
     """Config, metrics, TensorBoard, curve, pictures, checkpoints (the last N only), and a Hugging Face export."""
     config = tiny(shapes, tmp_path)
@@ -116,6 +117,7 @@ def state(run_dir: Path) -> dict[str, torch.Tensor]:
     return {**loaded["model"], **moments, "step": torch.tensor(loaded["step"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["pyav", "dali"])
 def test_resume_equals_uninterrupted(shapes: Path, tmp_path: Path, pipeline: str) -> None:
     """Stopped after 7 of 10 steps, inside the second epoch, and resumed: bit for bit the same weights and losses."""
@@ -200,6 +202,7 @@ def test_masks_by_text_resume_equals_uninterrupted(
     assert losses(tmp_path / "noise")[0] != losses(tmp_path / "whole")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["top", "bottom"])
 def test_the_loader_masks_what_the_scores_say(
     shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, order: str
@@ -286,6 +289,7 @@ def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> No
     assert torch.equal(ours, state(tmp_path / "first")["encoder.0.norm1.weight"])
 
 
+@pytest.mark.slow
 def test_finished_and_afresh(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A finished run says so and stays as it is; --resume never starts over and sets the old run aside, whole."""
     config = tiny(shapes, tmp_path / "run", max_steps=4)
@@ -348,6 +352,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"a clip spans 71 frames.*the longest video has 40.*stride"):
             train(replace(config, data=replace(config.data, stride=10)))
 
+    @pytest.mark.slow
     def test_another_network(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
@@ -411,6 +416,7 @@ class TestBadInput:
         train(parts)
         assert losses(tmp_path / "parts") == losses(tmp_path / "run")
 
+    @pytest.mark.slow
     def test_other_videos_in_place_of_the_indexed_ones(self, shapes: Path, tmp_path: Path) -> None:
         """The same number of videos under other names is another data set."""
         config = tiny(shapes, tmp_path, max_steps=1)

@@ -39,6 +39,7 @@ def parameters_by_hand(width: int, depth: int) -> int:
     return depth * (attention + mlp + 4 * width)
 
 
+@pytest.mark.slow
 def test_parameters_and_what_the_optimiser_moves() -> None:
     encoder = 1536 * 768 + 768 + parameters_by_hand(768, 12) + 2 * 768
     decoder = 768 * 384 + 384 + parameters_by_hand(384, 4) + 2 * 384 + 384 * 1536 + 1536
@@ -134,6 +135,7 @@ def test_what_videos_ask_of_a_decoder(shapes: Path) -> None:
     assert stages["crop and resize"].moved == pytest.approx(16 * 3 * footage.crop_pixels + 2_408_448)
 
 
+@pytest.mark.slow
 def test_scorers_cost_what_results_say() -> None:
     """The figures are those of docs/results.md: GFLOP a clip at production size."""
     stages = scorer_stages(VIT_B, 64, 2)

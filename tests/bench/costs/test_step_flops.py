@@ -12,6 +12,7 @@ from tgmae.config.model import ModelConfig
 PUBLISHED_GFLOP = {0.9: 213, 0.75: 345, 0.65: 443, 0.6: 494}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", PUBLISHED_GFLOP)
 def test_counted_arithmetic_agrees_with_the_published(ratio: float) -> None:
     """The published model embeds every patch and decodes the visible ones to the end; ours does neither."""

@@ -28,6 +28,7 @@ def test_a_part_that_fails_or_hangs_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_part_ends_with_all_its_processes(tmp_path: Path) -> None:
     child = tmp_path / "child"
     # A shell starts at once, however busy the machine is. It waits for a second shell, which becomes the sleep.

@@ -111,6 +111,7 @@ def test_negative_and_empty_bars_are_drawn(tmp_path: Path, drawn: list[Figure]) 
     assert drawn[0].axes[0].get_xlim()[0] < -2
 
 
+@pytest.mark.slow
 def test_nothing_overlaps_on_a_full_page(tmp_path: Path, drawn: list[Figure]) -> None:
     long = "a title that is so long that it has to go on in a second line, as it names network, clip size and batch"
     name = "γ 0.75, $xformers$ & more, batch of clips"

@@ -81,6 +81,7 @@ def test_show_summarises_and_draws(tgmae_data: Console, folder: Path, tmp_path: 
     assert ((flat[:, 1] - flat[:, 0]) > 100).mean() > 0.002
 
 
+@pytest.mark.slow
 def test_show_turns_pictures_upright(tgmae_data: Console, tmp_path: Path) -> None:
     """The sheet of a turned video is that of the same video stored upright."""
     sheets = []
@@ -219,6 +220,7 @@ def test_index_of_real_read_only_videos(tmp_path: Path) -> None:
 # shapes
 
 
+@pytest.mark.slow
 def test_shapes(tgmae_data: Console, tmp_path: Path) -> None:
     code, out, _ = tgmae_data("shapes", tmp_path / "shapes", "--count", "5", "--objects", "2", "--workers", "1")
     assert code == 0

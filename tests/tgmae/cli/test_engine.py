@@ -160,6 +160,7 @@ def test_check_finds_onnxruntime_equal(tgmae_engine: Console, clip: tuple[str, .
         assert min(agreement, low) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "worst"), [("bf16", 0.999), ("fp8", 0.99)])
 def test_check_measures_what_a_precision_costs(
     tgmae_engine: Console, clip: tuple[str, ...], precision: str, worst: float
@@ -171,6 +172,7 @@ def test_check_measures_what_a_precision_costs(
     assert str(tgmae_engine("check", *clip[:2], *SMALL, *flags, 0.99999)[0]).endswith(", below --min-cosine 0.99999")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["other", "nan"])
 def test_check_fails_where_an_engine_differs(
     tgmae_engine: Console, clip: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, harm: str
@@ -191,6 +193,7 @@ def test_check_fails_where_an_engine_differs(
     assert "random pixels" in out
 
 
+@pytest.mark.slow
 def test_check_leaves_out_what_cannot_be_read(
     tgmae_engine: Console, clip: tuple[str, ...], shapes: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def few(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # tgmae-data scores
 
 
+@pytest.mark.slow
 def test_scores_of_every_split_with_the_demos_clip(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     """Says what it did and how to train with it; once more it finds all."""
     out = tmp_path / "maps"
@@ -124,6 +125,7 @@ def test_scores_need_captions(tgmae: Terminal, tmp_path: Path) -> None:
 # tgmae-viz
 
 
+@pytest.mark.slow
 def test_masks_draw_clips(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "masks.png"
     code, said, _ = tgmae("viz", "masks", few, "--count", 3, "--out", out)
@@ -270,6 +272,7 @@ def test_unknown_preset(tgmae: Terminal, few: Path, name: str, command: str, for
     assert (code, err) == (2, f"tgmae-{name}: there is no preset 'imagenet' (presets: demo, ssv2, k400, ucf101)\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -187,6 +187,7 @@ def test_what_cannot_run_says_why() -> None:
         assert "CUDA" in dali or "pip install" in dali
 
 
+@pytest.mark.slow
 def test_info_explains_itself_and_speaks_json() -> None:
     asked = run("tgmae.cli.info", "--help")
     assert asked.returncode == 0

@@ -136,6 +136,7 @@ def test_objects_of_a_shapes_set_of_unchanged_pictures(few_shapes: Manifest, tmp
 # Bad files
 
 
+@pytest.mark.slow
 def test_bad_sources_are_left_out(tmp_path: Path) -> None:
     root = tmp_path / "in"
     write_numbered(root / "good.mp4", num_frames=16)
@@ -340,6 +341,7 @@ def test_full_disk_is_no_fault_of_the_video(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     for name in ("a", "b"):

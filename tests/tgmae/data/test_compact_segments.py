@@ -39,6 +39,7 @@ def numbers_in(file: str) -> list[int]:
         return [read_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_segments_become_files_of_their_own(numbered: Manifest, tmp_path: Path) -> None:
     config = CompactConfig(short_side=None, align=2, gop=4)
     result = compact(numbered, tmp_path / "out", config, num_workers=2)

@@ -91,6 +91,7 @@ def test_what_is_said_of_a_video(folder: Path, coded: dict[str, Video], name: st
     assert (video.rotation, video.num_bytes, video.mtime_ns) == (0, stat.st_size, stat.st_mtime_ns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CODED if name.endswith((".mp4", ".mkv", ".webm"))])
 def test_keyframes_are_those_the_decoder_sees(folder: Path, coded: dict[str, Video], name: str) -> None:
     with av.open(str(folder / name)) as container:
@@ -335,6 +336,7 @@ def replace_unseen(file: Path) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_second_run_opens_only_what_changed(tmp_path: Path) -> None:
     root, out = tmp_path / "videos", tmp_path / "manifest.parquet"
     for name in ("a.mp4", "b.mp4", "c.mp4"):
@@ -458,6 +460,7 @@ def test_killed_run_resumes_from_the_journal(twelve: Path, tmp_path: Path) -> No
     assert rows(read_manifest(out)) == fresh
 
 
+@pytest.mark.slow
 def test_run_killed_twice_loses_nothing_after_a_half_written_line(twelve: Path, tmp_path: Path) -> None:
     out = tmp_path / "manifest.parquet"
     out.with_name(out.name + ".decoded.journal").write_text('{"path": "00.mp4", "num_fra')  # what an earlier kill left

@@ -79,6 +79,7 @@ def test_small_pictures_are_enlarged_and_their_flow_is_not(checkpoint: Path) -> 
     assert field.cell == 8
 
 
+@pytest.mark.slow
 def test_mgmae_runs_on_flow_without_motion_vectors(checkpoint: Path, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", [make_video(codec="vp9")], tmp_path)
     config = InputConfig(

@@ -155,6 +155,7 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
         np.testing.assert_allclose(stored[[0, 9, 19], caption], expected, rtol=2**-11, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     fingerprint = load_clip(CLIPConfig(model="shapes")).fingerprint
     expected = {

@@ -226,6 +226,7 @@ def test_result_does_not_depend_on_the_batch_of_the_engine(
             torch.testing.assert_close(parts, whole, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_scores_of_a_clip_do_not_depend_on_its_neighbours(
     config: InputConfig, manifest: Manifest, clips: ClipBatch
 ) -> None:

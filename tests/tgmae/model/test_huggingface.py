@@ -187,6 +187,7 @@ def to_old_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, OTHER], ids=["small", "other"])
 @pytest.mark.parametrize("kind", ["random", "tube"])
 @pytest.mark.parametrize("seed", [0, 1])

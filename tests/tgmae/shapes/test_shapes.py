@@ -127,6 +127,7 @@ def check_box(frame: NDArray[np.uint8], obj: MovingShape, number: int) -> None:
     assert max(x.min() - left, y.min() - top, right - 1 - x.max(), bottom - 1 - y.max()) <= 4, obj.caption
 
 
+@pytest.mark.slow
 def test_boxes_fit_the_decoded_videos(made: Path) -> None:
     """A stored box belongs to the file, object and frame that it names."""
     manifest = read_manifest(made / "manifest.parquet")

@@ -103,6 +103,7 @@ def test_finds_the_objects_of_clips_it_never_saw(offline: Any, labelled_clips: L
         assert measured["auc_by_wording"][wording] >= 0.9
 
 
+@pytest.mark.slow
 def test_untrained_weights_are_judged_as_chance(
     labelled_clips: Labelled,
 ) -> None:
@@ -139,6 +140,7 @@ def open_clip_untrained() -> open_clip.CLIP:
 # Training
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_reproducible(scene_frames: list[SceneFrame]) -> None:
     options = Options(steps=30, batch_size=128, seed=3)
     first, losses = train(options, scene_frames)

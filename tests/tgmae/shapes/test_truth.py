@@ -70,6 +70,7 @@ def test_objects_are_those_of_the_clips(made: Path) -> None:
             assert boxes[path, number] == [list(obj.box(frame)) for frame in range(NUM_FRAMES)]
 
 
+@pytest.mark.slow
 def test_objects_are_the_same_with_and_without_frames(made: Path) -> None:
     for index in (0, 9):
         _, drawn = render_clip(np.random.default_rng((5, index)), 2)

@@ -78,6 +78,7 @@ def test_batches_live_until_their_work_is_done() -> None:
     assert newest() is not None  # its work is the fourth
 
 
+@pytest.mark.slow
 def test_closing_waits_for_all_of_them() -> None:
     stream = Stream()
     handover = BatchLifetime(stream.record)

@@ -313,6 +313,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """Several runs, one after the other, each killed while it writes."""
     model, optimizer = trained(LARGE)

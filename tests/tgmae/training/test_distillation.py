@@ -277,6 +277,7 @@ def test_options_start_at_one(name: str) -> None:
         DistillConfig(**{name: 0})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_scorer_refuses_a_student_for_other_patches(shapes: Path, cache_dir: Path, student: Path) -> None:
     held_out = read_manifest(shapes)
     mask = MaskConfig(scorer="student", student=student)

@@ -68,6 +68,7 @@ def encode(captions: list[str]) -> Tensor:
         return model.encode_text(tokens, normalize=True)  # type: ignore[operator, no-any-return]
 
 
+@pytest.mark.slow
 def test_text_is_the_embedding_of_the_drawn_captions(config: TrainConfig, manifest: Manifest) -> None:
     with loading(config, manifest) as loader:
         batches = [loader.next_batch() for _ in range(3)]

@@ -100,6 +100,7 @@ def test_tyro_calls_the_flags_by_the_same_names(
         assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.READS is not None])
 def test_a_flag_that_a_command_does_not_read_is_refused(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -205,6 +206,7 @@ def test_help_begins_with_two_examples_and_the_flags_used_most(
         assert len(re.findall(rf"^  {re.escape(shown)}(?: |$)", text, re.MULTILINE)) == 1, shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMMANDS, "tgmae-train"])
 def test_the_examples_are_command_lines_that_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = train.EXAMPLES if name == "tgmae-train" else COMMANDS[name].EXAMPLES

@@ -100,6 +100,7 @@ ACCEPTED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "arguments", "useless", "reason"), REFUSED)
 def test_what_has_no_effect_is_refused(
     command: str, arguments: list[str], useless: str, reason: str, capsys: pytest.CaptureFixture[str]
