@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
-from engines.clip_model import load_clip
+from engines.clip_model import CLIPModel, load_clip
 from engines.config import TowerSpec
 from engines.files import replacing
 from engines.patch_similarity import make_patch_similarity
@@ -105,18 +105,17 @@ def distill(
 
     measured: dict[str, float | int | str] = {"patches": fit.step * options.batch, "steps": fit.step}
     save_student(out, tower.eval(), clip.fingerprint, measured)
-    measured |= _measure(config, held_out, out, options.check_clips, device)
+    measured |= _measure(config, held_out, clip, out, options.check_clips, device)
     save_student(out, tower, clip.fingerprint, measured)
     partial.unlink(missing_ok=True)
     return measured
 
 
 def _measure(
-    config: InputConfig, held_out: Manifest, student: Path, num_clips: int, device: torch.device
+    config: InputConfig, held_out: Manifest, clip: CLIPModel, student: Path, num_clips: int, device: torch.device
 ) -> dict[str, float | int | str]:
     """Compare the student's masks with the teacher's on clips that it was not trained on."""
     batches = load_clips(config, held_out, num_clips, min(16, num_clips), device)
-    clip = load_clip(config.clip)
     captions = CaptionEmbeddings(held_out, clip, config.clip.cache_dir, device)
     scores = []
     for name in ("patch", "student"):
