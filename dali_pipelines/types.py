@@ -55,6 +55,8 @@ class Video:
     label: str
     captions: tuple[Caption, ...]
     split: str
+    stream: int = 0  # number of the stream among the video streams of the file
+    mirrored: bool = False  # whether the frame, once turned upright, must also be flipped left to right
     segment: tuple[int, int] | None = None  # first frame, and the frame after the last; None for the whole file
 
     def __post_init__(self) -> None:

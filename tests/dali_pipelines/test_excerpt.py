@@ -17,7 +17,8 @@ from dali_pipelines.video import excerpt
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.excerpt import NoExcerpt, cut_excerpt
 from tests.support.videos import read_number, write_numbered
-from tgmae.data.indexing import Entry, probe
+from tgmae.data.listing import Entry
+from tgmae.data.probing import probe
 
 KINDS = {
     "h264.mp4": dict(codec="libx264", g="12", bf="2"),

@@ -104,7 +104,7 @@ def test_foreign_columns_do_not_pass_for_segments(old: Path) -> None:
 def test_format_2_needs_all_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, VIDEOS, tmp_path)
-    assert pq.read_schema(path).metadata[FORMAT_KEY] == b"2"
+    assert pq.read_schema(path).metadata[FORMAT_KEY] == b"3"
     for name in ADDED:
         pq.write_table(pq.read_table(path).drop([name]), tmp_path / "cut.parquet")
         with pytest.raises(

@@ -32,8 +32,9 @@ from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from engines.files import lock_file, replacing, write_atomically
 from tgmae.data.coders import CODERS, CompactConfig
-from tgmae.data.indexing import Entry, Excluded, probe
+from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
+from tgmae.data.probing import Excluded, probe
 from tgmae.data.transcode import choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]

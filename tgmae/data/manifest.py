@@ -40,10 +40,12 @@ SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("caption_sources", pa.list_(pa.string())),
         ("split", pa.string()),
+        ("stream", pa.int32()),
+        ("mirrored", pa.bool_()),
     ]
 )
-FORMAT = 2  # 1 had no segments and no caption sources; it is still read
-_ADDED_IN_2 = ("start_frame", "end_frame", "caption_sources")
+FORMAT = 3  # 1 had no segments and no caption sources, 2 no streams and no mirrored videos; both are still read
+_ADDED_IN = {2: ("start_frame", "end_frame", "caption_sources"), 3: ("stream", "mirrored")}
 # Parquet metadata: the folder that paths are relative to (absolute, or relative to the manifest's folder), and FORMAT.
 ROOT_KEY, FORMAT_KEY = b"tgmae.root", b"tgmae.format"
 _CACHED_VIDEOS = 4096  # rows kept as Python objects: a batch is planned, decoded and scored from the same rows
@@ -206,7 +208,7 @@ def count_videos(count: int) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest, of this format or the one before.
+    """Read and check a manifest, of this format or an earlier one.
 
     Raises FileNotFoundError where there is none. Raises ValueError where the file is not a manifest, was written by a
     later version or holds no video, and where rows cannot be used: paths that leave the root, segments outside their
@@ -235,7 +237,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} has manifest format {found}, but this version of tgmae reads formats up to {FORMAT}; update "
             f"tgmae, or {remake}"
         )
-    expected = [name for name in SCHEMA.names if int(found) > 1 or name not in _ADDED_IN_2]
+    later = [name for added, names in _ADDED_IN.items() if added > int(found) for name in names]
+    expected = [name for name in SCHEMA.names if name not in later]
     missing = [name for name in expected if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} is not a tgmae manifest: columns {missing} are missing; {remake}")
@@ -244,8 +247,7 @@ def read_manifest(path: Path) -> Manifest:
     with_nulls = [name for name in expected if table.column(name).null_count]
     if with_nulls:
         raise ValueError(f"{path} has empty cells in the columns {with_nulls}; {remake}")
-    if int(found) == 1:
-        table = _upgrade(table)
+    table = _upgrade(table, later)
     root = metadata.get(ROOT_KEY, b".").decode()
     manifest = Manifest(table.select(SCHEMA.names), (path.resolve().parent / root).resolve())
     try:
@@ -274,16 +276,18 @@ def _check_rows(manifest: Manifest) -> None:
     _check_names(manifest.names())
 
 
-def _upgrade(table: pa.Table) -> pa.Table:
-    """Add the columns of format 2 to a manifest of format 1: whole files, captions from unknown sources."""
+def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
+    """Add the columns that an older format has not: whole files, captions from unknown sources, the first stream."""
     sources = [[""] * len(texts) for texts in table.column("captions").to_pylist()]
-    added = {
-        "start_frame": pa.array([0] * table.num_rows, pa.int32()),
-        "end_frame": table.column("num_frames"),
-        "caption_sources": pa.array(sources, pa.list_(pa.string())),
+    values = {
+        "start_frame": [0] * table.num_rows,
+        "end_frame": table.column("num_frames").to_pylist(),
+        "caption_sources": sources,
+        "stream": [0] * table.num_rows,
+        "mirrored": [False] * table.num_rows,
     }
-    for name, column in added.items():
+    for name in later:
         if name in table.column_names:  # a foreign column of that name
             table = table.drop_columns([name])
-        table = table.append_column(name, column)
+        table = table.append_column(name, pa.array(values[name], SCHEMA.field(name).type))
     return table

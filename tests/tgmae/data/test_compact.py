@@ -25,8 +25,9 @@ from dali_pipelines.video.decode import decode_frames
 from tests.support.videos import make_video, real_data_folder, write_numbered
 from tgmae.cli.data import main
 from tgmae.data.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
-from tgmae.data.indexing import Excluded, index_folder
+from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
+from tgmae.data.probing import Excluded
 from tgmae.shapes.truth import read_objects
 
 REPOSITORY = Path(__file__).resolve().parents[3]

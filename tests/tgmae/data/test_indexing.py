@@ -19,8 +19,10 @@ from av.audio.frame import AudioFrame
 from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
 from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
-from tgmae.data.indexing import Entry, Excluded, index_folder, list_csv, list_folder, probe
+from tgmae.data.indexing import index_folder
+from tgmae.data.listing import Entry, list_csv, list_folder
 from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.probing import Excluded, probe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import decode_frames
 from tests.support.videos import draw_number, make_video, read_number, write_numbered
-from tgmae.data.indexing import Entry, probe
+from tgmae.data.listing import Entry
+from tgmae.data.probing import probe
 from tgmae.data.transcode import CODERS, CompactConfig, choose_nearest, compact_size, transcode
 
 SMALL = CompactConfig(short_side=64)
