@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from engines.files import write_atomically
 from tgmae.cli.parser.subcommands import Command, name_some
 from tgmae.data.coders import CompactConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
 from tgmae.cli.parser.subcommands import Command, name_some, run_subcommand

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, Command, name_some
 
 if TYPE_CHECKING:  # both import torch, which --help and decode workers do without

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
+from dali_pipelines.workers.pool import Death, map_in_workers
 from engines.files import lock_file, replacing, write_atomically
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
@@ -55,6 +50,7 @@ class CompactResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
+    row: int
     file: str
     source: Video
     out: Path
@@ -85,11 +81,11 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
         settings = {"root": str(manifest.root), **asdict(config)}
         results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
         num_reused = len(results)
-        jobs = {
-            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
+        jobs = [
+            _Job(row=row, file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
             for row, source in enumerate(sources)
             if row not in results
-        }
+        ]
         with (out / JOURNAL).open("a", encoding="utf-8") as journal:
             for row, result in _run_jobs(jobs, num_workers):
                 if isinstance(result, Excluded):
@@ -177,49 +173,15 @@ def _find_done(
 _Done = tuple[tuple[int, int], Video]  # bytes and modification time of the source, and the result
 
 
-def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Yield results by row as they are finished.
-
-    A video that crashes its process (in FFmpeg, or for lack of memory) is left out. After a crash one process does the
-    next few jobs in order, and the first job that it does not finish is the culprit.
-    """
-    left, looking = dict(jobs), False
-    with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
-        while left:
-            workers = 1 if looking else num_workers
-            # The jobs that may have been running when the pool broke.
-            some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
-            try:
-                for row, result in _run_in_pool(some, workers):
-                    del left[row]
-                    bar.update()
-                    yield row, result
-                looking = False
-            except BrokenProcessPool:
-                looking = workers > 1
-                if not looking:
-                    row, job = next(iter(left.items()))
-                    del left[row]
-                    bar.update()
-                    yield row, Excluded(job.source.name, "crashed the process that encoded it")
-
-
-def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Yield results as they are finished; with one worker, in order."""
-    with make_pool(min(num_workers, len(jobs))) as pool:
-        futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
-        try:
-            for future in futures if num_workers == 1 else as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _run_jobs(jobs: list[_Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+    """Yield results by row as they are finished. A video that keeps killing its process is left out."""
+    found = map_in_workers(_run_job, jobs, num_workers, lambda job: job.source.name, ordered=False, finish=True)
+    for job, result in tqdm(found, total=len(jobs), desc="compacting", unit="video", disable=not jobs):
+        yield job.row, Excluded(job.source.name, str(result)) if isinstance(result, Death) else result
 
 
 def _run_job(job: _Job) -> _Done | Excluded:
     """Write one video atomically. Returns why a source is bad; raises OSError where nothing can be written."""
-    if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches workers too. They ignore it and finish their video, so that none is taken for crashed.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = job.source, job.out / job.name
     try:
         stat = os.stat(job.file)

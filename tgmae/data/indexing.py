@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Video, video_from_json
+from dali_pipelines.workers.pool import Death, map_in_workers
 from engines.files import replacing
 from tgmae.data.listing import SUFFIXES, Entry, list_csv, list_folder
 from tgmae.data.manifest import count_videos, read_manifest, write_manifest
@@ -112,12 +112,14 @@ def index_folder(
 def _probe_all(
     root: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int
 ) -> Iterator[Video | Excluded]:
-    if not todo:
-        return
-    with make_pool(min(num_workers, len(todo))) as pool:
-        files = [root / entry.path for entry in todo]
-        results = pool.map(partial(probe, min_frames=min_frames, decode_all=decode_all), files, todo, chunksize=8)
-        yield from tqdm(results, total=len(todo), desc="indexing", unit="video")
+    work = partial(_probe_entry, root, min_frames, decode_all)
+    found = map_in_workers(work, todo, num_workers, lambda entry: entry.path, ordered=False, finish=True)
+    for entry, result in tqdm(found, total=len(todo), desc="indexing", unit="video", disable=not todo):
+        yield Excluded(entry.path, str(result)) if isinstance(result, Death) else result
+
+
+def _probe_entry(root: Path, min_frames: int, decode_all: bool, entry: Entry) -> Video | Excluded:
+    return probe(root / entry.path, entry, min_frames, decode_all)
 
 
 def _read_known(out: Path, root: Path) -> list[Video]:

@@ -422,8 +422,9 @@ def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path
         write_numbered(tmp_path / "in" / f"{number}.mp4", num_frames=8)
     index_folder(tmp_path / "in", tmp_path / "manifest.parquet", min_frames=1, num_workers=1)
     manifest = read_manifest(tmp_path / "manifest.parquet")
-    jobs = {
-        row: _Job(
+    jobs = [
+        _Job(
+            row=row,
             file=manifest.file(row),
             source=manifest[row],
             out=tmp_path / "out",
@@ -431,9 +432,9 @@ def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path
             config=CompactConfig(),
         )
         for row in range(6)
-    }
+    ]
     jobs[3] = replace(jobs[3], config=CrashingConfig())
     found = dict(_run_jobs(jobs, num_workers))
     assert sorted(found) == list(range(6))
-    assert found[3] == Excluded("3.mp4", "crashed the process that encoded it")
+    assert found[3] == Excluded("3.mp4", "the worker process that read it was killed by SIGKILL, 3 times")
     assert all((tmp_path / "out" / f"{row}.mp4").exists() for row in (0, 1, 2, 4, 5))
