@@ -38,7 +38,11 @@ def test_killed_workers_change_nothing(
 ) -> None:
     kills, steps = repetitions(3, 50), repetitions(120, 2000)
     config = tiny(shapes, tmp_path / "undisturbed", pipeline="dali", epochs=2000, max_steps=steps)
-    config = replace(config, data=replace(config.data, num_workers=2), log=replace(config.log, checkpoint_every=10**6))
+    config = replace(
+        config,
+        data=replace(config.data, num_workers=2),
+        log=replace(config.log, checkpoint_every=10**6, picture_every=10**6),
+    )
     train(config)
     has_ended, killed = threading.Event(), list[int]()
     killer = threading.Thread(target=kill_workers, args=(kills, has_ended, killed))
