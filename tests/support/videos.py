@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ def make_video(**changes: Any) -> Video:
     row |= changes
     row["captions"] = tuple(Caption(text, "csv") if isinstance(text, str) else text for text in row["captions"])
     return Video(**row)
+
+
+def stamp(video: Video, file: Path) -> Video:
+    """Return the row as if `file` were what was indexed."""
+    stat = file.stat()
+    return replace(video, num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
 def clip_batch(

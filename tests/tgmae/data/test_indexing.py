@@ -487,8 +487,13 @@ def test_real_videos(tmp_path: Path) -> None:
         }
     assert len(videos) == 20
     assert set(videos) - set(listed) == {"decord/corrupted.mp4"}
+    # The list is of the first video stream, a smaller version of the default one, which ffmpeg takes.
+    nasa = videos["torchcodec/nasa_13013.mp4"]
+    assert (nasa.stream, nasa.num_frames, nasa.width, nasa.height) == (1, 390, 480, 270)
+    del listed["torchcodec/nasa_13013.mp4"]
     for path, row in listed.items():
         video = videos[path]
+        assert (video.stream, video.mirrored) == (0, False), path
         assert video.num_frames == int(row["frames"]), path
         coded = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
         assert coded == (int(row["width"]), int(row["height"])), path
