@@ -161,7 +161,7 @@ def test_bad_sources_are_left_out(tmp_path: Path) -> None:
     assert set(reasons) == {"damaged.mp4", "gone.mp4", "replaced.mp4"}
     assert "Invalid data" in reasons["damaged.mp4"]
     assert "No such file" in reasons["gone.mp4"]
-    assert "index it again" in reasons["replaced.mp4"]
+    assert "changed since it was indexed" in reasons["replaced.mp4"]
     with result.report.open(newline="") as file:
         assert list(csv.reader(file)) == [["path", "reason"], *([e.path, e.reason] for e in result.excluded)]
     assert result.report == tmp_path / "out" / "manifest.parquet.excluded.csv"
