@@ -62,13 +62,8 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
         number, decoded = 0, container.decode(stream)
         if seek:
             number, decoded = _seek(container, stream, video, wanted[0])
-        started_at = number
         for frame in decoded:
             if frame.is_corrupt and number >= keyframe:
-                if started_at:
-                    # Where frames are refreshed bit by bit, only a decoder that comes from the start has all of them.
-                    yield from decode_frames(file, video, wanted, seek=False)
-                    return
                 raise DecodeError(f"frame {number} is corrupt")
             if number == wanted[0]:
                 check_format(number, frame, video)
