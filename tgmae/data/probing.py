@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -34,6 +35,9 @@ class Excluded:
 
 
 _SPLIT = "split it there, or re-encode it to one size"
+
+
+_ENTRY_STEP = 12  # frames from one keyframe to the next, at least: trying a keyframe costs a jump
 
 
 class _UnusableError(ValueError):
@@ -115,7 +119,7 @@ def _scan_packets(
 
 
 class _Decoded(NamedTuple):
-    """A frame's time stamp, and a checksum of its luma where it is a keyframe."""
+    """A frame's time stamp, and a checksum of its first plane where it is a keyframe."""
 
     pts: int | None
     checksum: int | None
@@ -140,19 +144,22 @@ def _decode_all(
 
 
 def _checksum(frame: VideoFrame) -> int:
-    return zlib.crc32(memoryview(frame.planes[0]))
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return zlib.crc32(rows[:, : plane.width].tobytes())  # without the padding, which holds anything
 
 
 def _find_entries(container: InputContainer, stream: VideoStream, decoded: list[_Decoded]) -> dict[int, int]:
-    """Return {frame number: time stamp} of the keyframes that a decoder which jumps there shows as it did before."""
+    """Return {frame number: time stamp} of those keyframes to which a decoder can jump: they then look as before."""
     stamps = [frame.pts for frame in decoded]
     entries = {0: (stamps[0] or 0) if stamps else 0}
     if not all(a is not None and b is not None and a < b for a, b in pairwise(stamps)):
         return entries  # a time stamp does not say which frame it is
-    previous = entries[0]
+    last, previous = 0, entries[0]
     for number, (pts, checksum) in enumerate(decoded):
-        if number and pts is not None and checksum is not None:
+        if number >= last + _ENTRY_STEP and pts is not None and checksum is not None:
             found = seek_keyframe(container, stream, previous, pts)
             if found is not None and _checksum(found[0]) == checksum:
-                entries[number] = previous = pts
+                last, previous = number, pts
+                entries[number] = pts
     return entries

@@ -134,6 +134,43 @@ def test_seeking_does_not_decode_what_lies_before(tmp_path: Path) -> None:
         list(decode_frames(str(file), video, [115], seek=False))
 
 
+WITHOUT_INDEX: dict[str, tuple[str, dict[str, str]]] = {
+    "h264.ts": ("libx264", {"g": "25", "bf": "3", "sc_threshold": "0"}),
+    "open.ts": (
+        "libx264",
+        {"x264-params": "open-gop=1:bframes=3:keyint=25:min-keyint=25:scenecut=0", "flags": "-cgop"},
+    ),
+    "hevc.ts": ("libx265", {"x265-params": "log-level=none:keyint=25:min-keyint=25:bframes=3:open-gop=1"}),
+    "mpeg2.ts": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg2.mpg": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg1.mpg": ("mpeg1video", {"g": "25"}),
+    "h264.flv": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mpeg4.avi": ("mpeg4", {"g": "25"}),
+    "h264.avi": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mjpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_INDEX)
+def test_files_without_an_index(tmp_path: Path, name: str) -> None:
+    """Decoders jump to the keyframes that indexing met, except where time stamps do not tell frames apart."""
+    codec, options = WITHOUT_INDEX[name]
+    file = write_numbered(tmp_path / name, codec, num_frames=200, **options)  # type: ignore[arg-type]
+    video = probe_one(file)
+    assert isinstance(video, Video)
+    assert video.num_frames == 200
+    straight = {n: f.to_ndarray() for n, f in decode_frames(str(file), video, range(200), seek=False)}
+    for key in video.keyframes:
+        for number in range(max(key - 1, 0), min(key + 3, 200)):
+            [(_, frame)] = decode_frames(str(file), video, [number], seek=True)
+            np.testing.assert_array_equal(frame.to_ndarray(), straight[number], err_msg=f"frame {number}")
+    if name not in ("mpeg1.mpg", "h264.avi"):  # whose time stamps do not tell frames apart
+        gaps = np.diff([*video.keyframes, 200])
+        assert gaps.max() <= 27, video.keyframes
+        assert gaps[:-1].min() >= 12
+
+
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_rotation(folder: Path, coded: dict[str, Video], rotation: int) -> None:
     path = next(path for path in coded if path.startswith(f"turned/{rotation}."))
