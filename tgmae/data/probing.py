@@ -24,6 +24,7 @@ from dali_pipelines.video.geometry import read_rotation
 from dali_pipelines.video.headers import is_shown_once, keeps_format
 from dali_pipelines.video.opening import choose_stream, name_error, open_file
 from tgmae.data.listing import Entry
+from tgmae.data.manifest import Manifest, count_videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ _SPLIT = "split it there, or re-encode it to one size"
 
 
 _ENTRY_STEP = 12  # frames from one keyframe to the next, at least: trying a keyframe costs a jump
+
+
+_FAR = 600  # frames from one keyframe to the next; decoding them takes a few tenths of a second
 
 
 class _UnusableError(ValueError):
@@ -163,3 +167,22 @@ def _find_entries(container: InputContainer, stream: VideoStream, decoded: list[
                 last, previous = number, pts
                 entries[number] = pts
     return entries
+
+
+def describe_far_keyframes(manifest: Manifest) -> str:
+    """Say which videos are slow to read in the middle for want of keyframes to start from; "" for none."""
+    table = manifest.table
+    keyframes = table.column("keyframes").combine_chunks()
+    first = keyframes.offsets.to_numpy()[:-1] - keyframes.offsets[0].as_py()  # of each row, which has one at least
+    numbers = keyframes.flatten().to_numpy()
+    last = np.append(first[1:], len(numbers)) - 1
+    gaps = np.diff(numbers, append=0)
+    gaps[last] = table.column("num_frames").to_numpy() - numbers[last]
+    longest = np.maximum.reduceat(gaps, first)
+    if not (far := np.flatnonzero(longest > _FAR).tolist()):
+        return ""
+    listed = ", ".join(f"{manifest[row].name} ({longest[row]:,} frames)" for row in far[:3])
+    return (
+        f"{count_videos(len(far))} can only be read from far ahead of a clip, which is slow: decoders find no keyframe "
+        f"to start from for more than {_FAR} frames, as in {listed}; tgmae-data compact gives them keyframes"
+    )

@@ -18,11 +18,11 @@ from av.audio.frame import AudioFrame
 
 from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
-from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tests.support.videos import draw_number, make_video, read_number, real_data_folder, write_numbered
 from tgmae.data.indexing import index_folder
 from tgmae.data.listing import Entry, list_csv, list_folder
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.data.probing import Excluded, probe
+from tgmae.data.probing import Excluded, describe_far_keyframes, probe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -169,6 +169,24 @@ def test_files_without_an_index(tmp_path: Path, name: str) -> None:
         gaps = np.diff([*video.keyframes, 200])
         assert gaps.max() <= 27, video.keyframes
         assert gaps[:-1].min() >= 12
+
+
+def test_videos_without_near_keyframes_are_named() -> None:
+    """Wherever the gap is: before the last keyframe, after it, or in a whole video of one."""
+    videos = [
+        make_video(path=name, num_frames=count, keyframes=keyframes, keyframe_pts=keyframes)
+        for name, count, keyframes in (
+            ("fine.mp4", 1800, (0, 600, 1200)), ("end.mp4", 1801, (0, 600, 1200)), ("short.mp4", 600, (0,)),
+            ("middle.mp4", 1300, (0, 601, 1200)), ("one.avi", 45000, (0,)), ("last.mp4", 10, (0, 9)),
+        )
+    ]  # fmt: skip
+    notice = describe_far_keyframes(Manifest.of(videos, Path()))
+    assert notice.startswith("3 videos can only be read from far ahead of a clip")
+    assert (
+        "more than 600 frames, as in end.mp4 (601 frames), middle.mp4 (601 frames), one.avi (45,000 frames)" in notice
+    )
+    assert notice.endswith("tgmae-data compact gives them keyframes")
+    assert describe_far_keyframes(Manifest.of([videos[0], videos[2]], Path())) == ""
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
