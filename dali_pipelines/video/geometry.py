@@ -56,7 +56,7 @@ def orientation(video: Video, flip: bool) -> Orientation:
     return Orientation(transpose, vertical, horizontal != (flip != video.mirrored))
 
 
-def turn_upright(frame: NDArray[np.uint8], video: Video) -> NDArray[np.uint8]:
+def turn_upright(frame: NDArray[Any], video: Video) -> NDArray[Any]:
     """Turn a coded frame [H, W, …] upright; the result is a view."""
     upright = np.rot90(frame, -video.rotation // 90)
     return upright[:, ::-1] if video.mirrored else upright
