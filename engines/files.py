@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+LONGEST_NAME = 255  # bytes, of a file's name without its folder
 # Python can read the umask only by setting it.
 _umask = os.umask(0)
 os.umask(_umask)
@@ -23,7 +24,8 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     If the block or the write fails, the temporary file is deleted and `path` stays as it was. A process that is killed
     leaves NAME.PID.tmp behind. The file gets the permissions of any new file.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    end = f".{os.getpid()}.tmp"
+    temporary = path.with_name(os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)]) + end)
     try:
         yield temporary
         os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read

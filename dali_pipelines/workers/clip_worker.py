@@ -7,7 +7,6 @@ Dimensions: R clips per decode (data.repeat), T frames, D distinct frames, S hei
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali_pipelines.nvdec import CodecLimits
-from dali_pipelines.types import BatchSampler, ClipRequest, CodedFormat, UnitSampler, Video, VideoTable
+from dali_pipelines.types import BatchSampler, ClipRequest, CodedFormat, UnitSampler, VideoTable
 from dali_pipelines.video.colours import colour_matrix
 from dali_pipelines.video.decode import DecodeError, decode_clips
 from dali_pipelines.video.excerpt import NoExcerpt, cut_excerpt
@@ -161,9 +160,8 @@ class ClipWorker:
         )
 
     def is_native(self, row: int) -> bool:
-        """Return whether DALI decodes a video, provided that its file is still the one that was indexed."""
-        video = self.videos[row]
-        return dali_decodes(video.coded, self.limits) and _has_indexed_size(self.videos.file(row), video)
+        """Return whether DALI decodes a video, provided that an excerpt of it can be cut."""
+        return dali_decodes(self.videos[row].coded, self.limits)
 
     def _requests(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
         """Return the requests of one decode."""
@@ -182,11 +180,3 @@ def _extents(turn: Orientation, size: int) -> tuple[int, int]:
     if turn.transpose:
         vertical, horizontal = horizontal, vertical
     return -size if vertical else size, -size if horizontal else size
-
-
-def _has_indexed_size(file: str, video: Video) -> bool:
-    """Compare the size but not the date: a copy of a data set has new dates."""
-    try:
-        return os.stat(file).st_size == video.num_bytes
-    except OSError:
-        return False

@@ -19,6 +19,7 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import BatchSampler, ClipPipeline, ClipRequest, CropBox
 from dali_pipelines.video.decode import _crop_and_resize
 from dali_pipelines.video.excerpt import cut_excerpt
+from dali_pipelines.video.geometry import turn_upright
 from dali_pipelines.workers.clip_worker import ClipWorker
 from tests.support.requests import Plan, make_worker, request
 from tests.support.videos import read_number, write_numbered
@@ -63,6 +64,10 @@ VIDEOS = {
     "rotated_180.mp4": dict(codec="libx264", rotation=180),
     "rotated_270.mp4": dict(codec="libx264", rotation=270),
     "rotated_vp9.mp4": dict(codec="libvpx-vp9", rotation=90),
+    "mirrored.mp4": dict(codec="libx264", mirrored=True),
+    "mirrored_90.mp4": dict(codec="libx264", rotation=90, mirrored=True),
+    "mirrored_vp9_180.mp4": dict(codec="libvpx-vp9", rotation=180, mirrored=True),
+    "mirrored_vp9_270.mp4": dict(codec="libvpx-vp9", rotation=270, mirrored=True),
     "short.mp4": dict(codec="libx264", num_frames=5),
     "short.webm": dict(codec="libvpx-vp9", num_frames=5),
 }
@@ -299,12 +304,13 @@ def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -
         for row, wanted in enumerate(requests):
             prepared = source.prepare((wanted,), True, np.empty(source.shape[2:], np.uint8))
             assert prepared.is_native == source.is_native(row), manifest[row].path
+            assert not (prepared.is_native and manifest[row].width % 2), manifest[row].path
             if prepared.encoded is not None:
                 found.add(manifest[row].codec)
                 with av.open(io.BytesIO(prepared.encoded.tobytes()), "r") as container:
                     pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
-                upright = [np.rot90(pictures[number], -manifest[row].rotation // 90) for number in prepared.frames]
-                assert tuple(read_number(upright[place]) for place in prepared.order) == wanted.frames  # type: ignore[arg-type]
+                upright = [turn_upright(pictures[number].astype(np.uint8), manifest[row]) for number in prepared.frames]
+                assert tuple(read_number(upright[place]) for place in prepared.order) == wanted.frames
     assert {"h264", "hevc", "vp9"} <= found
 
 
@@ -374,13 +380,14 @@ def test_turns_of_several_gpu_pipelines(large: Manifest) -> None:
 
 
 def damage(file: Path, how: str) -> None:
-    """Size kept, so that the file still goes to NVDEC."""
-    content = bytearray(file.read_bytes())
+    """Size and date kept, so that the file still goes to NVDEC."""
+    content, stat = bytearray(file.read_bytes()), file.stat()
     third = len(content) // 3
     content[third : 2 * third] = np.random.default_rng(0).bytes(third)
     if how == "cut off":
         content[third:] = bytes(len(content) - third)
     file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @pytest.mark.gpu

@@ -139,7 +139,7 @@ class TestCulprits:
     def test_failing_batch_after_batch_is_an_error(self, manifest: Manifest) -> None:
         """Every video of every batch fails although PyAV reads them: then it is not about single files."""
         for number in range(3):
-            shutil.copy(manifest.file(1), manifest.root / f"copy{number}.mp4")
+            shutil.copy2(manifest.file(1), manifest.root / f"copy{number}.mp4")
         copies = [replace(manifest[1], path=name) for name in ("b.mp4", "copy0.mp4", "copy1.mp4", "copy2.mp4")]
         write_manifest(manifest.root / "copies.parquet", copies, manifest.root)
         deadly = read_manifest(manifest.root / "copies.parquet")

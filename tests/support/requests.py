@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dali_pipelines.nvdec import CodecLimits
 from dali_pipelines.types import BatchSampler, ClipRequest, CropBox
-from dali_pipelines.workers.clip_worker import ClipWorker
+from dali_pipelines.workers.clip_worker import ClipWorker, Prepared
 from tgmae.data.manifest import Manifest
 
 
@@ -38,3 +41,10 @@ def make_worker(
     """Make the work of a pool of batches without repeat."""
     shape = 1, len(sampler(0)), 1, len(sampler(0)[0].frames), size, size, 3
     return ClipWorker(videos=manifest, sampler=sampler, limits=limits, shape=shape)
+
+
+def prepare(manifest: Manifest, wanted: ClipRequest, size: int = 32) -> tuple[Prepared, NDArray[np.uint8]]:
+    """Do one decode as a worker does for DALI on a CPU; return what it hands over, and its pixels [T, S, S, 3]."""
+    worker = make_worker(manifest, Plan((wanted,)), None, size)
+    pixels = np.zeros(worker.shape[2:], np.uint8)
+    return worker.prepare((wanted,), True, pixels), pixels[0]

@@ -153,7 +153,12 @@ def _summary(manifest: Manifest) -> Table:
 
 
 def _report(result: IndexResult, out: Path, started: float) -> None:
+    from tgmae.data.manifest import read_manifest
+    from tgmae.data.probing import describe_far_keyframes
+
     name_some("left out", result.excluded, f", listed in {result.report}")
+    if notice := describe_far_keyframes(read_manifest(out)):
+        print(notice)
     print(result.describe(out, time.perf_counter() - started))
 
 

@@ -7,6 +7,7 @@ time of their sources, and a second run with the same settings reuses them. The 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import time
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.workers.pool import Death, map_in_workers
-from engines.files import lock_file, replacing, write_atomically
+from engines.files import LONGEST_NAME, lock_file, replacing, write_atomically
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
@@ -120,15 +121,25 @@ def name_results(sources: Sequence[Video], suffix: str) -> dict[str, str]:
     """Return the path of each result by the name of its source.
 
     The new suffix replaces the old one, or follows it where two results would have the same name. A segment becomes a
-    file of its own, with its frames in the name.
+    file of its own, with its frames in the name. A name too long for a file ends in a digest instead.
     """
     names = {}
     for source in sources:
         path = PurePosixPath(source.path).with_suffix("").as_posix()
-        names[source.name] = path + suffix if source.segment is None else f"{path}-{source.start}-{source.end}{suffix}"
+        frames = "" if source.segment is None else f"-{source.start}-{source.end}"
+        names[source.name] = _shorten(path + frames, suffix)
     while clashes := [path for path, count in Counter(names.values()).items() if count > 1]:
-        names.update({name: name + suffix for name, result in names.items() if result in clashes})
+        names.update({name: _shorten(name, suffix) for name, result in names.items() if result in clashes})
     return names
+
+
+def _shorten(path: str, suffix: str) -> str:
+    """Append the suffix, and shorten the file's name to what file systems take."""
+    folder, slash, name = path.rpartition("/")
+    if len((name + suffix).encode()) > LONGEST_NAME:
+        end = f"-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        name = name.encode()[: LONGEST_NAME - len(end + suffix)].decode(errors="ignore") + end
+    return folder + slash + name + suffix
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
@@ -187,10 +198,6 @@ def _run_job(job: _Job) -> _Done | Excluded:
         stat = os.stat(job.file)
     except OSError as error:
         return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
-    if stat.st_size != source.num_bytes:
-        return Excluded(
-            source.name, f"has {stat.st_size} bytes, but the manifest says {source.num_bytes}: index it again"
-        )
     if source.length < 1:
         return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)

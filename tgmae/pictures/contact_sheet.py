@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipelines.video.decode import DecodeError, decode_frames
+from dali_pipelines.video.decode import DecodeError, decode_frames, to_rgb
+from dali_pipelines.video.geometry import turn_upright
 from tgmae.data.manifest import Manifest
 from tgmae.pictures.figures import save_figure, shorten
 
@@ -42,9 +43,9 @@ def _read_tile(manifest: Manifest, row: int) -> tuple[NDArray[np.uint8], str]:
     video = manifest[row]
     try:
         [(_, frame)] = decode_frames(manifest.file(row), video, [video.start + video.length // 2], seek=True)
+        upright = turn_upright(to_rgb(frame), video)
     except DecodeError as error:
         return _MISSING, f"{shorten(video.name)}\n{shorten(str(error))}"
-    upright = np.rot90(frame.to_ndarray(format="rgb24"), -video.rotation // 90).astype(np.uint8)
     name = f"{video.label}: {Path(video.name).name}" if video.label else video.name
     caption = shorten(video.captions[0].text if video.captions else name)
     return upright, f"{caption}\n{video.width}×{video.height} {video.codec}, {video.length} frames"

@@ -18,11 +18,11 @@ from av.audio.frame import AudioFrame
 
 from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
-from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tests.support.videos import draw_number, make_video, read_number, real_data_folder, write_numbered
 from tgmae.data.indexing import index_folder
 from tgmae.data.listing import Entry, list_csv, list_folder
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.data.probing import Excluded, probe
+from tgmae.data.probing import Excluded, describe_far_keyframes, probe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -132,6 +132,61 @@ def test_seeking_does_not_decode_what_lies_before(tmp_path: Path) -> None:
     assert read_number(frame.to_ndarray(format="rgb24")) == 115
     with pytest.raises(DecodeError):
         list(decode_frames(str(file), video, [115], seek=False))
+
+
+WITHOUT_INDEX: dict[str, tuple[str, dict[str, str]]] = {
+    "h264.ts": ("libx264", {"g": "25", "bf": "3", "sc_threshold": "0"}),
+    "open.ts": (
+        "libx264",
+        {"x264-params": "open-gop=1:bframes=3:keyint=25:min-keyint=25:scenecut=0", "flags": "-cgop"},
+    ),
+    "hevc.ts": ("libx265", {"x265-params": "log-level=none:keyint=25:min-keyint=25:bframes=3:open-gop=1"}),
+    "mpeg2.ts": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg2.mpg": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg1.mpg": ("mpeg1video", {"g": "25"}),
+    "h264.flv": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mpeg4.avi": ("mpeg4", {"g": "25"}),
+    "h264.avi": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mjpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_INDEX)
+def test_files_without_an_index(tmp_path: Path, name: str) -> None:
+    """Decoders jump to the keyframes that indexing met, except where time stamps do not tell frames apart."""
+    codec, options = WITHOUT_INDEX[name]
+    file = write_numbered(tmp_path / name, codec, num_frames=200, **options)  # type: ignore[arg-type]
+    video = probe_one(file)
+    assert isinstance(video, Video)
+    assert video.num_frames == 200
+    straight = {n: f.to_ndarray() for n, f in decode_frames(str(file), video, range(200), seek=False)}
+    for key in video.keyframes:
+        for number in range(max(key - 1, 0), min(key + 3, 200)):
+            [(_, frame)] = decode_frames(str(file), video, [number], seek=True)
+            np.testing.assert_array_equal(frame.to_ndarray(), straight[number], err_msg=f"frame {number}")
+    if name not in ("mpeg1.mpg", "h264.avi"):  # whose time stamps do not tell frames apart
+        gaps = np.diff([*video.keyframes, 200])
+        assert gaps.max() <= 27, video.keyframes
+        assert gaps[:-1].min() >= 12
+
+
+def test_videos_without_near_keyframes_are_named() -> None:
+    """Wherever the gap is: before the last keyframe, after it, or in a whole video of one."""
+    videos = [
+        make_video(path=name, num_frames=count, keyframes=keyframes, keyframe_pts=keyframes)
+        for name, count, keyframes in (
+            ("fine.mp4", 1800, (0, 600, 1200)), ("end.mp4", 1801, (0, 600, 1200)), ("short.mp4", 600, (0,)),
+            ("middle.mp4", 1300, (0, 601, 1200)), ("one.avi", 45000, (0,)), ("last.mp4", 10, (0, 9)),
+        )
+    ]  # fmt: skip
+    notice = describe_far_keyframes(Manifest.of(videos, Path()))
+    assert notice.startswith("3 videos can only be read from far ahead of a clip")
+    assert (
+        "more than 600 frames, as in end.mp4 (601 frames), middle.mp4 (601 frames), one.avi (45,000 frames)" in notice
+    )
+    assert notice.endswith("tgmae-data compact gives them keyframes")
+    assert describe_far_keyframes(Manifest.of([videos[0], videos[2]], Path())) == ""
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
@@ -487,8 +542,13 @@ def test_real_videos(tmp_path: Path) -> None:
         }
     assert len(videos) == 20
     assert set(videos) - set(listed) == {"decord/corrupted.mp4"}
+    # The list is of the first video stream, a smaller version of the default one, which ffmpeg takes.
+    nasa = videos["torchcodec/nasa_13013.mp4"]
+    assert (nasa.stream, nasa.num_frames, nasa.width, nasa.height) == (1, 390, 480, 270)
+    del listed["torchcodec/nasa_13013.mp4"]
     for path, row in listed.items():
         video = videos[path]
+        assert (video.stream, video.mirrored) == (0, False), path
         assert video.num_frames == int(row["frames"]), path
         coded = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
         assert coded == (int(row["width"]), int(row["height"])), path
