@@ -30,6 +30,10 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
         if sync:
             _sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if sync:
@@ -55,6 +59,37 @@ def lock_file(path: Path) -> Iterator[None]:
             print(f"waiting for another process that writes {path}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def claim_file(path: Path) -> Iterator[None]:
+    """Hold a lock on `path` while it is made. Raises BlockingIOError, which names the process that holds it.
+
+    The lock is the file NAME.lock beside it, which is deleted in the end. It ends with the process that holds it.
+    """
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        with open(lock, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "of unknown number"
+                raise BlockingIOError(f"process {holder} is writing {path}; wait until it ends") from None
+            try:
+                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                is_there = False
+            if not is_there:  # its holder has deleted it since it was opened here
+                continue
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _sync(path: Path) -> None:

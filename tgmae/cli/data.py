@@ -67,8 +67,7 @@ class Index(Command):
     # Root folder, which all paths in the manifest are relative to.
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     out: Path | None = None  # Manifest to write. Default: manifest.parquet in the folder.
-    # CSV file that lists the videos to index: a column path, and perhaps label, split, and columns that start with
-    # caption.
+    # CSV file that lists the videos to index: a column path, and perhaps label, split, caption, caption_2 ...
     csv: Path | None = None
     split: str = "train"  # Split of the videos for which the CSV file names none.
     min_frames: int = 16  # Leave out videos with fewer frames.
@@ -88,6 +87,8 @@ class Index(Command):
             decode_all=self.decode_all, num_workers=self.workers,
         )  # fmt: skip
         _report(result, out, started)
+        if result.table:
+            print(result.table)
 
 
 @dataclass(frozen=True)
