@@ -34,7 +34,16 @@ SCHEMA = pa.schema(
         ("mirrored", pa.bool_()),
     ]
 )
-_WORDS = {pa.string(): "text", pa.bool_(): "true or false"}
+_WORDS = {
+    pa.string(): "text",
+    pa.bool_(): "true or false",
+    pa.float64(): "a number",
+    pa.int32(): "a whole number of 32 bits",
+    pa.int64(): "a whole number of 64 bits",
+    pa.list_(pa.string()): "a list of texts",
+    pa.list_(pa.int32()): "a list of whole numbers of 32 bits",
+    pa.list_(pa.int64()): "a list of whole numbers of 64 bits",
+}
 
 
 def cast_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -50,7 +59,7 @@ def cast_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
             row = column.is_null().to_pylist().index(True)
             raise ValueError(f"{_name_row(table, row)}: empty cells in the column {name}")
         if not _is_kind(column.type, wanted):
-            raise ValueError(f"expected {_describe(wanted)} in the column {name}, got {column.type}")
+            raise ValueError(f"expected {_WORDS[wanted]} in each row of the column {name}, got {column.type}")
         columns.append(_cast(table, name, wanted))
     return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
 
@@ -96,7 +105,10 @@ def check_rows(table: pa.Table) -> None:
     for row, path in enumerate(table.column("path").to_pylist()):
         if not path or "\0" in path:
             raise ValueError(f"row {row}: the path is {path!r}")
-        check_relative(path)
+        try:
+            check_relative(path)
+        except ValueError as error:
+            raise ValueError(f"row {row}: {error}") from error
     check_names(name_rows(table))
 
 
@@ -140,34 +152,27 @@ def _is_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
     return bool(kinds.is_integer(found) or kinds.is_floating(found) or kinds.is_decimal(found))
 
 
-def _describe(wanted: pa.DataType) -> str:
-    if pa.types.is_list(wanted):
-        return f"a list of {_describe(wanted.value_type)}{'s' * (not pa.types.is_string(wanted.value_type))}"
-    return _WORDS.get(wanted, "a number" if pa.types.is_floating(wanted) else "a whole number").removeprefix("a ")
-
-
 def _cast(table: pa.Table, name: str, wanted: pa.DataType) -> pa.ChunkedArray:
     column = table.column(name)
     try:
         cast = column.cast(wanted)
     except pa.ArrowNotImplementedError as error:
-        raise ValueError(f"expected {_describe(wanted)} in the column {name}, got {column.type}") from error
+        raise ValueError(f"expected {_WORDS[wanted]} in each row of the column {name}, got {column.type}") from error
     except pa.ArrowInvalid as error:
-        # The first row that fails: the end of the shortest beginning that does.
-        good, bad = 0, len(column)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            try:
-                column.slice(0, middle).cast(wanted)
-                good = middle
-            except pa.ArrowInvalid:
-                bad = middle
-        value = column[good].as_py()
-        raise ValueError(f"{_name_row(table, good)}: {name} is {value}, expected {_describe(wanted)}") from error
+        row, value = next(pair for pair in enumerate(column.to_pylist()) if not _can_cast(pair[1], column.type, wanted))
+        raise ValueError(f"{_name_row(table, row)}: {name} is {value}, expected {_WORDS[wanted]}") from error
     for row, values in enumerate(cast.to_pylist()) if pa.types.is_list(wanted) and _has_gaps(cast) else ():
         if None in values:
             raise ValueError(f"{_name_row(table, row)}: {name} is {values}, which has an empty place")
     return cast
+
+
+def _can_cast(value: Any, found: pa.DataType, wanted: pa.DataType) -> bool:
+    try:
+        pa.array([value], found).cast(wanted)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _has_gaps(lists: pa.ChunkedArray) -> bool:

@@ -212,11 +212,11 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
     try:
         table = _upgrade(cast_columns(table, expected), later)
         check_rows(table)
+        if root is None:
+            root = path.resolve().parent / os.fsdecode(metadata.get(ROOT_KEY, b"."))
+        return Manifest(table, root.resolve(), int(found))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remake}") from error
-    if root is None:
-        root = path.resolve().parent / os.fsdecode(metadata.get(ROOT_KEY, b"."))
-    return Manifest(table, root.resolve(), int(found))
 
 
 def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
@@ -232,6 +232,8 @@ def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
 
 def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
     """Add the columns that an older format has not: whole files, captions from unknown sources, the first stream."""
+    if not later:
+        return table
     sources = [[""] * len(texts) for texts in table.column("captions").to_pylist()]
     values = {
         "start_frame": [0] * table.num_rows,

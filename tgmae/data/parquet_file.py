@@ -48,6 +48,7 @@ def read_table(path: Path) -> pa.Table:
     table = pq.read_table(pa.BufferReader(data))
     try:
         table.validate(full=True)
-    except pa.ArrowException as error:
+        str(table.column_names)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
     return table
