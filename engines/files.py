@@ -25,15 +25,12 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with naming_errors(path):
+            yield temporary
         os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
         if sync:
             _sync(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno and error.filename is None:  # a full disk
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
     finally:
         temporary.unlink(missing_ok=True)
     if sync:
@@ -69,12 +66,12 @@ def claim_file(path: Path) -> Iterator[None]:
     """
     lock = path.with_name(path.name + ".lock")
     while True:
-        with open(lock, "a+") as file:
+        with open(lock, "a+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "of unknown number"
+                holder = file.read().decode() or "of unknown number"
                 raise BlockingIOError(f"process {holder} is writing {path}; wait until it ends") from None
             try:
                 is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
@@ -82,14 +79,26 @@ def claim_file(path: Path) -> Iterator[None]:
                 is_there = False
             if not is_there:  # its holder has deleted it since it was opened here
                 continue
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
             try:
+                with naming_errors(lock):
+                    file.truncate(0)
+                    file.write(str(os.getpid()).encode())
                 yield
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+@contextlib.contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Add the name of the file to an error that has none: writing to a full disk says only that it is full."""
+    try:
+        yield
+    except OSError as error:
+        # FFmpeg's errors and those with a class of their own are told apart by the caller.
+        if type(error) is OSError and error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -103,16 +103,17 @@ class Show(Command):
     # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
     out: Path | None = None  # PNG file to write. Default: the manifest's name with .png.
+    root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     count: int = 24  # Videos on the sheet.
     seed: int = 0  # Random seed for the choice of videos.
 
     def run(self) -> None:
         from rich.console import Console
 
-        from tgmae.data.manifest import read_manifest
+        from tgmae.data.manifest import open_manifest
         from tgmae.pictures.contact_sheet import draw_contact_sheet
 
-        manifest = read_manifest(self.manifest)
+        manifest = open_manifest(self.manifest, self.root)
         Console().print(_summary(manifest))
         out = self.out or self.manifest.with_suffix(".png")
         draw_contact_sheet(manifest, out, self.count, self.seed)

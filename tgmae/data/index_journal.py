@@ -15,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from dali_pipelines.types import Video, video_from_json
+from engines.files import naming_errors
 
 
 @contextlib.contextmanager
 def open_journal(journal: Path, root: Path) -> Iterator[Callable[[Video], None]]:
     """Open a journal to continue it, and yield the function that notes a video."""
-    with journal.open("a", encoding="utf-8") as file:
+    with journal.open("ab", buffering=0) as file:
 
-        def write(row: dict[str, Any]) -> None:
-            text = json.dumps(row)
-            file.write(f"{text}\t{zlib.crc32(text.encode()):08x}\n")
-            file.flush()
+        def write(row: dict[str, Any], before: bytes = b"") -> None:
+            text = json.dumps(row).encode()
+            left = b"%s%s\t%08x\n" % (before, text, zlib.crc32(text))
+            with naming_errors(journal):
+                while left:  # a disk that is filling takes a part
+                    left = left[file.write(left) :]
 
-        if file.tell():  # ends a line that an interruption cut off
-            file.write("\n")
-        write({"root": str(root.resolve())})
+        # The newline ends a line that an interruption cut off.
+        write({"root": str(root.resolve())}, before=b"\n" if file.tell() else b"")
         yield lambda video: write(asdict(video))
 
 

@@ -24,6 +24,7 @@ FORMAT = 3  # 1 had no segments and no caption sources, 2 no streams and no mirr
 _ADDED_IN = {2: ("start_frame", "end_frame", "caption_sources"), 3: ("stream", "mirrored")}
 # Parquet metadata: the folder that paths are relative to (absolute, or relative to the manifest's folder), and FORMAT.
 ROOT_KEY, FORMAT_KEY = b"tgmae.root", b"tgmae.format"
+_LOOKED_FOR = 16  # files that must not all be missing
 _CACHED_VIDEOS = 4096  # rows kept as Python objects: a batch is planned, decoded and scored from the same rows
 
 
@@ -217,6 +218,24 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
         return Manifest(table, root.resolve(), int(found))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remake}") from error
+
+
+def open_manifest(path: Path, root: Path | None = None, flag: str = "--root") -> Manifest:
+    """Read a manifest whose videos are about to be opened; `root` as in `read_manifest`.
+
+    flag   how the command calls `root`, for the message
+
+    Raises FileNotFoundError where their folder is not there, or does not hold any of some of them.
+    """
+    manifest = read_manifest(path, root)
+    places = range(0, len(manifest), max(1, len(manifest) // _LOOKED_FOR))
+    if not manifest.root.is_dir():
+        missing = f"the folder of the videos in {path} is not there: {manifest.root}"
+    elif not any(os.path.lexists(manifest.file(row)) for row in places):
+        missing = f"the videos in {path} are not there: {manifest.file(0)} and {len(places) - 1} others looked for"
+    else:
+        return manifest
+    raise FileNotFoundError(f"{missing}; say where they are now with {flag} FOLDER, or index them again")
 
 
 def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
