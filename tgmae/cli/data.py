@@ -116,7 +116,7 @@ class Show(Command):
         manifest = open_manifest(self.manifest, self.root)
         Console().print(_summary(manifest))
         out = self.out or self.manifest.with_suffix(".png")
-        draw_contact_sheet(manifest, out, self.count, self.seed)
+        name_some("could not be read:", draw_contact_sheet(manifest, out, self.count, self.seed))
         print(f"contact sheet: {out}")
 
 
@@ -129,7 +129,8 @@ def _summary(manifest: Manifest) -> Table:
 
     columns = manifest.table.to_pydict()
     frames, fps = np.subtract(columns["end_frame"], columns["start_frame"]), np.array(columns["fps"])
-    hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
+    hours = float((frames[fps > 0] / fps[fps > 0]).sum()) / 3600
+    timeless = f" and {count_videos(int((fps == 0).sum()))} of unknown frame rate" * bool((fps == 0).any())
     captions = np.array([len(texts) for texts in columns["captions"]])
     files = dict(zip(columns["path"], columns["num_bytes"], strict=True))  # several rows may be segments of one
     sizes = Counter(f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True))
@@ -141,7 +142,9 @@ def _summary(manifest: Manifest) -> Table:
 
     cut = f", segments of {len(files)} file{'s' * (len(files) != 1)}" * (columns["num_frames"] != frames.tolist())
     table = Table(show_header=False, title=escape(f"{count_videos(len(manifest))}{cut} below {manifest.root}"))
-    table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
+    table.add_row(
+        "length", f"{hours:.2f} h{timeless}; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}"
+    )
     table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
     table.add_row("pixel formats", most(Counter(columns["pixel_format"])))

@@ -98,7 +98,11 @@ def _read_records(csv_path: Path, root: Path) -> list[tuple[int, list[str]]]:
             first = reader.line_num
     except csv.Error as error:
         is_open = "end of data" in str(error)
-        ending = "is not closed" if is_open else f"is followed by other text where it closes, on line {reader.line_num}"
+        ending = (
+            "is not closed"
+            if is_open
+            else f"is followed by something other than a comma where it closes, on line {reader.line_num}"
+        )
         raise ValueError(
             f"{csv_path} line {first + 1}: a text in quotes that begins here {ending}; close it where it ends, and "
             "double the quotes inside it"
@@ -127,7 +131,8 @@ def _check_quotes(lines: list[str], header: list[str], root: Path, where: str) -
 
 
 def _is_video(path: str, root: Path) -> bool:
-    return PurePosixPath(path).suffix.lower() in SUFFIXES or bool(path and os.path.isfile(root / path))
+    is_called_so = PurePosixPath(path).suffix.lower() in SUFFIXES and not re.search(r"\s", path)
+    return is_called_so or bool(path and os.path.isfile(root / path))
 
 
 def _clean_path(path: str, where: str) -> str:

@@ -34,8 +34,12 @@ def texts(listing: Listing) -> dict[str, tuple[str, ...]]:
         ('1.mp4,a,one\n2.mp4,a,"24 inch pipe\n3.mp4,a,three\n', 3, "is not closed"),
         # The quote is closed by one that belongs to a later row.
         ('1.mp4,a,"one\n2.mp4,a,a 24"\n3.mp4,a,three\n', 2, r"takes in the row of 2\.mp4"),
-        ('1.mp4,a,"one, two\n2.mp4,a,"three"\n', 2, "is followed by other text"),
-        ('1.mp4,a,"one"\n2.mp4,a,"two" (sic)\n', 3, "is followed by other text where it closes, on line 3"),
+        ('1.mp4,a,"one, two\n2.mp4,a,"three"\n', 2, "is followed by something other than a comma"),
+        (
+            '1.mp4,a,"one"\n2.mp4,a,"two" (sic)\n',
+            3,
+            "is followed by something other than a comma where it closes, on line 3",
+        ),
     ],
 )
 def test_a_quote_takes_no_rows(tmp_path: Path, rows: str, line: int, words: str) -> None:
@@ -60,9 +64,9 @@ def test_a_quote_takes_no_rows_wherever_the_path_stands(tmp_path: Path, text: st
 
 
 def test_captions_of_several_lines_are_whole(tmp_path: Path) -> None:
-    listing = read(tmp_path, HEADER + '1.mp4,a,"line one\nline two, with a comma\nand ""quotes"""\r\n2.mp4,a,x\r\n')
+    listing = read(tmp_path, HEADER + '1.mp4,a,"line one\nas in b.mp4, with a comma\nand ""quotes"""\r\n2.mp4,a,x\r\n')
     assert texts(listing) == {
-        "1.mp4": ('line one\nline two, with a comma\nand "quotes"',),
+        "1.mp4": ('line one\nas in b.mp4, with a comma\nand "quotes"',),
         "2.mp4": ("x",),
     }
 
