@@ -112,6 +112,11 @@ def check_rows(table: pa.Table) -> None:
     check_names(name_rows(table))
 
 
+def has_column(table: pa.Table, name: str) -> bool:
+    """Return whether a table has a column of this name whose type may be the manifest's."""
+    return name in table.column_names and _is_kind(table.column(name).type, SCHEMA.field(name).type)
+
+
 def check_relative(path: str) -> None:
     """Raise ValueError for a path that would leave the manifest's root."""
     parts = PurePosixPath(path.replace("\\", "/"))

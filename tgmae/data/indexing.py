@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,8 @@ def index_folder(
         raise ValueError(_describe_nothing(listing, root, csv_path))
     out.parent.mkdir(parents=True, exist_ok=True)
     with claim_file(out):
+        for half_written in out.parent.glob(f"{glob.escape(out.name)}*.tmp"):  # of a process that was killed
+            half_written.unlink()
         before = _read_before(out, root)
         if csv_path is None:
             _check_losses(before, listing, out)
@@ -188,8 +191,8 @@ def _check_losses(before: _Before, listing: Listing, out: Path) -> None:
     num_captions = sum(len(video.captions) for video in before.rows)
     num_labels = sum(labels.get(video.path, video.label) != video.label for video in before.rows)
     splits = sorted({video.split for video in before.rows})
-    lost = [f"{num_captions} captions"] if num_captions else []
-    lost += [f"{num_labels} labels that are not the names of folders"] if num_labels else []
+    lost = [_count(num_captions, "caption")] if num_captions else []
+    lost += [f"{_count(num_labels, 'label')} other than the names of folders"] if num_labels else []
     lost += [f"the splits {', '.join(splits)}"] if len(splits) > 1 else []
     if lost:
         raise ValueError(
@@ -213,6 +216,10 @@ def _make_printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
 def _describe_nothing(listing: Listing, root: Path, csv_path: Path | None) -> str:
     if csv_path is not None:
         return f"found no rows in {csv_path}"
@@ -229,8 +236,8 @@ def _describe_table(csv_path: Path, videos: Sequence[Video], ignored: Sequence[s
     labels, splits = {video.label for video in videos if video.label}, Counter(video.split for video in videos)
     bare = sum(not video.captions for video in videos)
     return (
-        f"{csv_path} gave {len(labels)} label{'s' * (len(labels) != 1)} and "
-        f"{sum(len(video.captions) for video in videos)} captions"
+        f"{csv_path} gave {_count(len(labels), 'label')} and "
+        f"{_count(sum(len(video.captions) for video in videos), 'caption')}"
         + (f" ({count_videos(bare)} without any)" if bare else "")
         + f"; splits {', '.join(f'{name} {count}' for name, count in splits.items())}"
         + (f"; ignored columns: {', '.join(ignored)}" if ignored else "")

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dali_pipelines.types import Caption, CodedFormat, Video
 from engines.files import replacing
-from tgmae.data.columns import SCHEMA, cast_columns, check_names, check_relative, check_rows, name_rows
+from tgmae.data.columns import SCHEMA, cast_columns, check_names, check_relative, check_rows, has_column, name_rows
 from tgmae.data.parquet_file import DamagedFileError, read_table, write_table
 
 FORMAT = 3  # 1 had no segments and no caption sources, 2 no streams and no mirrored videos; both are still read
@@ -241,12 +241,14 @@ def open_manifest(path: Path, root: Path | None = None, flag: str = "--root") ->
 def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
     """Return the format that a file states, or that its columns show where a program rewrote it without metadata.
 
-    An earlier format would give up what the later columns say of segments, streams and mirrored videos.
+    An earlier format would give up what the later columns say of segments, streams and mirrored videos. So one of them
+    is enough, and the others are then missing.
     """
     if FORMAT_KEY in metadata:
         return metadata[FORMAT_KEY].decode(errors="replace")
-    complete = [added for added, names in _ADDED_IN.items() if set(names) <= set(table.column_names)]
-    return str(next((added for added in _ADDED_IN if added not in complete), FORMAT + 1) - 1)
+    return str(
+        max([1, *(added for added, names in _ADDED_IN.items() if any(has_column(table, name) for name in names))])
+    )
 
 
 def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:

@@ -60,6 +60,10 @@ def videos(tmp_path: Path) -> Path:
 def test_two_at_once(videos: Path, tmp_path: Path) -> None:
     """The second names the first and leaves; when the first has ended, or was killed, it may."""
     out = tmp_path / "m.parquet"
+    left = [tmp_path / f"m.parquet.{name}1.tmp" for name in ("", "excluded.csv.")]  # by a process that was killed
+    for path in left:
+        path.touch()
+    (tmp_path / "mine.tmp").touch()
     with another(out) as first:
         second = index(videos, "--out", out)
         assert second.returncode == 1
@@ -71,7 +75,7 @@ def test_two_at_once(videos: Path, tmp_path: Path) -> None:
         first.wait()
     assert (tmp_path / "m.parquet.lock").exists()
     assert index_folder(videos, out, num_workers=1).num_videos == 2
-    assert sorted(path.name for path in tmp_path.glob("m.*")) == ["m.parquet", "m.parquet.excluded.csv"]
+    assert sorted(path.name for path in tmp_path.glob("m*")) == ["m.parquet", "m.parquet.excluded.csv", "mine.tmp"]
 
 
 @pytest.mark.slow

@@ -74,9 +74,17 @@ def test_a_table_without_our_metadata_keeps_all_it_says(tmp_path: Path) -> None:
     assert rows(manifest) == VIDEOS
     assert manifest.root == tmp_path.resolve()
     path = rewrite(tmp_path / "manifest.parquet")
-    pq.write_table(pq.read_table(path).drop_columns(["mirrored"]), path)  # then it is of format 2
+    pq.write_table(pq.read_table(path).drop_columns(["stream", "mirrored"]), path)  # then it is of format 2
     assert read_manifest(path)[1].segment == (3, 20)
     assert read_manifest(path).format == 2
+
+
+@pytest.mark.parametrize("name", ["start_frame", "caption_sources", "stream", "mirrored"])
+def test_no_column_is_given_up_for_want_of_another(tmp_path: Path, name: str) -> None:
+    path = rewrite(tmp_path / "manifest.parquet")
+    pq.write_table(pq.read_table(path).drop_columns([name]), path)
+    with pytest.raises(ValueError, match=rf"columns \['{name}'\] are missing"):
+        read_manifest(path)
 
 
 def test_a_table_of_some_columns_is_refused_with_the_others(tmp_path: Path) -> None:
