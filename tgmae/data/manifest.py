@@ -196,6 +196,8 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
                 f"{path} is a CSV file, but a manifest is a Parquet file; make one with: {remake}"
             ) from error
         raise ValueError(f"{path} is not a Parquet file, or is damaged: {error}; {remake}") from error
+    if twice := sorted({name for name in SCHEMA.names if table.column_names.count(name) > 1}):
+        raise ValueError(f"{path} has the columns {twice} twice; {remake}")
     metadata = table.schema.metadata or {}
     found = _read_format(table, metadata)
     if not found.isdecimal() or not 1 <= int(found) <= FORMAT:

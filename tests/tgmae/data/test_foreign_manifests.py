@@ -87,6 +87,21 @@ def test_no_column_is_given_up_for_want_of_another(tmp_path: Path, name: str) ->
         read_manifest(path)
 
 
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "manifest.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("label", table.column("label")), path)
+    with pytest.raises(ValueError, match=r"manifest\.parquet has the columns \['label'\] twice; make it again"):
+        read_manifest(path)
+
+
+def test_no_captions_at_all(tmp_path: Path) -> None:
+    """Lists that are empty in every row have no type of their own."""
+    empty = pa.array([[]] * 3, pa.list_(pa.null()))
+    manifest = read_manifest(rewrite(tmp_path / "manifest.parquet", captions=empty, caption_sources=empty))
+    assert manifest.captions() == [[]] * 3
+
+
 def test_a_table_of_some_columns_is_refused_with_the_others(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     pq.write_table(pa.table({"path": ["a.mp4"], "captions": [["a"]], "label": ["x"]}), path)
