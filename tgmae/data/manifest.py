@@ -195,7 +195,8 @@ def read_manifest(path: Path, root: Path | None = None) -> Manifest:
             raise ValueError(
                 f"{path} is a CSV file, but a manifest is a Parquet file; make one with: {remake}"
             ) from error
-        raise ValueError(f"{path} is not a Parquet file, or is damaged: {error}; {remake}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a Parquet file, or is damaged: {reason}; {remake}") from error
     if twice := sorted({name for name in SCHEMA.names if table.column_names.count(name) > 1}):
         raise ValueError(f"{path} has the columns {twice} twice; {remake}")
     metadata = table.schema.metadata or {}

@@ -35,8 +35,8 @@ def write_table(table: pa.Table, path: Path) -> None:
 def read_table(path: Path) -> pa.Table:
     """Read a table and compare its digest, if there is one.
 
-    Raises DamagedFileError where the digest differs or the values are impossible, and pa.ArrowException or OSError
-    where the file is not Parquet.
+    Raises DamagedFileError where the digest differs, and pa.ArrowException or OSError where the file is not Parquet or
+    holds impossible values.
     """
     data = path.read_bytes()
     place = data.rfind(_MARK)
@@ -45,10 +45,10 @@ def read_table(path: Path) -> pa.Table:
         digest = data[start : start + _DIGEST_BYTES]
         if hashlib.sha256(data[:start] + data[start + _DIGEST_BYTES :]).digest() != digest:
             raise DamagedFileError(f"{path} is damaged: its bytes are not those that were written")
-    table = pq.read_table(pa.BufferReader(data))
     try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
         table.validate(full=True)
         str(table.column_names)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path} is damaged: a name in it is not text ({error})") from error
     return table
