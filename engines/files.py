@@ -27,7 +27,8 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     end = f".{os.getpid()}.tmp"
     temporary = path.with_name(os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)]) + end)
     try:
-        yield temporary
+        with naming_errors(path):
+            yield temporary
         os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
         if sync:
             _sync(temporary)
@@ -57,6 +58,49 @@ def lock_file(path: Path) -> Iterator[None]:
             print(f"waiting for another process that writes {path}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def claim_file(path: Path) -> Iterator[None]:
+    """Hold a lock on `path` while it is made. Raises BlockingIOError, which names the process that holds it.
+
+    The lock is the file NAME.lock beside it, which is deleted in the end. It ends with the process that holds it.
+    """
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        with open(lock, "a+b", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().decode() or "of unknown number"
+                raise BlockingIOError(f"process {holder} is writing {path}; wait until it ends") from None
+            try:
+                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                is_there = False
+            if not is_there:  # its holder has deleted it since it was opened here
+                continue
+            try:
+                with naming_errors(lock):
+                    file.truncate(0)
+                    file.write(str(os.getpid()).encode())
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+@contextlib.contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Add the name of the file to an error that has none: writing to a full disk says only that it is full."""
+    try:
+        yield
+    except OSError as error:
+        # FFmpeg's errors and those with a class of their own are told apart by the caller.
+        if type(error) is OSError and error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -94,6 +94,9 @@ def make_video(**changes: Any) -> Video:
         "label": "walk", "captions": ("a man walks", "someone is walking"), "split": "train",
     }  # fmt: skip
     row |= changes
+    if "keyframes" not in changes:  # those that a shorter video still has
+        row["keyframes"] = tuple(number for number in row["keyframes"] if number < row["num_frames"])
+        row["keyframe_pts"] = row["keyframe_pts"][: len(row["keyframes"])]
     row["captions"] = tuple(Caption(text, "csv") if isinstance(text, str) else text for text in row["captions"])
     return Video(**row)
 

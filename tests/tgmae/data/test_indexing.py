@@ -19,8 +19,9 @@ from av.audio.frame import AudioFrame
 from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
 from tests.support.videos import draw_number, make_video, read_number, real_data_folder, write_numbered
+from tgmae.data.csv_list import list_csv
 from tgmae.data.indexing import index_folder
-from tgmae.data.listing import Entry, list_csv, list_folder
+from tgmae.data.listing import Entry, list_folder
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.probing import Excluded, describe_far_keyframes, probe
 
@@ -214,7 +215,7 @@ def test_labels_are_the_folders(tmp_path: Path) -> None:
     for path in ("walk/a.mp4", "walk/b.WEBM", "run/fast/c.mkv", "top.avi", "walk/notes.txt", "walk/a.mp4.part"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert list_folder(tmp_path, "train") == [
+    assert list_folder(tmp_path, "train").entries == [
         Entry("top.avi", "", (), "train"),
         Entry("run/fast/c.mkv", "fast", (), "train"),
         Entry("walk/a.mp4", "walk", (), "train"),
@@ -228,14 +229,14 @@ def csv_captions(*texts: str) -> tuple[Caption, ...]:
 
 def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     text = (
-        "\ufeffpath,label,split,caption,caption_fr,note\n"  # with the byte order mark that Excel writes
+        "\ufeffpath,label,split,caption,caption_2,note\n"  # with the byte order mark that Excel writes
         'a.mp4,walk,val,"one, with a comma",un,x\n'
         "dir\\b.mp4,run,,two,,x\n"
         "a.mp4,walk,val,three, ,x\n"
         "c.mp4,,test\n"
     )
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
-    assert list_csv(tmp_path / "list.csv", "train") == [
+    assert list_csv(tmp_path / "list.csv", tmp_path, "train").entries == [
         Entry("a.mp4", "walk", csv_captions("one, with a comma", "un", "three"), "val"),
         Entry("dir/b.mp4", "run", csv_captions("two"), "train"),
         Entry("c.mp4", "", (), "test"),
@@ -254,7 +255,7 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     """Spaces after commas are harmless; a comma too many, two labels for one path, another encoding are not."""
     listed = tmp_path / "list.csv"
     listed.write_text("Path, label, caption\n./a.mp4, walk, a man walks\n")
-    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
+    assert list_csv(listed, tmp_path, "train").entries == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
     for text, words in (
         ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
         ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),
@@ -263,16 +264,16 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     ):
         listed.write_text(text)
         with pytest.raises(ValueError, match=words):
-            list_csv(listed, "train")
+            list_csv(listed, tmp_path, "train")
     listed.write_bytes("path,caption\na.mp4,grün\n".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8"):
-        list_csv(listed, "train")
+        list_csv(listed, tmp_path, "train")
 
 
 def test_csv_without_a_path_column(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\na.mp4,walk\n")
     with pytest.raises(ValueError, match=r"column 'path', separated by commas; got \['file', 'label'\]"):
-        list_csv(tmp_path / "list.csv", "train")
+        list_csv(tmp_path / "list.csv", tmp_path, "train")
 
 
 def test_csv_reaches_the_manifest(tmp_path: Path) -> None:
