@@ -20,6 +20,7 @@ from dali_pipelines.types import ClipRequest, CropBox, Video
 from dali_pipelines.video import opening
 from dali_pipelines.video.decode import DecodeError, decode_clips, decode_frames, decode_whole_frames
 from dali_pipelines.video.excerpt import cut_excerpt
+from dali_pipelines.video.motion import BLOCK, read_motion
 from dali_pipelines.video.opening import open_video
 from tests.support.requests import prepare
 from tests.support.videos import draw_number, read_number, write_numbered
@@ -184,6 +185,7 @@ def test_the_stream_is_the_one_that_ffmpeg_takes(
     with av.open(str(tmp_path / "excerpt.mp4")) as container:
         assert len(container.streams) == 1
         assert container.streams.video[0].width == width
+    assert read_motion(str(file), video).shape == (20, 2, -(-height // BLOCK), -(-width // BLOCK))
     transcode(str(file), video, tmp_path / "out.mp4", CompactConfig(short_side=None))
     assert (index(tmp_path / "out.mp4").width, index(tmp_path / "out.mp4").stream) == (width, 0)
 

@@ -254,6 +254,7 @@ class TestBrokenFiles:
                 skipped = {video.path: video.reason for video in batch.skipped}
                 assert set(skipped) == {"a.mp4", "b.webm", "d.webm"}
                 assert "No such file" in skipped["a.mp4"]
+                assert skipped["b.webm"].startswith("changed since it was indexed")
                 assert batch.frames.shape[0] == 5
                 assert [r.row for r in batch.requests] == [2, 2, 2, 4, 4]
                 assert [r.mask_seed for r in batch.requests] == [0, 1, 2, 3, 4]

@@ -26,6 +26,10 @@ from dali_pipelines.video.opening import choose_stream, name_error, open_file
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, count_videos
 
+_SPLIT = "split it there, or re-encode it to one size"
+_ENTRY_STEP = 12  # frames from one keyframe to the next, at least: trying a keyframe costs a jump
+_FAR = 600  # frames from one keyframe to the next; decoding them takes a few tenths of a second
+
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
@@ -33,15 +37,6 @@ class Excluded:
 
     path: str
     reason: str
-
-
-_SPLIT = "split it there, or re-encode it to one size"
-
-
-_ENTRY_STEP = 12  # frames from one keyframe to the next, at least: trying a keyframe costs a jump
-
-
-_FAR = 600  # frames from one keyframe to the next; decoding them takes a few tenths of a second
 
 
 class _UnusableError(ValueError):
