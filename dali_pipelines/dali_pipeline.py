@@ -5,9 +5,9 @@
     decode with PyAV elsewhere, crop, resize ─────────► flip ────────────────────────────────────┴─► [B, T, H, W, 3]
 
 `fn.decoders.video` is the only DALI operator that decodes the samples of a batch in parallel. On a CPU it gets VP8 and
-VP9; on a GPU, what NVDEC supports. It does not survive a corrupt file. Workers therefore pass on a file only if it
-still has the size that was indexed, and a pipeline that dies all the same is rebuilt, with the culprits left to PyAV
-(resilient.py).
+VP9; on a GPU, what NVDEC supports. It does not survive a corrupt file. Workers therefore pass on only files that
+have not changed since they were indexed, and a pipeline that dies all the same is rebuilt, with the culprits left to
+PyAV (resilient.py).
 
 The threads of one DALI pipeline wait for each other on its single CUDA stream, so several pipelines serve the batches
 round-robin.

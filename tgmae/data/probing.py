@@ -71,8 +71,10 @@ def _probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video
         first = next(container.decode(stream))
         coded = CodedFormat(codec, first.format.name, first.width, first.height)
         scanned = _scan_packets(container, stream, coded)
-        num_frames, keyframes = scanned or (0, {})
-        if decode_all or scanned is None:
+    num_frames, keyframes = scanned or (0, {})
+    if decode_all or scanned is None:
+        with open_file(str(file)) as container:  # opened again: a raw stream cannot be read from its start otherwise
+            stream = container.streams.video[number]
             decoded = _decode_all(container, stream, coded, refuse_corrupt=decode_all)
             if len(decoded) != num_frames:  # otherwise the packets were right, and they give the keyframes
                 num_frames, keyframes = len(decoded), _find_entries(container, stream, decoded)
@@ -129,7 +131,6 @@ def _decode_all(
 ) -> list[_Decoded]:
     """Decode all frames. Raises _UnusableError where they change their size or pixel format, or one is corrupt."""
     decoded: list[_Decoded] = []
-    container.seek(0)
     for frame in container.decode(stream):
         if frame.is_corrupt and refuse_corrupt:
             raise _UnusableError(f"frame {len(decoded)} is corrupt")
