@@ -63,12 +63,12 @@ class ClipWorker:
     distrusted: frozenset[int]  # rows that DALI must not decode
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in a worker process: ignore Ctrl-C and SIGTERM, so that a step can finish, and end with the parent."""
+        """Arrive in a worker process: ignore what asks to stop, so that a step can finish, and end with the parent."""
         self.__dict__.update(state)
         end_with_parent()
         if multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
 
     def __call__(self, sample: types.SampleInfo) -> tuple[NDArray[Any], ...]:
         """Do one decode for the graph (`graph._clips`).
