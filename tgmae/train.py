@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> TrainResult:
     happens.
     """
     world = parallel.start(config.device)
-    with hold_run_folder(config.run_dir, world):
+    with hold_run_folder(config.run_dir, world), world.noticing_losses():
         run = set_up(config, world)
         if isinstance(run, Finished):
             _complete(config, run, world.is_main)
@@ -58,7 +58,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
     world, loader, log, steps = run.world, run.loader, run.log, run.steps
     step, stopping, skipped = steps.first, 0, set[int]()  # manifest rows that could not be read, over all processes
     try:
-        with manual_garbage_collection():
+        with world.noticing_losses(), manual_garbage_collection():
             while step < steps.last:
                 # Add up the gradients of every forward pass. The loader has made the batch while the last step ran.
                 losses: list[Tensor] = []
@@ -101,7 +101,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                     world.say(f"\nstopped by {name} after step {step}; the same command resumes from there")
                     break
             run.save(step)
-    except (InputError, OSError):  # no further batch, or a full disk: keep what was learned
+    except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
         run.save(step)
         raise
     finally:

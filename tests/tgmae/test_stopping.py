@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +23,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.runs import REPOSITORY, command, run_here, tiny, wait_for_step
-from tgmae.model.huggingface import export_hf, read_step
+from tgmae.config.model import ModelConfig
+from tgmae.model.huggingface import export_hf, import_hf, read_step
 from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import digest_weights
 from tgmae.telemetry.metrics import read_metrics
@@ -28,6 +32,9 @@ from tgmae.train import train
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
 from tgmae.training.run_folder import LOCK_FILE
 
+SMALL = ModelConfig(
+    image_size=32, num_frames=4, width=192, depth=2, num_heads=2, decoder_width=12, decoder_depth=1, decoder_num_heads=2
+)
 # A shell's `&` would leave SIGINT ignored.
 HEED_CTRL_C = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
@@ -118,7 +125,7 @@ def test_a_signal_during_set_up_leaves_no_traceback(
     assert process.returncode == 128 + number, output
     assert "Traceback" not in before + output
     assert "Error" not in before + output
-    assert number.name in output
+    assert f"stopped by {number.name}" in output
 
 
 @pytest.mark.slow
@@ -151,13 +158,16 @@ def test_sigquit_shows_where_every_thread_is(shapes: Path, tmp_path: Path) -> No
 # Several processes
 
 
-def start_two(arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """Start the two processes of a run as torchrun would."""
+def start_two(first: list[str], second: list[str] | None = None) -> list[subprocess.Popen[str]]:
+    """Start the two processes of a run as torchrun would, with the same arguments unless the second has its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    return [
+        start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank, arguments in enumerate((first, second or first))
+    ]
 
 
 TWO = ("--epochs", "1000", "--device-batch-size", "2", "--pipeline", "pyav")
@@ -185,41 +195,91 @@ def test_torchrun_passes_ctrl_c_on_and_everything_is_saved(shapes: Path, tmp_pat
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert output.count("stopped by SIGINT") == 1
-    assert "ended at once" not in output
+    assert "at once" not in output
     assert_all_is_saved(tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_checkpoints_do_not_train(shapes: Path, tmp_path: Path) -> None:
+    """As on several machines without a common file system."""
+    arguments = [command(shapes, tmp_path / str(rank), *TWO) for rank in range(2)]
+    run_here([*arguments[0], "--max-steps", "1"])
+    processes = start_two(arguments[0], arguments[1])
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    for rank, output in enumerate(outputs):
+        assert f"process {rank} of 2 would start from step {1 - rank}, another one from another step" in output
+        assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_what_ends_one_process_ends_the_other(shapes: Path, tmp_path: Path) -> None:
+    """One line each; the steps until then are saved."""
+    (tmp_path / "pictures").touch()
+    processes = start_two(command(shapes, tmp_path, *TWO, "--log.picture-every", "2"))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert f"tgmae-train: [Errno 17] File exists: '{tmp_path}/pictures'" in outputs[0]
+    assert "tgmae-train: process 1 of 2 ends because another one has ended; its message says why" in outputs[1]
+    assert not any("Traceback" in output for output in outputs), outputs
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step_00000002.pt"
 
 
 # The end of a run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["hf", "loss.png", "hf/config.json", "an older hf", "a damaged hf"])
+def test_an_export_that_is_killed_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
+    """Killed at any moment; what it leaves is gone after the next export."""
+    hf, model, generator, deadline = tmp_path / "hf", VideoMAE(SMALL), random.Random(0), time.monotonic() + 120
+    for _ in range(15):
+        child = os.fork()
+        if child == 0:
+            for step in itertools.count(1):
+                export_hf(model, hf, step)
+        while not hf.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.1 * generator.random())
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if hf.exists():
+            import_hf(model, hf)
+            assert read_step(hf) is not None
+    export_hf(model, hf, 0)
+    assert os.listdir(tmp_path) == ["hf"]
+    assert read_step(hf) == 0
+
+
+@pytest.mark.slow
 def test_a_finished_run_makes_up_for_missing_results(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the last checkpoint and the end of the export, the same command exports."""
-    config = tiny(shapes, tmp_path / "run", max_steps=1)
-    config = replace(config, log=replace(config.log, picture_every=1000))
+    """Killed between the last checkpoint and the end of the export, the same command exports, once."""
+    monkeypatch.setattr("tgmae.train._draw", lambda *_: None)  # takes most of a tiny run's time
+    run_dir = tmp_path / "run"
+    hf, config = run_dir / "hf", tiny(shapes, run_dir, max_steps=2)
+    train(replace(config, max_steps=1))
+    shutil.copytree(hf, tmp_path / "older")
     train(config)
-    shutil.copytree(tmp_path / "run" / "hf", tmp_path / "older")
-    train(replace(config, max_steps=2))
-    hf, whole = tmp_path / "run" / "hf", digest_weights(load_file(tmp_path / "run" / "hf" / "model.safetensors"))
-    if missing == "hf":
-        shutil.rmtree(hf)
-    elif missing == "an older hf":
-        shutil.rmtree(hf)
-        (tmp_path / "older").rename(hf)
-    elif missing == "a damaged hf":
-        (hf / "model.safetensors").write_bytes(b"\0" * 100)
-    else:
-        (tmp_path / "run" / missing).unlink()
-    capsys.readouterr()
-    for _ in range(2):
-        result = train(replace(config, max_steps=2))
-        assert result.step == 2
-    said = capsys.readouterr().out
-    assert said.count("nothing to do: step 2 of 2 is done") == 2
-    assert said.count(f"the results of step 2 were missing: wrote {tmp_path}/run/hf and loss.png") == 1
-    assert read_step(hf) == 2
-    assert digest_weights(load_file(hf / "model.safetensors")) == whole
-    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+    whole = digest_weights(load_file(hf / "model.safetensors"))
+    damages: list[Callable[[], object]] = [
+        lambda: shutil.rmtree(hf),
+        lambda: (hf / "config.json").unlink(),
+        lambda: (hf / "model.safetensors").replace(tmp_path / "moved"),
+        lambda: (tmp_path / "older" / "model.safetensors").replace(hf / "model.safetensors"),
+        lambda: (run_dir / "loss.png").unlink(),
+    ]
+    for damage in damages:
+        damage()
+        capsys.readouterr()
+        for _ in range(2):
+            assert train(config).step == 2
+        said = capsys.readouterr().out
+        assert said.count("nothing to do: step 2 of 2 is done") == 2
+        assert said.count(f"the results of step 2 were missing: wrote {run_dir}/hf and loss.png") == 1
+        assert read_step(hf) == 2
+        assert digest_weights(load_file(hf / "model.safetensors")) == whole
+        assert (run_dir / "loss.png").stat().st_size > 1000

@@ -280,6 +280,31 @@ def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, t
 
 
 @pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run says so, keeps the damaged file, and ends as if nothing had happened."""
+    config = tiny(shapes, tmp_path, max_steps=6)
+    train(config)
+    whole, before = state(tmp_path), losses(tmp_path)
+    newest, older = (tmp_path / "checkpoints" / f"step_0000000{step}.pt" for step in (6, 4))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    capsys.readouterr()
+    train(config)
+    said = capsys.readouterr().out
+    assert f"{newest} is not a readable checkpoint: its entry " in said
+    assert f"resuming from {older}" in said
+    assert f"set aside {newest}.old-1: this run starts from step 4" in said
+    assert (tmp_path / "checkpoints" / f"{newest.name}.old-1").read_bytes() == data
+    assert losses(tmp_path) == before
+    assert all(torch.equal(whole[name], tensor) for name, tensor in state(tmp_path).items())
+    with pytest.raises(ValueError, match="is not a readable checkpoint: "):
+        train(replace(config, resume=f"{newest}.old-1"))
+
+
+@pytest.mark.slow
 def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: Path) -> None:
     config = tiny(shapes, tmp_path, max_steps=1)
     train(config)

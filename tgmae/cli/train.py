@@ -157,7 +157,7 @@ def run(config: TrainConfig) -> TrainResult:
 def main() -> None:
     faulthandler.register(signal.SIGQUIT, file=2, chain=True)  # Ctrl-\ shows what each thread of a stuck run does
     try:
-        with ending_at_once("before the first step or after the last: nothing was lost"):
+        with ending_at_once("before the first step or after the last; nothing is lost"):
             config, source = parse(sys.argv[1:])
             if os.environ.get("RANK", "0") == "0":  # set by torchrun; this comes before torch, which takes long
                 print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -61,6 +62,7 @@ def save_checkpoint(
         "step": step,
         "videos": videos,
         "config": to_dict(config),
+        "scorer": digest_scorer(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -188,10 +190,27 @@ def restore(
 
 
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4"."""
+    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4".
+
+    A file that decides the masks is among them if its content differs.
+    """
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
     del new["format"]  # it says how the settings are written
-    return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+    changed = [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+    before, now = state.get("scorer", {}), digest_scorer(config)  # checkpoints once had no digests
+    return changed + [f"content of mask.{name}" for name in now if before.get(name, now[name]) != now[name]]
+
+
+def digest_scorer(config: TrainConfig) -> dict[str, str]:
+    """Return a digest of each file that the masks of a run depend on: a student, or the description of score maps."""
+    mask = config.mask
+    files = {"student": mask.student, "scores": mask.scores and mask.scores / "maps.json"}
+    used = {"student": "student", "cached": "scores"}.get(mask.scorer) if mask.kind == "tgm" else None
+    return {
+        name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for name, path in files.items()
+        if name == used and path is not None and path.is_file()
+    }
 
 
 def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +55,18 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """Inside the block, the end of another process is a ConnectionError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and "gloo" in str(error) and "onnection" in str(error):
+                raise ConnectionError(
+                    f"process {self.rank} of {self.size} ends because another one has ended; its message says why"
+                ) from error
+            raise
 
     def close(self) -> None:
         if self.size > 1:

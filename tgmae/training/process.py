@@ -67,7 +67,7 @@ def stop_requests() -> Iterator[StopRequest]:
         if number == signal.SIGHUP:
             _leave_terminal()
         if stop.requested and not is_repeated:
-            _end(number, "a second signal: ended at once; steps after the last checkpoint are lost")
+            _end(number, "at once, because it was the second signal; steps after the last checkpoint are lost")
         stop.number = number
 
     with _handled_by(request):
@@ -105,7 +105,7 @@ def _start_resource_tracker() -> None:
 
 def _end(number: int, message: str) -> None:
     _restore_defaults()  # a further signal must not interrupt the cleaning up, but kill
-    raise Stopped(number, f"{signal.Signals(number).name}, {message}")
+    raise Stopped(number, f"stopped by {signal.Signals(number).name} {message}")
 
 
 def _restore_defaults() -> None:

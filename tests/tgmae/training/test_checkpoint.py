@@ -16,12 +16,14 @@ import torch
 
 from tests.support.disks import full_disk
 from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import DamagedFile, read_torch_file
 from tgmae.training.checkpoint import (
+    changed_settings,
     load_checkpoint,
     load_newest,
     newest_checkpoint,
@@ -262,6 +264,23 @@ def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
     config = replace(CONFIG, device_batch_size=2, epochs=9, run_dir=Path("elsewhere"))
     assert restore(load_checkpoint(path), path, *trained(config, seed=1), config, NUM_VIDEOS) == 5
+
+
+@pytest.mark.parametrize("scorer", ["student", "cached"])
+def test_a_scorer_that_was_made_again_is_noticed(tmp_path: Path, scorer: str) -> None:
+    """Under the same path."""
+    name = {"student": "student", "cached": "scores"}[scorer]
+    file = tmp_path / "made" / "maps.json"
+    file.parent.mkdir()
+    file.write_text("one")
+    mask: Any = {"scorer": scorer, name: file if scorer == "student" else file.parent}
+    config = replace(CONFIG, mask=MaskConfig(**mask))
+    state = load_checkpoint(save_checkpoint(tmp_path, 1, *trained(), config, NUM_VIDEOS))
+    assert changed_settings(state, config) == []
+    file.write_text("two")
+    assert changed_settings(state, config) == [f"content of mask.{name}"]
+    del state["scorer"]  # as in checkpoints that were written before
+    assert changed_settings(state, config) == []
 
 
 # ---- a full disk and kill -9, for real ------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_the_first_signal_is_noted_and_the_second_ends(number: signal.Signals) -
     assert handlers() == before
     with stop_requests():
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match=f"{number.name}, a second signal: .* are lost") as caught:
+        with pytest.raises(Stopped, match=f"stopped by {number.name} at once, .* are lost") as caught:
             os.kill(os.getpid(), number)
     assert caught.value.number == number
     assert handlers() == [signal.SIG_DFL] * 4  # a third one kills
@@ -91,7 +91,7 @@ def test_torchrun_may_pass_a_signal_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_same_handlers_afterwards")
 def test_what_nohup_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with ending_at_once("nothing was lost"), stop_requests() as stop:
+    with ending_at_once("in vain"), stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.requested
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -100,8 +100,8 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 @pytest.mark.usefixtures("_same_handlers_afterwards")
 def test_outside_the_loop_a_signal_ends_at_once() -> None:
     before = handlers()
-    with ending_at_once("nothing was lost"):
+    with ending_at_once("in vain"):
         pass
     assert handlers() == before
-    with pytest.raises(Stopped, match="SIGUSR1, nothing was lost"), ending_at_once("nothing was lost"):
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 in vain"), ending_at_once("in vain"):
         os.kill(os.getpid(), signal.SIGUSR1)
