@@ -69,6 +69,15 @@ def test_something_is_in_the_way(shapes: Path, tmp_path: Path, name: str, steps:
 
 
 @pytest.mark.slow
+def test_a_profile_that_cannot_be_written(shapes: Path, tmp_path: Path) -> None:
+    """It is written after ten steps of warm-up and two that were profiled."""
+    (tmp_path / "profile").touch()
+    arguments = command(shapes, tmp_path, *FLAGS, "--max-steps", "14", "--profile", "2", "--log.picture-every", "50")
+    assert str(tmp_path / "profile") in fail(arguments)
+    assert saved_step(tmp_path) == 12
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "24k", "1M", "2M", "2500k"])
 def test_a_full_disk(shapes: Path, tmp_path: Path, size: str) -> None:
     """The disk is full at another file each time. With more room the same command goes on from what was kept."""

@@ -65,6 +65,7 @@ def save_checkpoint(
         "scorer": digest_scorer(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "parameters": _name_parameters(model, optimizer),
     }
     try:
         with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
@@ -180,6 +181,12 @@ def restore(
             f"cannot resume from {path}, which belongs to another run: {'; '.join(changed)}. "
             "Start over with --resume never or another --run-dir, or from its weights with --init-from RUN/hf"
         )
+    # torch assigns the optimiser's state to parameters by their position. Checkpoints once had no names.
+    if state.get("parameters", names := _name_parameters(model, optimizer)) != names:
+        raise ValueError(
+            f"cannot resume from {path}: the optimiser's state is in another order than this version of tgmae has the "
+            "parameters. Use the version that wrote it, or start from its weights with --init-from RUN/hf"
+        )
     model.load_state_dict(state["model"])
     # Weight decay, betas and so on come from this run, not from the checkpoint.
     fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -187,6 +194,12 @@ def restore(
     for group, settings in zip(optimizer.param_groups, fresh, strict=True):
         group.update(settings)
     return int(state["step"])
+
+
+def _name_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names of the optimiser's parameters, group by group."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:

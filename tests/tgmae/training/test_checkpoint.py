@@ -260,6 +260,19 @@ def test_another_order_of_clips_is_refused(tmp_path: Path, change: dict[str, Any
     assert_same(dict(model.state_dict()), before)
 
 
+def test_another_order_of_parameters_is_refused(tmp_path: Path) -> None:
+    """The optimiser's state would go to other parameters, of which many have the same shape."""
+    path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
+    state, (model, optimizer) = load_checkpoint(path), trained(seed=1)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    state["parameters"][0].reverse()
+    with pytest.raises(ValueError, match=rf"cannot resume from {path}: the optimiser's state is in another order"):
+        restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS)
+    assert_same(dict(model.state_dict()), before)
+    del state["parameters"]  # as in checkpoints that were written before
+    assert restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS) == 5
+
+
 def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
     config = replace(CONFIG, device_batch_size=2, epochs=9, run_dir=Path("elsewhere"))
