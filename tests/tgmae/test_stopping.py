@@ -186,15 +186,19 @@ def test_a_signal_to_one_process_stops_all_of_them(shapes: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_torchrun_passes_ctrl_c_on_and_everything_is_saved(shapes: Path, tmp_path: Path) -> None:
-    """Each process gets the signal twice: from the terminal and from torchrun."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_torchrun_passes_signals_on_and_everything_is_saved(
+    shapes: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C may reach each process twice: from the terminal and from torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = start([*launcher, *command(shapes, tmp_path, *TWO)[1:]])
+    flags = [] if number == signal.SIGINT else ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    process = start([*launcher, *flags, *command(shapes, tmp_path, *TWO)[1:]])
     wait_for_step(tmp_path, 2, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
-    assert output.count("stopped by SIGINT") == 1
+    assert output.count(f"stopped by {number.name}") == 1
     assert "at once" not in output
     assert_all_is_saved(tmp_path)
 
