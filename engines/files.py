@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,8 @@ LONGEST_NAME = 255  # bytes, of a file's name without its folder
 _umask = os.umask(0)
 os.umask(_umask)
 _MODE = 0o666 & ~_umask
+# How file systems that cannot lock files say so.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -22,21 +28,53 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     sync   flush the file, and the folder that names it, to disk: the new file then survives a power cut
 
     If the block or the write fails, the temporary file is deleted and `path` stays as it was. A process that is killed
-    leaves NAME.PID.tmp behind. The file gets the permissions of any new file.
+    leaves NAME.PID.tmp behind. The file gets the permissions of any new file. An OSError always names a file.
     """
     end = f".{os.getpid()}.tmp"
     temporary = path.with_name(os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)]) + end)
-    try:
-        with naming_errors(path):
+    with naming_errors(path):
+        try:
             yield temporary
-        os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
+            os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
+            if sync:
+                _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         if sync:
-            _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if sync:
+            _sync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, which replaces the folder `path` when the block ends; both are flushed to disk.
+
+    Other files of the old folder are copied into the new one. If the block fails, the new folder is deleted and `path`
+    stays as it was. A process that is killed leaves NAME.PID.tmp behind, and at worst no folder `path`. What earlier
+    ones left is deleted, so only one process at a time may replace a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f"{path.name}.*.tmp"):
+        shutil.rmtree(left_over)
+    new, old = (path.with_name(f"{path.name}.{kind}{os.getpid()}.tmp") for kind in ("", "old-"))
+    with naming_errors(path):
+        new.mkdir()
+        try:
+            yield new
+            for file in new.iterdir():
+                os.chmod(file, _MODE)
+                _sync(file)
+            _sync(new)
+            if path.exists():
+                others = [file for file in path.iterdir() if not (new / file.name).exists()]
+                for file in others:
+                    (shutil.copytree if file.is_dir() else shutil.copy2)(file, new / file.name)
+                path.rename(old)
+            new.rename(path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomically(path: Path, data: bytes | memoryview, sync: bool = False) -> None:
@@ -60,35 +98,62 @@ def lock_file(path: Path) -> Iterator[None]:
         yield
 
 
+class InUseError(BlockingIOError):
+    """Another process holds a file. `holder` says which, where and since when."""
+
+    def __init__(self, holder: str, path: Path) -> None:
+        super().__init__(f"{holder} is writing {path}; wait until it ends")
+        self.holder = holder
+
+
 @contextlib.contextmanager
 def claim_file(path: Path) -> Iterator[None]:
-    """Hold a lock on `path` while it is made. Raises BlockingIOError, which names the process that holds it.
+    """Hold a lock on `path` while it is made. Raises InUseError where another process holds it.
 
-    The lock is the file NAME.lock beside it, which is deleted in the end. It ends with the process that holds it.
+    The lock is the file NAME.lock beside it, which is deleted in the end. It is the kernel's, so it ends with the
+    process that holds it however that ends. On a file system without locks a line says so.
     """
     lock = path.with_name(path.name + ".lock")
-    while True:
-        with open(lock, "a+b", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().decode() or "of unknown number"
-                raise BlockingIOError(f"process {holder} is writing {path}; wait until it ends") from None
-            try:
-                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-            except FileNotFoundError:
-                is_there = False
-            if not is_there:  # its holder has deleted it since it was opened here
-                continue
-            try:
-                with naming_errors(lock):
-                    file.truncate(0)
-                    file.write(str(os.getpid()).encode())
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+    while (descriptor := _try_to_claim(lock, path)) is None:  # its holder has just deleted it
+        pass
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _try_to_claim(lock: Path, path: Path) -> int | None:
+    """Return a descriptor that holds the lock until it is closed; None where the file is no longer there."""
+    lock.parent.mkdir(parents=True, exist_ok=True)  # a holder that has ended may have removed it
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(lock, descriptor):  # a lock on a deleted file keeps nobody out
+            os.close(descriptor)
+            return None
+        with naming_errors(lock):
+            os.ftruncate(descriptor, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(), 0)
+    except BlockingIOError:
+        holder = os.read(descriptor, 500).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise InUseError(holder or "a process that has just started", path) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            print(f"{lock} is on a file system without locks: make sure that only one process uses it", flush=True)
+            return descriptor
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from dali_pipelines.types import ClipRequest
 from tgmae.config.run import TrainConfig
-from tgmae.model.huggingface import export_hf
+from tgmae.model.huggingface import export_hf, read_step
+from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.nvtx_ranges import named_range
+from tgmae.training import parallel
 from tgmae.training.loader import InputError, TrainingBatch
-from tgmae.training.process import manual_garbage_collection, stop_requests
+from tgmae.training.process import StopRequest, manual_garbage_collection, stop_requests
+from tgmae.training.run_folder import hold_run_folder
 from tgmae.training.run_log import describe_skipped
-from tgmae.training.setup import Run, Steps, set_up
+from tgmae.training.setup import Finished, Run, set_up
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class TrainResult:
     total_steps: int
     loss: float  # mean over the steps of the last report; NaN where no step was taken
     run_dir: Path
+    signal: int = 0  # number of the signal that asked to stop, in any process of the run; 0 for none
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -32,13 +37,28 @@ def train(config: TrainConfig) -> TrainResult:
     Raises ValueError, FileNotFoundError or OSError, which say what to do about it. Checkpoints stay whole whatever
     happens.
     """
-    run = set_up(config)
-    if isinstance(run, Steps):  # all of them are done
-        return TrainResult(run.first, run.total, math.nan, config.run_dir)
+    world = parallel.start(config.device)
+    with hold_run_folder(config.run_dir, world), world.noticing_losses():
+        run = set_up(config, world)
+        if isinstance(run, Finished):
+            _complete(config, run, world.is_main)
+            world.close()
+            return TrainResult(run.steps.first, run.steps.total, math.nan, config.run_dir)
+        with stop_requests() as stop:
+            step, num_skipped, stopped_by = _take_steps(config, run, stop)
+            _finish(config, run, step, num_skipped)
+    return TrainResult(step, run.steps.total, run.log.loss, config.run_dir, stopped_by or stop.number)
+
+
+def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, int, int]:
+    """Train until all steps are done or a process is asked to stop.
+
+    Returns the steps done, the number of skipped videos, and the signal that asked, 0 for none.
+    """
     world, loader, log, steps = run.world, run.loader, run.log, run.steps
-    step, skipped = steps.first, set[int]()  # manifest rows that could not be read, over all processes
+    step, stopping, skipped = steps.first, 0, set[int]()  # manifest rows that could not be read, over all processes
     try:
-        with stop_requests() as stop, manual_garbage_collection():
+        with world.noticing_losses(), manual_garbage_collection():
             while step < steps.last:
                 # Add up the gradients of every forward pass. The loader has made the batch while the last step ran.
                 losses: list[Tensor] = []
@@ -60,7 +80,7 @@ def train(config: TrainConfig) -> TrainResult:
                 log.record(step, losses, grad_norm, requests)
 
                 # Processes agree on what to do next: a signal or a broken video concerns all of them.
-                found_skipped, stopping = world.any(not skipped.issuperset(loader.skipped), stop.requested)
+                found_skipped, stopping = world.max(not skipped.issuperset(loader.skipped), stop.number)
                 if found_skipped:
                     skipped = world.union(set(loader.skipped))
 
@@ -77,31 +97,45 @@ def train(config: TrainConfig) -> TrainResult:
                     run.save(step)
                     raise ValueError(describe_skipped(len(skipped), loader, config, run.manifest))
                 if stopping:
-                    world.say(f"\nstopped by {stop.name} after step {step}; the same command resumes from there")
+                    name = signal.Signals(stopping).name
+                    world.say(f"\nstopped by {name} after step {step}; the same command resumes from there")
                     break
             run.save(step)
-    except InputError:  # no further batch: keep what was learned
+    except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
         run.save(step)
         raise
     finally:
         run.close()
-    _finish(config, run, step, len(skipped))
-    return TrainResult(step, steps.total, log.loss, config.run_dir)
+    return step, len(skipped), stopping
 
 
 def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
     """Draw the loss curve, export the weights, and sum up."""
     world = run.world
     if world.is_main:
-        from tgmae.pictures.loss_curve import draw_loss  # and matplotlib, which the first step need not wait for
-
-        draw_loss(config.run_dir)
-        export_hf(run.model, config.run_dir / "hf")
+        _write_results(config.run_dir, run.model, step)
     world.wait()
     world.close()
     if run.profiler.note:
         world.say(run.profiler.note)
     world.say(run.log.summarise(step, run.steps.total, num_skipped, run.loader))
+
+
+def _complete(config: TrainConfig, run: Finished, is_main: bool) -> None:
+    """Write the results of a run that ended before it could, as one that was killed has."""
+    step, is_whole = run.steps.first, (config.run_dir / "loss.png").exists()
+    if is_main and config.resume == "auto" and (read_step(config.run_dir / "hf") != step or not is_whole):
+        _write_results(config.run_dir, run.model, step)
+        print(f"the results of step {step} were missing: wrote {config.run_dir}/hf and loss.png", flush=True)
+
+
+def _write_results(run_dir: Path, model: VideoMAE, step: int) -> None:
+    from tgmae.pictures.loss_curve import draw_loss  # and matplotlib, which the first step need not wait for
+
+    try:
+        draw_loss(run_dir)
+    finally:  # the weights even if there is no room for the picture
+        export_hf(model, run_dir / "hf", step)
 
 
 def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: int) -> None:

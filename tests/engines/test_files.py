@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engines.files import claim_file, lock_file, naming_errors, replacing, write_atomically
+from engines.files import claim_file, lock_file, naming_errors, replacing, replacing_folder, write_atomically
 
 
 def test_a_new_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -102,6 +102,49 @@ def test_sync_flushes_the_file_before_the_rename_and_the_folder_after(
     assert calls == ["replace"]
 
 
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    """One from a write to a full disk has no name of its own."""
+
+    def fill() -> None:
+        with replacing(tmp_path / "file") as new:
+            new.symlink_to("/dev/full")
+            new.write_bytes(b"new")
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/file'"):
+        fill()
+    with pytest.raises(OSError, match=r"^other$"), replacing(tmp_path / "file"):
+        raise OSError("other")
+    with pytest.raises(FileNotFoundError, match="'elsewhere'"), replacing(tmp_path / "file"):
+        Path("elsewhere").read_bytes()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "new" / "folder"
+    if is_there:
+        folder.mkdir(parents=True)
+        for name in ("one", "mine"):
+            (folder / name).write_text("old")
+
+    def fail() -> None:
+        with replacing_folder(folder) as new:
+            (new / "one").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert folder.exists() == is_there
+    assert not is_there or (folder / "one").read_text() == "old"
+    with replacing_folder(folder) as new:
+        (new / "one").write_text("new")
+        assert not is_there or (folder / "one").read_text() == "old"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"one": "new"} | (
+        {"mine": "old"} if is_there else {}
+    )
+    assert os.listdir(folder.parent) == ["folder"]
+
+
 def test_bytes_of_any_kind_are_written(tmp_path: Path) -> None:
     for data in (b"", b"\x00\xff", memoryview(b"view")):
         write_atomically(tmp_path / "file", data)
@@ -168,7 +211,9 @@ def test_a_claimed_file_is_not_waited_for(tmp_path: Path) -> None:
     first = hold(path, "claim_file")
     try:
         assert read_line(first) == "held\n"
-        with pytest.raises(BlockingIOError, match=rf"^process {first.pid} is writing {path}; wait until it ends$"):
+        with pytest.raises(
+            BlockingIOError, match=rf"^process {first.pid} on .*, since .* is writing {path}; wait until it ends$"
+        ):
             claim_file(path).__enter__()
         first.kill()
         first.wait()
@@ -176,7 +221,7 @@ def test_a_claimed_file_is_not_waited_for(tmp_path: Path) -> None:
         for _ in range(2):
             with claim_file(path):
                 assert (tmp_path / "file.lock").read_text() == str(os.getpid())
-                with pytest.raises(BlockingIOError, match=f"process {os.getpid()} is writing"):
+                with pytest.raises(BlockingIOError, match=f"process {os.getpid()} on .* is writing"):
                     claim_file(path).__enter__()
         assert os.listdir(tmp_path) == []
     finally:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +14,20 @@ import torch
 
 from dali_pipelines.types import Caption
 from engines.config import CLIPConfig
+from tests.support.runs import (
+    REPOSITORY,
+    command,
+    losses,
+    run_here,
+    state,
+    tiny,
+    wait_for_group_to_end,
+    wait_for_step,
+)  # fmt: skip
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
-from tgmae.cli.train import main
-from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
-from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
-from tgmae.config.training import LogConfig, OptimConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.maps.build_scores import build_scores
@@ -34,7 +37,6 @@ from tgmae.train import train
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
 from tgmae.training.loader import make_loader
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 
 
@@ -43,32 +45,6 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Drawing takes most of a tiny run's time, and one test looks at what is drawn."""
     if request.node.name != "test_the_run_folder_holds_everything":
         monkeypatch.setattr("tgmae.train._draw", lambda *_: None)
-
-
-def tiny(manifest: Path, run_dir: Path, **changes: object) -> TrainConfig:
-    """Ten steps of a network of 0.1 M parameters."""
-    config = TrainConfig(
-        pipeline="pyav",
-        run_dir=run_dir,
-        device="cpu",
-        epochs=8,
-        max_steps=10,
-        batch_size=4,
-        device_batch_size=4,
-        data=DataConfig(manifest=manifest, stride=2, flip=True, num_workers=1),
-        model=ModelConfig(
-            image_size=32, num_frames=8, patch_size=8, width=48, depth=2, num_heads=3,
-            decoder_width=24, decoder_depth=1, decoder_num_heads=3,
-        ),
-        mask=MaskConfig(kind="random", ratio=0.75),
-        optim=OptimConfig(base_lr=6.4e-2, warmup_epochs=1),
-        log=LogConfig(metrics_every=1, picture_every=5, checkpoint_every=4, tensorboard=False, progress=False),
-    )  # fmt: skip
-    return replace(config, **changes)  # type: ignore[arg-type]
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run_dir)]
 
 
 def test_golden_losses(shapes: Path, tmp_path: Path) -> None:
@@ -105,16 +81,6 @@ def test_the_run_folder_holds_everything(shapes: Path, tmp_path: Path) -> None:
     theirs = VideoMAEForPreTraining.from_pretrained(tmp_path / "hf").state_dict()
     ours = load_checkpoint(tmp_path / "checkpoints" / "step_00000010.pt")["model"]
     assert torch.equal(theirs["mask_token"], ours["mask_token"])
-
-
-def state(run_dir: Path) -> dict[str, torch.Tensor]:
-    path = newest_checkpoint(run_dir / "checkpoints")
-    assert path is not None
-    loaded = load_checkpoint(path)
-    moments = {
-        f"{key}.{name}": tensor for key, entry in loaded["optimizer"]["state"].items() for name, tensor in entry.items()
-    }
-    return {**loaded["model"], **moments, "step": torch.tensor(loaded["step"])}
 
 
 @pytest.mark.slow
@@ -314,6 +280,31 @@ def test_going_on_from_an_older_checkpoint_sets_newer_ones_aside(shapes: Path, t
 
 
 @pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run says so, keeps the damaged file, and ends as if nothing had happened."""
+    config = tiny(shapes, tmp_path, max_steps=6)
+    train(config)
+    whole, before = state(tmp_path), losses(tmp_path)
+    newest, older = (tmp_path / "checkpoints" / f"step_0000000{step}.pt" for step in (6, 4))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    capsys.readouterr()
+    train(config)
+    said = capsys.readouterr().out
+    assert f"{newest} is not a readable checkpoint: its entry " in said
+    assert f"resuming from {older}" in said
+    assert f"set aside {newest}.old-1: this run starts from step 4" in said
+    assert (tmp_path / "checkpoints" / f"{newest.name}.old-1").read_bytes() == data
+    assert losses(tmp_path) == before
+    assert all(torch.equal(whole[name], tensor) for name, tensor in state(tmp_path).items())
+    with pytest.raises(ValueError, match="is not a readable checkpoint: "):
+        train(replace(config, resume=f"{newest}.old-1"))
+
+
+@pytest.mark.slow
 def test_a_resumed_run_uses_its_own_optimiser_settings(shapes: Path, tmp_path: Path) -> None:
     config = tiny(shapes, tmp_path, max_steps=1)
     train(config)
@@ -437,71 +428,6 @@ class TestBadInput:
         config = tiny(shapes, tmp_path, pipeline="dali")
         with pytest.raises(ValueError, match=r"--data.decode gpu needs a CUDA device"):
             train(replace(config, data=replace(config.data, decode="gpu")))
-
-
-def command(manifest: Path, run_dir: Path, *flags: str) -> list[str]:
-    """The tiny configuration on tgmae-train's command line, with DALI."""
-    return [
-        sys.executable, "-m", "tgmae.cli.train", "--pipeline", "dali", "--device", "cpu",
-        "--run-dir", str(run_dir), "--data.manifest", str(manifest), "--batch-size", "4", "--device-batch-size", "4",
-        "--model.image-size", "32", "--model.patch-size", "8", "--model.num-frames", "8", "--model.width", "48",
-        "--model.depth", "2", "--model.decoder-width", "24", "--model.decoder-depth", "1",
-        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard",
-        "--mask.kind", "tube", "--mask.ratio", "0.75",
-        *flags,
-    ]  # fmt: skip
-
-
-def run_here(command: list[str]) -> None:
-    """Run the command in this process, which saves the seconds that a new one takes to import everything."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command[2:])
-        main()
-
-
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not any(line["step"] >= step for line in read_metrics(run_dir)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"no step {step} within two minutes"
-        time.sleep(0.05)
-
-
-def wait_for_group_to_end(group: int) -> None:
-    """The workers of a killed run notice and end."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.killpg(group, signal.SIGKILL)
-    pytest.fail("worker processes outlived the run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_and_saves(shapes: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """SIGTERM to the process, SIGINT to its whole group as a terminal's Ctrl-C sends it (the workers get it too)."""
-    process = subprocess.Popen(
-        command(shapes, tmp_path, "--epochs", "1000"), cwd=REPOSITORY, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's `&` would leave it ignored
-    )  # fmt: skip
-    wait_for_step(tmp_path, 3, process)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
-    assert f"stopped by {number.name}" in output
-    assert "Traceback" not in output
-    assert "DALI failed" not in output
-    newest = newest_checkpoint(tmp_path / "checkpoints")
-    assert newest is not None
-    assert load_checkpoint(newest)["step"] == read_metrics(tmp_path)[-1]["step"]
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from tgmae.config.run import TrainConfig
 from tgmae.config.saved import from_dict
 from tgmae.presets import DESCRIPTIONS, PRESETS
 from tgmae.shapes.demo import provide_demo
+from tgmae.training.process import Stopped, ending_at_once
 
 if TYPE_CHECKING:  # decode workers import this module again, and do without torch
     from tgmae.train import TrainResult
@@ -152,15 +155,20 @@ def run(config: TrainConfig) -> TrainResult:
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGQUIT, file=2, chain=True)  # Ctrl-\ shows what each thread of a stuck run does
     try:
-        config, source = parse(sys.argv[1:])
-        if os.environ.get("RANK", "0") == "0":  # set by torchrun; the first line comes before torch, which takes long
-            print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)
-        run(config)
+        with ending_at_once("before the first step or after the last; nothing is lost"):
+            config, source = parse(sys.argv[1:])
+            if os.environ.get("RANK", "0") == "0":  # set by torchrun; this comes before torch, which takes long
+                print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)
+            result = run(config)
     except (ValueError, OSError) as error:
         sys.exit(f"{PROG}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{PROG}: interrupted at once; steps after the last checkpoint are lost")
+    except Stopped as stopped:
+        print(f"{PROG}: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    if result.signal:
+        sys.exit(128 + result.signal)
 
 
 if __name__ == "__main__":

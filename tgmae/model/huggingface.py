@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engines.files import replacing, write_atomically
+from engines.files import replacing_folder
 from tgmae.config.model import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.model.weights import check_shapes
+from tgmae.model.weights import DamagedFile, check_shapes, digest_weights, read_torch_file
+
+_WEIGHTS = "model.safetensors"
 
 # Our names → theirs: inside a block, and at the top level.
 _BLOCK = {
@@ -61,8 +64,13 @@ _FLAGS = {
 }
 
 
-def export_hf(model: VideoMAE, folder: Path) -> None:
-    """Write the model as `folder`/model.safetensors and `folder`/config.json."""
+def export_hf(model: VideoMAE, folder: Path, step: int | None = None) -> None:
+    """Write the model as `folder`/model.safetensors and `folder`/config.json, in place of an older export.
+
+    step   optimiser steps done, for `read_step`
+
+    The folder is complete or not there. Raises OSError.
+    """
     config, ours = model.config, model.state_dict()
     theirs = {hf_name: ours[name] for name, hf_name in _TOP.items()}
     # Their patch embedding is a convolution over channels, frames, rows and columns.
@@ -78,11 +86,23 @@ def export_hf(model: VideoMAE, folder: Path) -> None:
             theirs[f"{attention}.{part}.weight"] = weight
         theirs[f"{attention}.query.bias"] = ours[f"{block}.attention.q_bias"]
         theirs[f"{attention}.value.bias"] = ours[f"{block}.attention.v_bias"]
-    folder.mkdir(parents=True, exist_ok=True)
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(cpu, temporary, metadata={"format": "pt"})
-    write_atomically(folder / "config.json", (json.dumps(make_hf_config(config), indent=2) + "\n").encode())
+    metadata = {"format": "pt", "digest": digest_weights(cpu)} | ({} if step is None else {"step": str(step)})
+    with replacing_folder(folder) as new:
+        try:
+            save_file(cpu, new / _WEIGHTS, metadata)
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(f"could not write {folder / _WEIGHTS}: {error}") from error
+        (new / "config.json").write_text(json.dumps(make_hf_config(config), indent=2) + "\n")
+
+
+def read_step(folder: Path) -> int | None:
+    """Return the optimiser steps that an export has done, or None where there is no export that says so."""
+    try:
+        step = _read_metadata(folder / _WEIGHTS).get("step", "")
+    except (OSError, SafetensorError):
+        return None
+    return int(step) if step.isdecimal() and (folder / "config.json").is_file() else None
 
 
 def import_hf(model: VideoMAE, folder: Path) -> None:
@@ -152,27 +172,38 @@ def _blocks(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = folder / name
-        if not path.is_file():
-            continue
+    if (path := folder / _WEIGHTS).is_file():
         try:
-            weights: dict[str, Tensor] = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-        except Exception as error:  # each format raises exceptions of its own for a truncated file
-            raise ValueError(f"cannot read weights from {path}: {error}") from error
+            weights, metadata = load_file(path), _read_metadata(path)
+        except Exception as error:  # safetensors raises exceptions of its own
+            raise DamagedFile(f"cannot read weights from {path}: {error}") from error
+        if "digest" in metadata and metadata["digest"] != digest_weights(weights):  # others' files have none
+            raise DamagedFile(f"cannot read weights from {path}: they are damaged (wrong checksum)")
         return weights
+    if (path := folder / "pytorch_model.bin").is_file():
+        found = read_torch_file(path, f"cannot read weights from {path}")
+        if not isinstance(found, dict):
+            raise ValueError(f"cannot read weights from {path}: expected a dictionary, got {type(found).__name__}")
+        return found
     raise FileNotFoundError(f"expected model.safetensors or pytorch_model.bin in {folder}")
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        return metadata
 
 
 def _check_config(path: Path, config: ModelConfig) -> None:
     """Compare depth, heads and geometry, which the shapes of the weights cannot show."""
     if not path.is_file():
         raise FileNotFoundError(f"expected config.json in {path.parent}")
-    theirs = json.loads(path.read_text())
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedFile(f"{path} is not a readable configuration: {error}") from error
+    if not isinstance(theirs, dict):
+        raise DamagedFile(f"{path} is not a readable configuration: expected a JSON object, got {json.dumps(theirs)}")
     for name, ours in make_hf_config(config).items():
         # A list means height and width: both must agree. bool is an int, so flags are compared too. The norms' epsilon
         # is not: the published files hold the default of the class, not that of VideoMAE's own code.

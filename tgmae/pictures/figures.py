@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from engines.files import replacing
+
 
 def shorten(text: str) -> str:
     """Cut the middle out of a title that is wider than its picture."""
@@ -26,5 +28,8 @@ def hide_ticks(axis: Axes) -> None:
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a PNG, making its folder, and free the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=dpi, format="png")
+    finally:
+        plt.close(figure)

@@ -19,7 +19,7 @@ def draw_loss(run_dir: Path) -> Path | None:
     steps = [line["step"] for line in lines]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
 
-    top.plot(steps, [line["loss"] for line in lines], color="tab:blue", label="loss on masked tokens")
+    top.plot(steps, [line.get("loss", np.nan) for line in lines], color="tab:blue", label="loss on masked tokens")
     top.axhline(1.0, color="tab:grey", linestyle="--", linewidth=1, label="predicting zero")
     top.set_ylabel("MSE of normalised pixels")
     top.legend(frameon=False)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.files import write_atomically
+from engines.files import naming_errors, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,54 +24,86 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends to a run's metrics. Lines of steps after `first_step`, which a resumed run repeats, are dropped first.
 
-    Raises ValueError if `tensorboard` is set and TensorBoard is not installed.
+    note   says which lines could not be read and are left out, "" for none
+
+    Raises ValueError if `tensorboard` is set and TensorBoard is not installed, and OSError, which names the file, where
+    something cannot be written.
     """
 
     def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
-        path = run_dir / METRICS_FILE
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a")
+        self._path, self._folder = run_dir / METRICS_FILE, run_dir / "tensorboard"
+        lines, unreadable = _parse(self._path)
+        kept = [line for line in lines if line["step"] <= first_step]
+        numbers = ", ".join(map(str, unreadable))
+        self.note = f"left out of {self._path}, cut off or damaged: lines {numbers}" if numbers else ""
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self._path.open("a")
         self._board: SummaryWriter | None = None
         self._make_board: Callable[[], SummaryWriter] | None = None
         if tensorboard:
             if find_spec("tensorboard") is None:
                 raise ValueError("TensorBoard is not installed: pip install tensorboard, or use --log.no-tensorboard")
-            self._make_board = partial(_open_board, run_dir / "tensorboard", first_step + 1)
+            self._make_board = partial(_open_board, self._folder, first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one report, made after optimiser step `step`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._make_board is not None and self._board is None:
-            self._board = self._make_board()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with naming_errors(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        with naming_errors(self._folder):
+            if self._make_board is not None and self._board is None:
+                self._board = self._make_board()
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Flush the reports to disk, so that they survive a power cut."""
+        with naming_errors(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with ExitStack() as stack:
+            stack.enter_context(naming_errors(self._folder))
+            if self._board is not None:
+                stack.callback(self._board.close)
+            stack.callback(self._file.close)
 
 
 def _open_board(folder: Path, first_step: int) -> SummaryWriter:
     """Open TensorBoard's files. Importing it takes half a second, which the first step need not wait for."""
     from torch.utils.tensorboard import SummaryWriter
 
+    hook = threading.excepthook
+
+    def be_silent_about_the_board(args: threading.ExceptHookArgs) -> None:
+        # The thread that writes the files hands its error to the next caller, who is told in one line.
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            hook(args)
+
+    threading.excepthook = be_silent_about_the_board
     return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return all reports of a run, oldest first. A line that a crash cut off is left out."""
-    path = run_dir / METRICS_FILE
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    return _parse(run_dir / METRICS_FILE)[0]
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the reports in a file, and the numbers of the lines that are none, counted from 1."""
+    lines: list[dict[str, Any]] = []
+    unreadable: list[int] = []
+    for number, text in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif text:
+            unreadable.append(number)
+    return lines, unreadable
 
 
 class Throughput:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from engines.files import naming_errors
+
 WARM_UP = 10  # steps until compilation and autotuning are over and the queues have filled
 TRACE_FILE = "trace.json.gz"
 TABLE_FILE = "operators.txt"
@@ -70,9 +72,16 @@ class StepProfiler:
 
     def _write(self, recorded: profile) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        recorded.export_chrome_trace(str(self.folder / TRACE_FILE))
+        trace, table = self.folder / TRACE_FILE, self.folder / TABLE_FILE
         order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        (self.folder / TABLE_FILE).write_text(recorded.key_averages().table(sort_by=order, row_limit=40))
+        try:
+            with naming_errors(self.folder):
+                recorded.export_chrome_trace(str(trace))
+                table.write_text(recorded.key_averages().table(sort_by=order, row_limit=40))
+        except OSError:  # half of them is no use
+            trace.unlink(missing_ok=True)
+            table.unlink(missing_ok=True)
+            raise
         self.note = (
             f"profile of {self.done - WARM_UP} steps: {self.folder / TRACE_FILE} (ui.perfetto.dev), {TABLE_FILE}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -13,8 +14,7 @@ from torch import nn
 from engines.files import replacing
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
-from tgmae.model.weights import check_shapes
-from tgmae.telemetry.metrics import METRICS_FILE
+from tgmae.model.weights import DamagedFile, check_shapes, read_torch_file
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
@@ -62,16 +62,18 @@ def save_checkpoint(
         "step": step,
         "videos": videos,
         "config": to_dict(config),
+        "scorer": digest_scorer(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "parameters": _name_parameters(model, optimizer),
     }
     try:
         with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
-        kept = newest_checkpoint(folder)
+        kept, reason = newest_checkpoint(folder), error.__context__ if isinstance(error, RuntimeError) else error
         raise OSError(
-            f"could not write {path}: {error}. "
+            f"could not write {path}: {getattr(reason, 'strerror', None) or error}. "
             + (f"{kept} is whole; make room and start again to resume from it" if kept else "no checkpoint was kept")
         ) from error
     return path
@@ -86,17 +88,11 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
     """Rename checkpoints of more than `step` steps, which this run does not resume from, to .old-<n>."""
     newer = [path for path in _checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
-    return [path.rename(_free_name(path)) for path in newer]
+    return [path.rename(free_name(path)) for path in newer]
 
 
-def set_aside_run(run_dir: Path) -> Path | None:
-    """Rename a run folder that holds metrics or checkpoints to <name>.old-<n>; return None where there is neither."""
-    if not (run_dir / METRICS_FILE).exists() and newest_checkpoint(run_dir / "checkpoints") is None:
-        return None
-    return run_dir.rename(_free_name(run_dir))
-
-
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """Return PATH.old-<n> with the first n that is free."""
     numbers = itertools.count(1)
     return next(old for number in numbers if not (old := path.with_name(f"{path.name}.old-{number}")).exists())
 
@@ -107,15 +103,52 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """Read the newest checkpoint that is whole; return its path (None where there is none), content, and what is wrong.
+
+    Raises DamagedFile where there are checkpoints and none of them is whole.
+    """
+    problems: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return path, _read(path), problems
+        except DamagedFile as error:
+            problems.append(str(error))
+    if problems:
+        raise DamagedFile(
+            f"no checkpoint in {folder} is whole: {'; '.join(problems)}. Start over with --resume never, which keeps "
+            "them, or from exported weights with --init-from RUN/hf"
+        )
+    return None, {}, []
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises FileNotFoundError, or ValueError where the file is not a checkpoint."""
+    """Read a checkpoint onto the CPU.
+
+    Raises FileNotFoundError, or ValueError where the file is not a whole checkpoint; the message then offers the newest
+    whole one before it.
+    """
+    try:
+        return _read(path)
+    except DamagedFile as error:
+        before = [other for other in _checkpoints(path.parent) if other < path]
+        if (whole := next(filter(_is_whole, reversed(before)), None)) is None:
+            raise
+        raise DamagedFile(f"{error}. The checkpoint before it is whole: --resume {whole}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a file such as RUN/checkpoints/step_00000100.pt")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # without torch's advice, which does not apply here
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+    state = read_torch_file(path, f"{path} is not a readable checkpoint")
     number = state.get("format", 1) if isinstance(state, dict) else 1
     if isinstance(number, int) and number > FORMAT:
         raise ValueError(
@@ -148,6 +181,12 @@ def restore(
             f"cannot resume from {path}, which belongs to another run: {'; '.join(changed)}. "
             "Start over with --resume never or another --run-dir, or from its weights with --init-from RUN/hf"
         )
+    # torch assigns the optimiser's state to parameters by their position. Checkpoints once had no names.
+    if state.get("parameters", names := _name_parameters(model, optimizer)) != names:
+        raise ValueError(
+            f"cannot resume from {path}: the optimiser's state is in another order than this version of tgmae has the "
+            "parameters. Use the version that wrote it, or start from its weights with --init-from RUN/hf"
+        )
     model.load_state_dict(state["model"])
     # Weight decay, betas and so on come from this run, not from the checkpoint.
     fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -157,11 +196,34 @@ def restore(
     return int(state["step"])
 
 
+def _name_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names of the optimiser's parameters, group by group."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4"."""
+    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4".
+
+    A file that decides the masks is among them if its content differs.
+    """
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
     del new["format"]  # it says how the settings are written
-    return [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+    changed = [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+    before, now = state.get("scorer", {}), digest_scorer(config)  # checkpoints once had no digests
+    return changed + [f"content of mask.{name}" for name in now if before.get(name, now[name]) != now[name]]
+
+
+def digest_scorer(config: TrainConfig) -> dict[str, str]:
+    """Return a digest of each file that the masks of a run depend on: a student, or the description of score maps."""
+    mask = config.mask
+    files = {"student": mask.student, "scores": mask.scores and mask.scores / "maps.json"}
+    used = {"student": "student", "cached": "scores"}.get(mask.scorer) if mask.kind == "tgm" else None
+    return {
+        name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for name, path in files.items()
+        if name == used and path is not None and path.is_file()
+    }
 
 
 def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,17 @@ class World:
 
     def mean(self, value: float) -> float:
         """Return the mean over all processes. Every process must call it."""
-        return float(self._sum([value])[0]) / self.size
-
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return whether each flag is set in any process. Every process must call it."""
-        return tuple(bool(count) for count in self._sum(flags))
-
-    def _sum(self, values: Sequence[float]) -> Tensor:
-        """Add up over all processes, on the CPU, so that no GPU has to wait."""
-        total = torch.tensor(values, dtype=torch.float64)
+        total = torch.tensor(value, dtype=torch.float64)  # on the CPU, so that no GPU has to wait
         if self.size > 1:
             dist.all_reduce(total)
-        return total
+        return float(total) / self.size
+
+    def max(self, *values: int) -> tuple[int, ...]:
+        """Return the largest of each value over all processes. Every process must call it."""
+        largest = torch.tensor(values, dtype=torch.int64)
+        if self.size > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return tuple(largest.tolist())
 
     def union(self, numbers: set[int]) -> set[int]:
         """Return the numbers of all processes together. Every process must call it."""
@@ -56,6 +55,18 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """Inside the block, the end of another process is a ConnectionError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and "gloo" in str(error) and "onnection" in str(error):
+                raise ConnectionError(
+                    f"process {self.rank} of {self.size} ends because another one has ended; its message says why"
+                ) from error
+            raise
 
     def close(self) -> None:
         if self.size > 1:

@@ -1,11 +1,18 @@
-"""The training process: when Python collects garbage, and signals that ask the loop to stop."""
+"""The training process: when Python collects garbage, and signals that ask it to stop."""
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+
+# Ctrl-C, the polite kill, the terminal that closes, and the warning that Slurm sends before a time limit.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextmanager
@@ -28,26 +35,103 @@ def manual_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class StopRequest:
-    """Set by the first signal."""
+class Stopped(KeyboardInterrupt):
+    """A signal ended the program at once. The message says what that cost."""
 
-    requested = False
-    name = ""
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class StopRequest:
+    """Set by the first signal.
+
+    number   of the signal; 0 as long as there was none
+    """
+
+    number = 0
+
+    @property
+    def requested(self) -> bool:
+        return self.number != 0
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch SIGTERM and SIGINT while the block runs. The second signal interrupts at once (KeyboardInterrupt)."""
+    """Note the signals that ask to stop while the block runs. The second one ends the program at once (Stopped)."""
     stop = StopRequest()
+    # Ctrl-C reaches every process of a terminal, and torchrun passes its own on. It kills processes 30 s later.
+    is_repeated = "TORCHELASTIC_RUN_ID" in os.environ
 
     def request(number: int, _frame: object) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested, stop.name = True, signal.Signals(number).name
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if stop.requested and not is_repeated:
+            _end(number, "at once, because it was the second signal; steps after the last checkpoint are lost")
+        stop.number = number
 
-    old = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handled_by(request):
         yield stop
+
+
+@contextmanager
+def ending_at_once(message: str) -> Iterator[None]:
+    """Have every signal that asks to stop end the block at once: it raises Stopped with the message.
+
+    A signal that arrives while Python shuts down ends the process silently.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        _end(number, message)
+
+    atexit.register(_restore_defaults)
+    _start_resource_tracker()
+    with _handled_by(end):
+        yield
+
+
+def _start_resource_tracker() -> None:
+    """Start the process that multiprocessing keeps beside workers. It is deaf to Ctrl-C, and with this to all STOPPING.
+
+    Otherwise it dies of a signal to the whole group, and its successor complains about what it was not told.
+    """
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    resource_tracker.ensure_running()
+    for number, previous in old.items():
+        signal.signal(number, previous)
+
+
+def _end(number: int, message: str) -> None:
+    _restore_defaults()  # a further signal must not interrupt the cleaning up, but kill
+    raise Stopped(number, f"stopped by {signal.Signals(number).name} {message}")
+
+
+def _restore_defaults() -> None:
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Install a handler for the block. nohup starts programs with SIGHUP ignored, and it stays so."""
+    numbers = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    old = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number, previous in old.items():
+            if signal.getsignal(number) == handler:  # a program that was ended keeps the defaults
+                signal.signal(number, previous)
+
+
+def _leave_terminal() -> None:
+    """Send to nowhere what would be printed to a terminal that is gone: writing to it fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        with suppress(OSError):  # closed
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -36,6 +36,8 @@ class RunLog:
         self.config, self.world, self.manifest, self.steps_per_epoch = config, world, manifest, per_epoch
         self.loss = self.grad_norm = math.nan
         self.metrics = MetricsWriter(config.run_dir, first_step, config.log.tensorboard) if world.is_main else None
+        if self.metrics is not None and self.metrics.note:
+            world.say(self.metrics.note)
         is_silent = not (world.is_main and config.log.progress)
         self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=is_silent)
         self.throughput = Throughput()
@@ -88,6 +90,11 @@ class RunLog:
             f"step {step} of {total}, loss {self.loss:.3f}; {self.throughput.summary(loader.waited_s)}, "
             f"{count_videos(num_skipped)} skipped; see {self.config.run_dir}"
         )
+
+    def sync(self) -> None:
+        """Flush the reports of this run to disk."""
+        if self.metrics is not None:
+            self.metrics.sync()
 
     def close(self) -> None:
         self.bar.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,18 @@ from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.profiler import StepProfiler
-from tgmae.training import parallel
 from tgmae.training.checkpoint import (
     Checkpoints,
     changed_settings,
     load_checkpoint,
-    newest_checkpoint,
+    load_newest,
     restore,
     set_aside_newer,
-    set_aside_run,
 )
 from tgmae.training.loader import Loader, open_clips
 from tgmae.training.optim import Schedule, make_optimizer
 from tgmae.training.parallel import World
+from tgmae.training.run_folder import set_aside_run
 from tgmae.training.run_log import RunLog, advise_scorer, describe_run
 from tgmae.training.step import TrainingStep
 
@@ -69,25 +69,34 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint of the weights after `step`. Raises ValueError where the loss was not finite."""
         self.log.settle()
-        if self.world.is_main:
-            self.checkpoints.save(step)
+        try:
+            self.log.sync()  # reports are never older than the checkpoint
+        finally:
+            if self.world.is_main:
+                self.checkpoints.save(step)
         gc.collect()
 
     def close(self) -> None:
-        """Stop the loader's processes and close the files of the run."""
-        self.log.close()
-        self.loader.close()
-        self.profiler.close()
+        """Stop the loader's processes and close the files of the run, all of them even if one fails (OSError)."""
+        with ExitStack() as stack:
+            for part in (self.log, self.profiler, self.loader):
+                stack.callback(part.close)
 
 
-def set_up(config: TrainConfig) -> Run | Steps:
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run whose steps are all done, as the checkpoint left it."""
+
+    steps: Steps
+    model: VideoMAE
+
+
+def set_up(config: TrainConfig, world: World) -> Run | Finished:
     """Prepare the run that `config` describes, starting from its newest checkpoint if there is one.
 
-    Returns the steps alone where all of them are done. Raises ValueError, FileNotFoundError or OSError, which say what
-    to do about it.
+    The run folder must be held (`hold_run_folder`). Raises ValueError, FileNotFoundError or OSError, which say what to
+    do about it.
     """
-    world = parallel.start(config.device)
-
     # The videos. With text-guided masks every one of them needs a caption.
     manifest = open_manifest(config.data.manifest, config.data.root, "--data.root").select_split(config.data.split)
     notes: list[str] = []
@@ -110,6 +119,11 @@ def set_up(config: TrainConfig) -> Run | Steps:
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
     first, resume_notes = _resume(config, checkpoints)
     notes += resume_notes
+    if world.max(first, -first) != (first, -first):
+        raise ValueError(
+            f"process {world.rank} of {world.size} would start from step {first}, another one from another step: all "
+            f"of them must read the same checkpoints in {config.run_dir}"
+        )
     steps = Steps(
         first=first, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
         accumulation=accumulation,
@@ -118,8 +132,7 @@ def set_up(config: TrainConfig) -> Run | Steps:
         for note in filter(None, notes):
             world.say(note)
         world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
-        world.close()
-        return steps
+        return Finished(steps=steps, model=model)
 
     # The pipeline first: its worker processes take seconds to start, in which CLIP is loaded.
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
@@ -148,13 +161,19 @@ def _resume(config: TrainConfig, checkpoints: Checkpoints) -> tuple[int, list[st
     """Load the checkpoint that `config.resume` names, if any; return the steps done and what the user should know."""
     if config.resume == "never":
         return 0, []
-    path = newest_checkpoint(checkpoints.folder) if config.resume == "auto" else Path(config.resume)
+    if config.resume == "auto":
+        path, state, problems = load_newest(checkpoints.folder)
+    else:
+        path, problems = Path(config.resume), []
+        state = load_checkpoint(path)
     if path is None:
         return 0, []
-    state = load_checkpoint(path)
     first = restore(state, path, checkpoints.model, checkpoints.optimizer, config, checkpoints.videos)
     checkpoints.saved_step = first
-    notes = [f"resuming from {path}" + (f"; --init-from {config.init_from} is not used" if config.init_from else "")]
+    notes = [
+        *problems,
+        f"resuming from {path}" + (f"; --init-from {config.init_from} is not used" if config.init_from else ""),
+    ]
     if changed := changed_settings(state, config):
         notes.append(f"changed since that checkpoint: {', '.join(changed)}")
     return first, notes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from dali_pipelines.types import ClipRequest, CropBox
 from kernels.gather_tokens import MEAN, STD
+from tests.support.disks import full_disk
 from tests.support.videos import clip_batch
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
-from tgmae.model.huggingface import export_hf, import_hf, make_hf_config
+from tgmae.model.huggingface import export_hf, import_hf, make_hf_config, read_step
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 
@@ -381,3 +383,66 @@ def test_a_truncated_file_is_refused(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"cannot read weights from .*{file}"):
         import_hf(our_model(SMALL, 26), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_no_flipped_bit_changes_what_is_imported(file: str, tmp_path: Path) -> None:
+    """300 single flips of each file: refused by its name, or the weights are exactly what was exported."""
+    export_hf(our_model(SMALL, 27), tmp_path, step=3)
+    if file == "pytorch_model.bin":
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / file)
+        (tmp_path / "model.safetensors").unlink()
+    ours, generator = our_model(SMALL, 28), random.Random(0)
+    import_hf(ours, tmp_path)
+    saved = {name: weight.clone() for name, weight in ours.state_dict().items()}
+    whole, messages = (tmp_path / file).read_bytes(), []
+    for _ in range(300):
+        changed, bit = bytearray(whole), generator.randrange(8 * len(whole))
+        changed[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "new").write_bytes(changed)  # a file that is mapped into memory must not be written to
+        (tmp_path / "new").replace(tmp_path / file)
+        try:
+            import_hf(ours, tmp_path)
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            assert all(torch.equal(weight, saved[name]) for name, weight in ours.state_dict().items())
+    assert len(messages) > 50
+    assert all(str(tmp_path) in message and "weights_only" not in message for message in messages)
+
+
+def test_an_export_says_its_step(tmp_path: Path) -> None:
+    assert read_step(tmp_path / "hf") is None
+    export_hf(our_model(SMALL, 29), tmp_path / "hf")
+    assert read_step(tmp_path / "hf") is None
+    export_hf(our_model(SMALL, 29), tmp_path / "hf", step=12)
+    assert read_step(tmp_path / "hf") == 12
+    (tmp_path / "hf" / "config.json").unlink()
+    assert read_step(tmp_path / "hf") is None
+
+
+def test_an_export_replaces_an_older_one_and_keeps_other_files(tmp_path: Path) -> None:
+    """What killed exports left is deleted."""
+    hf = tmp_path / "hf"
+    export_hf(our_model(SMALL, 30), hf, step=1)
+    (hf / "README.md").write_text("mine")
+    (hf / "notes").mkdir()
+    (hf / "notes" / "one.txt").write_text("mine too")
+    (tmp_path / "hf.123.tmp").mkdir()
+    (tmp_path / "hf.123.tmp" / "model.safetensors").touch()
+    export_hf(our_model(SMALL, 31), hf, step=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert sorted(path.name for path in hf.iterdir()) == ["README.md", "config.json", "model.safetensors", "notes"]
+    assert (hf / "notes" / "one.txt").read_text() == "mine too"
+    assert read_step(hf) == 2
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    export_hf(our_model(SMALL, 32), hf, step=1)
+    whole = (hf / "model.safetensors").read_bytes()
+    with full_disk(100_000), pytest.raises(OSError, match=r"could not write .*hf/model\.safetensors: .*"):
+        export_hf(our_model(SMALL, 33), hf, step=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert (hf / "model.safetensors").read_bytes() == whole

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.disks import full_disk
 from tgmae.pictures.loss_curve import draw_loss
 from tgmae.telemetry.metrics import METRICS_FILE, MetricsWriter, Throughput, read_metrics
 
@@ -58,6 +61,52 @@ def test_a_truncated_line_is_ignored(tmp_path: Path, cut: int) -> None:
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     write(tmp_path, 3, range(4, 6))  # new lines do not run into the rest of the broken one
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda lines: [*lines[:4], b"\0" * 300], [1, 2, 3, 4]),  # what a power cut can leave
+        (lambda lines: [lines[0], b"\xff\xfe" + lines[1], *lines[2:]], [1, 3, 4, 5]),
+        (lambda lines: [lines[0].replace(b"step", b"stfp"), *lines[1:]], [2, 3, 4, 5]),
+        (lambda lines: [*lines[:2], b"7", *lines[3:]], [1, 2, 4, 5]),
+        (lambda lines: [*lines[:4], lines[4][:9]], [1, 2, 3, 4]),
+    ],
+)
+def test_damaged_lines_are_left_out_and_named(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], left: list[int]
+) -> None:
+    write(tmp_path, 0, range(1, 6))
+    file = tmp_path / METRICS_FILE
+    file.write_bytes(b"\n".join(damage(file.read_bytes().split(b"\n")[:5])))
+    number = next(number for number in range(1, 6) if number not in left)
+    assert [line["step"] for line in read_metrics(tmp_path)] == left
+    with closing(MetricsWriter(tmp_path, 5, tensorboard=False)) as writer:
+        assert writer.note == f"left out of {file}, cut off or damaged: lines {number}"
+    with closing(MetricsWriter(tmp_path, 5, tensorboard=False)) as writer:
+        assert writer.note == ""
+    assert [line["step"] for line in read_metrics(tmp_path)] == left
+
+
+@pytest.mark.parametrize(("limit", "tensorboard", "name"), [(60, False, METRICS_FILE), (600, True, "tensorboard")])
+def test_a_full_disk_is_one_error_that_names_the_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], limit: int, tensorboard: bool, name: str
+) -> None:
+    """And TensorBoard's thread says nothing of its own."""
+    writer = MetricsWriter(tmp_path, 0, tensorboard)
+    writer.write(1, {"loss": 1.0})
+
+    def fill() -> None:
+        for step in range(2, 15 if tensorboard else 5):
+            writer.write(step, {"loss": 1.0})
+        writer.close()
+
+    with full_disk(limit):
+        with pytest.raises(OSError, match=str(tmp_path / name)):
+            fill()
+        with contextlib.suppress(OSError):
+            writer.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_no_file_means_no_reports(tmp_path: Path) -> None:

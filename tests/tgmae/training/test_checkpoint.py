@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
+import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.disks import full_disk
 from tgmae.config.data import DataConfig
+from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.model.videomae import VideoMAE
+from tgmae.model.weights import DamagedFile, read_torch_file
 from tgmae.training.checkpoint import (
+    changed_settings,
     load_checkpoint,
+    load_newest,
     newest_checkpoint,
     prune_checkpoints,
     restore,
@@ -256,28 +260,45 @@ def test_another_order_of_clips_is_refused(tmp_path: Path, change: dict[str, Any
     assert_same(dict(model.state_dict()), before)
 
 
+def test_another_order_of_parameters_is_refused(tmp_path: Path) -> None:
+    """The optimiser's state would go to other parameters, of which many have the same shape."""
+    path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
+    state, (model, optimizer) = load_checkpoint(path), trained(seed=1)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    state["parameters"][0].reverse()
+    with pytest.raises(ValueError, match=rf"cannot resume from {path}: the optimiser's state is in another order"):
+        restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS)
+    assert_same(dict(model.state_dict()), before)
+    del state["parameters"]  # as in checkpoints that were written before
+    assert restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS) == 5
+
+
 def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
     config = replace(CONFIG, device_batch_size=2, epochs=9, run_dir=Path("elsewhere"))
     assert restore(load_checkpoint(path), path, *trained(config, seed=1), config, NUM_VIDEOS) == 5
 
 
+@pytest.mark.parametrize("scorer", ["student", "cached"])
+def test_a_scorer_that_was_made_again_is_noticed(tmp_path: Path, scorer: str) -> None:
+    """Under the same path."""
+    name = {"student": "student", "cached": "scores"}[scorer]
+    file = tmp_path / "made" / "maps.json"
+    file.parent.mkdir()
+    file.write_text("one")
+    mask: Any = {"scorer": scorer, name: file if scorer == "student" else file.parent}
+    config = replace(CONFIG, mask=MaskConfig(**mask))
+    state = load_checkpoint(save_checkpoint(tmp_path, 1, *trained(), config, NUM_VIDEOS))
+    assert changed_settings(state, config) == []
+    file.write_text("two")
+    assert changed_settings(state, config) == [f"content of mask.{name}"]
+    del state["scorer"]  # as in checkpoints that were written before
+    assert changed_settings(state, config) == []
+
+
 # ---- a full disk and kill -9, for real ------------------------------------------------------------------------------
 
 LARGE = replace(CONFIG, model=replace(SMALL, width=192))  # its checkpoints have 14.6 MB
-
-
-@contextlib.contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond `num_bytes`, for every file that this process writes meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("limit", [0, 1_000_000, 10_000_000])
@@ -379,3 +400,75 @@ def has_bytes(path: Path) -> bool:
         return path.stat().st_size > 0
     except FileNotFoundError:  # renamed in between
         return False
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    """The data with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "count"), [("anywhere", 300), ("in the table at the end", 100)])
+def test_no_flipped_bit_changes_what_is_loaded(tmp_path: Path, where: str, count: int) -> None:
+    """Single flips: the file is refused, or its content is exactly what was saved."""
+    path = save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    whole, saved, generator = path.read_bytes(), load_checkpoint(path), random.Random(0)
+    first = 0 if where == "anywhere" else len(whole) - 4000
+    messages = []
+    for _ in range(count):
+        path.write_bytes(flip(whole, generator.randrange(8 * first, 8 * len(whole))))
+        try:
+            assert_same(load_checkpoint(path), saved)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > count // 3
+    assert all(message.startswith(f"{path} is not a readable checkpoint: ") for message in messages)
+    assert not any("weights_only" in message or "\n" in message for message in messages)
+
+
+def test_no_bit_of_the_table_changes_what_is_loaded(tmp_path: Path) -> None:
+    """The sizes and attributes of each record, which no checksum covers, bit by bit."""
+    path = tmp_path / "file.pt"
+    saved = {"step": 7, "a": torch.randn(3, 5)}
+    torch.save(saved, path)
+    whole = path.read_bytes()
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"file/data/0"))  # "file" after the name of the file
+    refused = 0
+    for bit in range(8 * (entry + 20), 8 * (entry + 46)):
+        path.write_bytes(flip(whole, bit))
+        try:
+            assert_same(read_torch_file(path, "damaged"), saved)
+        except DamagedFile:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_damaged_checkpoint_offers_the_whole_one_before_it(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    paths = [save_checkpoint(tmp_path, step, model, optimizer, CONFIG, NUM_VIDEOS) for step in (1, 2, 3)]
+    for path in paths[1:]:
+        path.write_bytes(flip(path.read_bytes(), 2_000_000))
+    with pytest.raises(ValueError, match=rf"{paths[2]} is not a .*damaged.*before it is whole: --resume {paths[0]}$"):
+        load_checkpoint(paths[2])
+    found, state, problems = load_newest(tmp_path)
+    assert (found, state["step"]) == (paths[0], 1)
+    assert [problem.partition(" is not a readable checkpoint: ")[0] for problem in problems] == [
+        str(paths[2]), str(paths[1])
+    ]  # fmt: skip
+    paths[0].write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"no checkpoint in {tmp_path} is whole: .*--resume never"):
+        load_newest(tmp_path)
+    assert load_newest(tmp_path / "none") == (None, {}, [])
+
+
+def test_a_later_format_is_no_damage(tmp_path: Path) -> None:
+    """It is not passed over for an older checkpoint."""
+    save_checkpoint(tmp_path, 1, *trained(), CONFIG, NUM_VIDEOS)
+    torch.save({"format": 99}, tmp_path / "step_00000002.pt")
+    with pytest.raises(ValueError, match="has checkpoint format 99"):
+        load_newest(tmp_path)
