@@ -26,6 +26,7 @@ class CLIPModel:
     tokenizer    texts → int64 [n, context_length]
     mean, std    pixel normalisation per channel, of values in 0 … 1
     fingerprint  hash of everything that scores and embeddings depend on: weights, architecture and normalisation
+    is_demos     the tiny CLIP that knows nothing but the demo's shapes
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class CLIPModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fingerprint: str
+    is_demos: bool = False
 
     @property
     def visual(self) -> VisionTransformer:
@@ -104,6 +106,7 @@ def load_clip(config: CLIPConfig) -> CLIPModel:
     return CLIPModel(
         model=model, tokenizer=tokenizer, mean=mean, std=std,
         fingerprint=fingerprint(model.state_dict(), name=f"{mean} {std} {describe_network(model)}"),
+        is_demos=config.is_demos,
     )  # fmt: skip
 
 

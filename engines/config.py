@@ -9,7 +9,7 @@ from typing import Literal
 
 LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
 # The tiny CLIP of the demo data; `make tiny-clip` trains it again.
-SHAPES_CLIP = Path(__file__).parent / "tiny_clip"
+SHAPES_CLIP = Path(__file__).resolve().parent / "tiny_clip"
 HUB_PREFIX = "hf-hub:"  # open_clip's, before ORGANISATION/NAME
 EngineName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 
@@ -39,6 +39,11 @@ class CLIPConfig:
         if self.precision == "auto":
             return "fp16" if device_type == "cuda" else "fp32"
         return self.precision
+
+    @property
+    def is_demos(self) -> bool:
+        """Whether this is the tiny CLIP that knows nothing but the demo's shapes."""
+        return self.model == "shapes" or Path(self.model).resolve() == SHAPES_CLIP
 
     def identity(self) -> str:
         """Name the CLIP without loading it: model, weights, and a digest of local files. Reads these files.

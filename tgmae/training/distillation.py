@@ -22,6 +22,7 @@ from engines.patch_similarity import make_patch_similarity
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from kernels.gather_tokens import gather_tokens
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
@@ -52,7 +53,10 @@ def distill(
     model, size = config.model, config.model.image_size
     clip = load_clip(config.clip)
     teacher = make_patch_similarity(clip, config.clip, TowerSpec(kind="patch"), model.patch_size, size, size, device)
-    texts = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device).table
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
+    for note in filter(None, [advise_clip(clip.is_demos, manifest), captions.note]):
+        print(note)
+    texts = captions.table
     texts = texts[torch.randperm(len(texts))[:_MAX_TEXTS].to(device)]
     tower = StudentTower(model.patch_size, options.hidden, texts.shape[1]).to(device)
     steps_per_round = options.clips * model.num_slots * model.patches_per_slot // options.batch

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity, make_tower
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.data.manifest import Manifest
 from tgmae.masks.cached_scorer import COMMAND, score_key
@@ -39,8 +40,9 @@ def build_scores(
     # The name of a dense tower contains its frame size, which differs from video to video.
     name = tower.name.partition("-")[0] if spec.kind == "dense" else tower.name
     captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
-    if captions.note and share == 0:
-        print(captions.note)
+    notes = [advise_clip(clip.is_demos, manifest), captions.note] if share == 0 else []
+    for note in filter(None, notes):
+        print(note)
     # Videos differ in size and length, so a recorded CUDA graph would hardly ever fit.
     similarities = _SimilarityBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
 
