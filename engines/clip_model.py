@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from engines.clip_weights import find_weights
+from engines.config import SHAPES_CLIP as SHAPES_CLIP
 from engines.config import CLIPConfig
 from engines.torch_files import first_line
 

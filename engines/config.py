@@ -45,6 +45,11 @@ class CLIPConfig:
         """Whether this is the tiny CLIP that knows nothing but the demo's shapes."""
         return self.model == "shapes" or Path(self.model).resolve() == SHAPES_CLIP
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it can be loaded without a network."""
+        return self.is_demos or Path(self.model).is_dir() or Path(self.weights).is_file()
+
     def identity(self) -> str:
         """Name the CLIP without loading it: model, weights, and a digest of local files. Reads these files.
 

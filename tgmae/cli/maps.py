@@ -109,9 +109,12 @@ class Motion(Command):
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     name_some("could not be read:", result.skipped)
+    name_some("could be read in part only:", result.broken)
     process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
     print(
-        f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable; "
+        f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable"
+        + f" and {len(result.broken)} in part" * bool(result.broken)
+        + "; "
         f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}."
         + (f" Train with: {flags}" if flags else "")
     )
