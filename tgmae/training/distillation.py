@@ -31,7 +31,7 @@ from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
+from tgmae.masks.agreement import load_clips, mask_agreement, name_skipped, rank_correlation
 from tgmae.masks.scorer import make_scorer
 from tgmae.training.process import stop_requests
 
@@ -102,12 +102,14 @@ def distill(
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
     bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
     losses: list[float] = []
+    skipped: set[int] = set()
     try:
         with stop_requests() as stop:
             for number in bar:
                 # One frame of each tubelet, since the other is nearly the same. The batch is held until the end of the
                 # round, when the GPU has read it.
                 batch = pipeline.next_batch()
+                name_skipped(batch, skipped)
                 frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
                 patches = _patches(frames, model.patch_size, clip.mean, clip.std)
                 wanted = teacher.embed(frames).float().flatten(0, 1)

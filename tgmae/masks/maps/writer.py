@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import uuid
@@ -157,17 +158,29 @@ class _Journal:
         return self
 
     def write(self, record: pa.RecordBatch) -> None:
-        self.stream.write_batch(record)
+        with _naming(self.path):
+            self.stream.write_batch(record)
 
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.file.close()
+    def __exit__(self, *raised: object) -> None:
+        # The end of a stream cannot be written either where the disk is full, which must not hide the first error.
+        with contextlib.suppress(OSError) if raised[0] else _naming(self.path), self.file:
+            self.stream.close()
 
 
 def _write_part(folder: Path, part: int, key: Key, records: list[pa.RecordBatch]) -> None:
     path = part_path(folder, part)
-    with replacing(path) as temporary, pa.ipc.new_file(temporary, schema_of(key)) as writer:
+    with _naming(path), replacing(path) as temporary, pa.ipc.new_file(temporary, schema_of(key)) as writer:
         for record in records:
             writer.write_batch(record)
     for journal in _journals(folder, part):
         journal.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in Arrow's errors, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"{path} could not be written: {reason}; the same command resumes from there") from error
