@@ -202,7 +202,7 @@ def test_another_clip_is_refused_by_name_before_it_is_downloaded(
     maps: Path, one: Manifest, cache_dir: Path, no_clip: None
 ) -> None:
     """Geometry first, then the names. Only a CLIP that is here may still be the same one."""
-    words = r"were made with the CLIP 'folder .*' \(now 'ViT-B-32-quickgelu openai'\); give the --clip.model"
+    words = r"were made with the CLIP 'shapes' \(now 'ViT-B-32-quickgelu openai'\); give the --clip.model"
     with pytest.raises(ValueError, match=words):
         CachedScorer(config(maps, cache_dir, "ViT-B-32-quickgelu"), one, CPU)
     other = replace(config(maps, cache_dir, "ViT-B-32-quickgelu"), model=ModelConfig(image_size=64, num_frames=8))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
+from engines.config import CLIPConfig
 from tgmae.captions.clip_choice import advise_clip
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
@@ -60,8 +61,9 @@ class CachedScorer:
         # CLIP may still be the same; a name of another is not downloaded only to be refused.
         if identity != held:
             if held is not None and not config.clip.is_local:
+                name = "shapes" if held == CLIPConfig(model="shapes").identity() else str(held)
                 raise ValueError(
-                    f"the maps in {config.mask.scores} were made with the CLIP {held!r} (now {identity!r}); give the "
+                    f"the maps in {config.mask.scores} were made with the CLIP {name!r} (now {identity!r}); give the "
                     f"--clip.model and --clip.weights that they were made with, or make maps with {COMMAND}"
                 )
             from engines.clip_model import load_clip
