@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
 # The tiny CLIP of the demo data; `make tiny-clip` trains it again.
-SHAPES_CLIP = Path(__file__).parent / "tiny_clip"
+SHAPES_CLIP = Path(__file__).resolve().parent / "tiny_clip"
+HUB_PREFIX = "hf-hub:"  # open_clip's, before ORGANISATION/NAME
 EngineName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 
 
@@ -17,9 +18,11 @@ EngineName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 class CLIPConfig:
     """The CLIP that scores patches against captions, and the engine that runs it."""
 
-    # An open_clip model name, a folder saved by open_clip, or "shapes": the tiny CLIP that comes with the demo.
+    # An open_clip model name, hf-hub:ORG/NAME, a folder saved by open_clip, or "shapes": the demo's tiny CLIP.
     model: str = "ViT-B-32-quickgelu"
     weights: str = "openai"  # open_clip's tag of the weights, or a checkpoint file. A folder has its own weights.
+    tag: str | None = None  # How a file of weights was trained: open_clip's tag of the same weights, or "default".
+    trust_code: bool = False  # Load a TorchScript archive that OpenAI did not publish: this runs code from it.
     engine: EngineName = "torch"  # Library that runs CLIP's image encoder.
     # auto is fp16 on CUDA and fp32 on a CPU. bf16 and fp8 need the torch engine. fp8 runs 11/12 of the linear layers in
     # e4m3 and the rest in bf16; it needs compute capability 8.9, and is a slow simulation on a CPU.
@@ -37,19 +40,30 @@ class CLIPConfig:
             return "fp16" if device_type == "cuda" else "fp32"
         return self.precision
 
-    def identity(self) -> str:
-        """Name the CLIP without loading it: model, weights, and size and modification time of local files.
+    @property
+    def is_demos(self) -> bool:
+        """Whether this is the tiny CLIP that knows nothing but the demo's shapes."""
+        return self.model == "shapes" or Path(self.model).resolve() == SHAPES_CLIP
 
-        An equal identity means the same CLIP. Another identity may still be the same one (a copied folder, say).
+    @property
+    def is_local(self) -> bool:
+        """Whether it can be loaded without a network."""
+        return self.is_demos or Path(self.model).is_dir() or Path(self.weights).is_file()
+
+    def identity(self) -> str:
+        """Name the CLIP without loading it: model, weights, and a digest of local files. Reads these files.
+
+        An equal identity means the same CLIP. A copied folder has the same one.
         """
         folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
         if folder.is_dir():
             parts = ("*.safetensors", "*.bin", "open_clip_config.json")  # the last names architecture and normalisation
-            names, files = [self.model], sorted(path for part in parts for path in folder.glob(part))
-        else:
-            names, files = [self.model, self.weights], [Path(self.weights)]
-        stats = [f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}" for path in files if (stat := _stat(path))]
-        return " ".join(names + stats)
+            return " ".join(["folder", *(_digest(path) for part in parts for path in sorted(folder.glob(part)))])
+        if self.model.startswith(HUB_PREFIX):
+            return self.model
+        if Path(self.weights).is_file():
+            return " ".join([self.model, _digest(Path(self.weights)), *filter(None, [self.tag])])
+        return f"{self.model} {self.weights}"
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
@@ -61,8 +75,9 @@ class CLIPConfig:
             )
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    return path.stat() if path.is_file() else None
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"{path.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)

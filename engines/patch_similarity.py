@@ -57,25 +57,33 @@ class PatchSimilarity:
         passes = [self.engine(x[start : start + self.batch]) for start in range(0, len(x), self.batch)]
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
-    def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
-        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
-
-        Raises ValueError if a cosine is NaN, because NaN would rank above every other score. The check makes the
-        calling thread wait for the result.
-        """
+    def cosines(self, frames: Tensor, texts: Tensor) -> Tensor:
+        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
         step = self.frames_per_pass(frames)
         parts = []
         for start in range(0, len(frames), step):
             embeddings = self.embed(frames[start : start + step]).float()
             parts.append(torch.einsum("fne,fce->fcn", embeddings, texts[start : start + step]))
-        cosines = torch.cat(parts)
-        if bool(cosines.isnan().any()):
-            precision = str(self.engine.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"CLIP gives NaN for {int(cosines.isnan().sum())} of {cosines.numel()} scores in {precision}: either "
-                "its activations overflow (use --clip.precision fp32, or bf16), or its weights contain NaN"
-            )
+        return torch.cat(parts)
+
+    def compare(self, frames: Tensor, texts: Tensor) -> Tensor:
+        """Return `cosines`. Raises ValueError if one is NaN or infinite, because it would rank above every other score.
+
+        The check makes the calling thread wait for the result.
+        """
+        cosines = self.cosines(frames, texts)
+        if not bool(cosines.isfinite().all()):
+            raise ValueError(self.describe_bad(cosines))
         return cosines
+
+    def describe_bad(self, cosines: Tensor) -> str:
+        """Say why scores may not be finite, and what to do."""
+        precision = str(self.engine.dtype).removeprefix("torch.")
+        bad = int((~cosines.isfinite()).sum())
+        return (
+            f"CLIP gives NaN for {bad} of {cosines.numel()} scores in {precision}: either its activations overflow "
+            "(use --clip.precision fp32, or bf16), or its weights contain NaN"
+        )
 
 
 def make_tower(clip_model: CLIPModel, spec: TowerSpec, patch_size: int, height: int, width: int) -> Tower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -54,3 +55,18 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For clip.cache_dir, so that no test reads or writes the user's own cache."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Register a CLIP with open_clip by name, so that its weights may come from a file or a tag."""
+    import open_clip.factory
+
+    from tests.support.clip_models import small_config
+
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS})
+    config = tmp_path / "tgmae-test.json"
+    config.write_text(json.dumps({**small_config(), "quick_gelu": True}))
+    open_clip.add_model_config(config)
+    return "tgmae-test"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import logging
 import os
@@ -83,20 +84,27 @@ def count_operators(path: Path) -> dict[str, int]:
 
 
 def _holds(path: Path, about: dict[str, str]) -> bool:
-    """Return whether the file is there, whole, and has these metadata."""
+    """Return whether the file is there, has these metadata, and is whole to the last bit."""
     if not path.is_file():
         return False
     import onnx
     from google.protobuf.message import DecodeError
 
-    try:
-        found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    except DecodeError:
-        found = {}
-    if found == about:
-        return True
+    with contextlib.suppress(DecodeError, ValueError):
+        model = onnx.load(path)
+        found = {entry.key: entry.value for entry in model.metadata_props}
+        if found == about and model.doc_string == _checksum(model):
+            return True
     print(f"tgmae: {path} is damaged; exporting it again", file=sys.stderr)
     return False
+
+
+def _checksum(model: Any) -> str:
+    """Return a digest of a graph without its doc string, which holds the digest."""
+    said, model.doc_string = model.doc_string, ""
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    model.doc_string = said
+    return f"sha256 without this line: {digest}"
 
 
 def _export(tower: Tower, dtype: torch.dtype, opset: int, about: dict[str, str]) -> bytes:
@@ -119,6 +127,7 @@ def _export(tower: Tower, dtype: torch.dtype, opset: int, about: dict[str, str])
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
     try:
+        model.doc_string = _checksum(model)
         data: bytes = model.SerializeToString()
     except Exception as error:  # protobuf's errors have their own base class
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engines.backends.onnx_engine import INPUT, OUTPUT, check_input, export_tower, on_stream, to_plain_memory
 from engines.backends.tensorrt_plan import Library, build_plan, choose_opset, describe_plan, load_library, make_log
-from engines.files import write_atomically
+from engines.sealed import read_sealed, write_sealed
 from engines.towers.clip_towers import Tower
 
 
@@ -92,11 +92,11 @@ class TensorRTEngine:
         # the middle of a run.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._runtime_cache = config.create_runtime_cache()
-        before = path.read_bytes() if path.is_file() else b""
+        before = read_sealed(path)
         if before and not self._runtime_cache.deserialize(before):
             print(f"tgmae: {path} is of another driver or damaged; compiling the kernels again", file=sys.stderr)
         config.set_runtime_cache(self._runtime_cache)
         self._start(config)
         after = bytes(memoryview(self._runtime_cache.serialize()))
         if after != before:
-            write_atomically(path, after)
+            write_sealed(path, after)

@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from engines.backends.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN
 from engines.files import lock_file, write_atomically
+from engines.sealed import read_sealed, write_sealed
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
+_CHECKSUM = "checksum"  # of a description, beside its fields
 # Modules that provide each library. NVIDIA's package tensorrt_rtx only re-exports its bindings and may be absent.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
@@ -129,7 +131,8 @@ def build_plan(
             profile=(1, batch, batch), build_s=round(time.perf_counter() - started, 2), plan_bytes=len(data),
             plan_hash=hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
-        write_atomically(_beside(path), json.dumps(asdict(description), indent=1).encode())
+        fields = asdict(description)
+        write_atomically(_beside(path), json.dumps({**fields, _CHECKSUM: _checksum(fields)}, indent=1).encode())
     return path
 
 
@@ -137,6 +140,8 @@ def describe_plan(path: Path) -> PlanDescription:
     """Read the description beside a plan. Raises ValueError if either file is missing, damaged or does not match."""
     try:
         fields = json.loads(_beside(path).read_text(encoding="utf-8"))
+        if fields.pop(_CHECKSUM, None) not in (None, _checksum(fields)):  # plans built before have none
+            raise ValueError
         for key in ("inputs", "outputs"):
             fields[key] = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in fields[key])
         description = PlanDescription(**{**fields, "profile": tuple(fields["profile"])})
@@ -145,6 +150,10 @@ def describe_plan(path: Path) -> PlanDescription:
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != description.plan_hash:
         raise ValueError(f"the plan {path} is truncated, damaged or not the one that {_beside(path).name} describes")
     return description
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _beside(path: Path) -> Path:
@@ -218,7 +227,7 @@ def _build(
 
     # Reuse the timings of earlier builds, build, and keep the new timings.
     if timing is not None:
-        cache = config.create_timing_cache(timing.read_bytes() if timing.is_file() else b"")
+        cache = config.create_timing_cache(read_sealed(timing))
         if cache is None or not config.set_timing_cache(cache, False):
             print(f"tgmae: {timing} is of another GPU or damaged; timing the kernels again", file=sys.stderr)
             config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -226,7 +235,7 @@ def _build(
     if plan is None:
         raise ValueError(f"TensorRT {trt.__version__} could not build {graph.name}: {log.take_errors()}")
     if timing is not None:
-        write_atomically(timing, memoryview(config.get_timing_cache().serialize()))
+        write_sealed(timing, bytes(memoryview(config.get_timing_cache().serialize())))
     inputs = tuple(_describe(trt, network.get_input(number)) for number in range(network.num_inputs))
     outputs = tuple(_describe(trt, network.get_output(number)) for number in range(network.num_outputs))
     return memoryview(plan), inputs, outputs

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tgmae.cli.parser.subcommands import CLIP_FLAGS
+from engines.config import CLIPConfig
+from tgmae.cli.parser.subcommands import CLIP_FLAGS, Command
 from tgmae.cli.tower import TowerCommand
 from tgmae.config.masks import MaskConfig
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:  # --help does without torch
     from torch import Tensor
 
     from engines.patch_similarity import PatchSimilarity
+    from tgmae.data.manifest import Manifest
 
 _CAPTIONS: tuple[str, ...] = (
     "a person moving something",
@@ -48,6 +51,17 @@ class Check(TowerCommand):
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto uses CUDA if there is a GPU.
     seed: int = 0  # Random seed of the random pixels.
 
+    @classmethod
+    def make_default(cls, arguments: Sequence[str]) -> Command:
+        # The manifest decides the default of --clip.model, and is therefore read before the other flags.
+        values = [argument.removeprefix("--manifest=") for argument in arguments]
+        manifest = next((Path(value) for value in values if value.endswith(".parquet")), None)
+        if manifest is None:
+            return cls()
+        from tgmae.captions.clip_choice import default_clip
+
+        return cls(clip=CLIPConfig(model=default_clip(manifest)))
+
     def run(self) -> None:
         spec = self.spec()
         if self.frames < 1:
@@ -58,6 +72,8 @@ class Check(TowerCommand):
 
         from engines.clip_model import load_clip
         from engines.patch_similarity import make_patch_similarity
+        from tgmae.captions.clip_choice import advise_clip
+        from tgmae.data.manifest import read_manifest
         from tgmae.training.parallel import choose_device
 
         device = choose_device(self.device)
@@ -66,7 +82,14 @@ class Check(TowerCommand):
         pixels = {"random pixels": torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)}
         captions = _CAPTIONS
         if self.manifest is not None:
-            pixels["real clips"], captions = _read_frames(self.manifest, self.frames, self.height, self.width)
+            if self.height != self.width:
+                raise ValueError(
+                    f"--manifest needs --height equal to --width, got {self.height} and {self.width}: crops are square"
+                )
+            manifest = read_manifest(self.manifest)
+            pixels["real clips"], captions = _read_frames(manifest, self.frames, self.height)
+            if warning := advise_clip(self.clip.is_demos, manifest):
+                print(warning)
         clip = load_clip(self.clip)
         plain = dataclasses.replace(self.clip, engine="torch", precision="fp32")
         ours, reference = (
@@ -115,37 +138,33 @@ def _compare(
     return torch.cosine_similarity(a, b, dim=-1).cpu(), mask_agreement(scores, wanted, k)
 
 
-def _read_frames(path: Path, count: int, height: int, width: int) -> tuple[Tensor, tuple[str, ...]]:
+def _read_frames(manifest: Manifest, count: int, side: int) -> tuple[Tensor, tuple[str, ...]]:
     """Return the centre of the middle frame of up to `count` videos, uint8 [F, H, W, 3], and up to 8 captions.
 
-    Raises ValueError if none of the videos can be read.
+    Videos that cannot be read are named and left out. Raises ValueError if none is left.
     """
     import torch
 
     from dali_pipelines.pyav_pipeline import read_clip
     from dali_pipelines.types import ClipRequest, CropBox
     from dali_pipelines.video.decode import DecodeError
-    from tgmae.data.manifest import read_manifest
 
-    if height != width:
-        raise ValueError(f"--manifest needs --height equal to --width, got {height} and {width}: crops are square")
-    manifest = read_manifest(path)
     frames: list[Tensor] = []
     captions: list[str] = []
     for row in torch.linspace(0, len(manifest) - 1, min(count, len(manifest))).long().tolist():
         video = manifest[row]
-        side = min(video.width, video.height)
-        crop = CropBox(x=(video.width - side) // 2, y=(video.height - side) // 2, width=side, height=side)
+        square = min(video.width, video.height)
+        crop = CropBox(x=(video.width - square) // 2, y=(video.height - square) // 2, width=square, height=square)
         request = ClipRequest(
             row=row, epoch=0, position=row, frames=(video.start + video.length // 2,), crop=crop, flip=False, caption=0,
             mask_seed=0,
         )  # fmt: skip
         try:
-            frames.append(read_clip(manifest.file(row), video, request, height))
+            frames.append(read_clip(manifest.file(row), video, request, side))
         except DecodeError as error:
             print(f"left out {video.name}: {error}")
             continue
         captions.extend(caption.text for caption in video.captions[:1])
     if not frames:
-        raise ValueError(f"not one of the videos of {path} could be read")
+        raise ValueError(f"not one of the videos of {manifest.root} could be read")
     return torch.cat(frames), tuple(dict.fromkeys(captions))[:8] or _CAPTIONS

@@ -112,9 +112,12 @@ def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     name_some("could not be read:", result.skipped)
     if result.skipped and not result.num_videos + result.num_reused:
         raise ValueError(f"none of {len(result.skipped)} videos could be read; {out} holds nothing to train with")
+    name_some("could be read in part only:", result.broken)
     process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
     print(
-        f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable; "
+        f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable"
+        + f" and {len(result.broken)} in part" * bool(result.broken)
+        + "; "
         f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}."
         + (f" Train with: {flags}" if flags else "")
     )

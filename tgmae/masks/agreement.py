@@ -60,17 +60,30 @@ def variants(config: InputConfig) -> dict[str, MaskConfig]:
 def load_clips(
     config: InputConfig, manifest: Manifest, num_clips: int, batch: int, device: torch.device
 ) -> list[ClipBatch]:
-    """Decode the first clips that training would draw, on `device`; `num_clips` is rounded up to whole batches."""
+    """Decode the first clips that training would draw, on `device`; `num_clips` is rounded up to whole batches.
+
+    Videos that cannot be read are named; copies of readable clips stand in their places.
+    """
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=batch,
         seed=config.seed,
     )  # fmt: skip
     pipeline = PyavPipeline(manifest, sampler, config.model.image_size)
     batches = []
+    skipped: set[int] = set()
     for _ in tqdm(range(-(-num_clips // batch)), desc="decoding", unit="batch"):
         clips = pipeline.next_batch()
+        name_skipped(clips, skipped)
         batches.append(replace(clips, frames=clips.frames.to(device)))
     return batches
+
+
+def name_skipped(clips: ClipBatch, known: set[int]) -> None:
+    """Name the videos of a batch that could not be read, once each; `known` rows are added to."""
+    for video in clips.skipped:
+        if video.row not in known:
+            known.add(video.row)
+            tqdm.write(f"skipped {video.path}: {video.reason}")
 
 
 def compare_scorers(

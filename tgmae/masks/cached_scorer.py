@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
+from engines.config import CLIPConfig
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
+from tgmae.masks.maps.frames import shapes_of
 from tgmae.masks.maps.store import Key, MapFolder, digest_videos
 
 COMMAND = "tgmae-data scores"
@@ -36,7 +39,8 @@ def score_key(clip: str, identity: str, tower: str, patch_size: int, cells: int,
 class CachedScorer:
     """Reads scores from a folder of maps.
 
-    Raises ValueError where the maps do not fit the CLIP, geometry, videos or captions.
+    Raises ValueError where the maps do not fit the CLIP, geometry, videos or captions. No CLIP is loaded, unless the
+    maps do not know by its name which one made them.
     """
 
     needs_text = False
@@ -49,14 +53,25 @@ class CachedScorer:
         self.frames_per_tubelet = config.mask.frames_per_tubelet
         self.maps = MapFolder(config.mask.scores, COMMAND)
         tower, self.every = str(self.maps.key.get("tower")), int(self.maps.key.get("every", 1))
-        # Loading CLIP takes seconds, and it is not used for anything else here: its identity stands beside the maps.
-        identity, clip = config.clip.identity(), str(self.maps.key.get("clip"))
-        if identity != self.maps.key.get("clip_identity"):
+        fingerprint, held = str(self.maps.key.get("clip")), self.maps.key.get("clip_identity")
+        identity = config.clip.identity()
+        geometry = (tower, config.model.patch_size, self.side, self.every)
+        self.maps.check(score_key(fingerprint, identity, *geometry))
+        # CLIP is not used for anything here, and its identity stands beside the maps. Where it is another one, a local
+        # CLIP may still be the same; a name of another is not downloaded only to be refused.
+        if identity != held:
+            if held is not None and not config.clip.is_local:
+                name = "shapes" if held == CLIPConfig(model="shapes").identity() else str(held)
+                raise ValueError(
+                    f"the maps in {config.mask.scores} were made with the CLIP {name!r} (now {identity!r}); give the "
+                    f"--clip.model and --clip.weights that they were made with, or make maps with {COMMAND}"
+                )
             from engines.clip_model import load_clip
 
-            clip = load_clip(config.clip).fingerprint
-        self.maps.check(score_key(clip, identity, tower, config.model.patch_size, self.side, self.every))
-        self.note = self.maps.check_videos(manifest, digest_videos(manifest, "captions"))
+            self.maps.check(score_key(load_clip(config.clip).fingerprint, identity, *geometry))
+        shapes = shapes_of(manifest, self.side, self.every)
+        notes = self.maps.check_videos(manifest, digest_videos(manifest, "captions"), shapes)
+        self.note = "\n".join(filter(None, [notes, advise_clip(config.clip.is_demos, manifest)]))
 
     def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
         """Return float32 [B, S, N]."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_pipelines.types import ClipBatch
+from engines.torch_files import load_plain
 from tgmae.masks.motion_field import MotionField
 
 _CELL = 8  # pixels: RAFT's own grid, which it upsamples at the end
@@ -79,10 +80,7 @@ def _load_raft(checkpoint: Path) -> nn.Module:
 
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no RAFT checkpoint at {checkpoint}; torchvision publishes raft_small and raft_large")
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
+    weights = load_plain(checkpoint)
     for make in (raft_small, raft_large):
         model: nn.Module = make(weights=None)
         if isinstance(weights, dict) and weights.keys() == model.state_dict().keys():

@@ -87,7 +87,21 @@ class BoundScorer:
 
     def __call__(self, clips: ClipBatch) -> Tensor:
         """Return scores float32 [B, S, N] on the training device."""
-        return self.scorer(clips, self.text(clips))
+        return self.score(clips, self.text(clips))
+
+    def score(self, clips: ClipBatch, text: Tensor | None) -> Tensor:
+        """Return scores float32 [B, S, N] on the training device, given the text of the batch.
+
+        Raises ValueError, naming videos, where a score is NaN or infinite: it would mask in silence. The check makes
+        the calling thread wait for the scores.
+        """
+        scores = self.scorer(clips, text)
+        finite = scores.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            pairs = zip(clips.videos, finite.tolist(), strict=True)
+            named = ", ".join(dict.fromkeys(video.name for video, is_finite in pairs if not is_finite))
+            raise ValueError(f"the scores of {named} contain NaN or infinity, which would decide their masks")
+        return scores
 
 
 def bind_scorer(

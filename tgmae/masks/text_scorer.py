@@ -11,6 +11,7 @@ from torch import Tensor
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import CLIPModel
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 
@@ -27,12 +28,7 @@ class TextScorer:
         self.similarity: PatchSimilarity = make_patch_similarity(
             clip, config.clip, config.mask.tower(), config.model.patch_size, size, size, device
         )
-        self.note = ""
-        if config.clip.model == "shapes" and not (manifest.root / "boxes.parquet").exists():
-            self.note = (
-                "these videos are not the demo's shapes, and --clip.model shapes knows nothing else; use a real CLIP, "
-                "such as --clip.model ViT-B-32-quickgelu"
-            )
+        self.note = advise_clip(clip.is_demos, manifest)
 
     def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
         """Return cosines float32 [B, S, N], averaged over the scored frames of each slot."""

@@ -5,6 +5,8 @@ Dimensions: F frames, N patches per frame, n patches, P values of a raw patch, C
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +19,19 @@ from tqdm import tqdm
 from dali_pipelines.open import open_pipeline
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import TowerSpec
-from engines.files import replacing
+from engines.files import write_atomically
 from engines.patch_similarity import make_patch_similarity
+from engines.torch_files import load_own
 from engines.towers.clip_towers import StudentTower
-from engines.towers.student import save_student
+from engines.towers.student import load_student, read_about, save_student
 from kernels.gather_tokens import gather_tokens
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.config.run import InputConfig
 from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
-from tgmae.masks.agreement import load_clips, mask_agreement, rank_correlation
+from tgmae.masks.agreement import load_clips, mask_agreement, name_skipped, rank_correlation
 from tgmae.masks.scorer import make_scorer
 from tgmae.training.process import stop_requests
 
@@ -45,14 +49,18 @@ def distill(
 ) -> dict[str, float | int | str]:
     """Train a student, measure it on `held_out`, and write it to `out`; return the measurements.
 
-    Every `_SAVE_EVERY` rounds the state goes to OUT.partial, from which a killed run resumes. Raises ValueError where a
-    round has too few patches, or where the pipeline cannot run here.
+    Every `_SAVE_EVERY` rounds the state goes to OUT.partial, from which a killed run resumes. A finished student is not
+    trained again. Raises ValueError where a round has too few patches, where OUT.partial is damaged or `out` is another
+    file, or where the pipeline cannot run here; OSError where a file cannot be written.
     """
     torch.manual_seed(config.seed)
     model, size = config.model, config.model.image_size
     clip = load_clip(config.clip)
     teacher = make_patch_similarity(clip, config.clip, TowerSpec(kind="patch"), model.patch_size, size, size, device)
-    texts = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device).table
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
+    for note in filter(None, [advise_clip(clip.is_demos, manifest), captions.note]):
+        print(note)
+    texts = captions.table
     texts = texts[torch.randperm(len(texts))[:_MAX_TEXTS].to(device)]
     tower = StudentTower(model.patch_size, options.hidden, texts.shape[1]).to(device)
     steps_per_round = options.clips * model.num_slots * model.patches_per_slot // options.batch
@@ -67,8 +75,19 @@ def distill(
         (clip.fingerprint, manifest.fingerprint, replace(options, check_clips=1), config.data, config.clip, model,
          config.seed)
     )  # fmt: skip
+    about = {
+        "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "checked": repr((held_out.fingerprint, options.check_clips, config.mask.ratio, config.mask.frames_per_tubelet)),
+    }
+    if (finished := _find_finished(out, partial, about["settings"])) is not None:
+        if finished.get("checked") == about["checked"]:
+            print(f"nothing to do: {out} was distilled with these settings; remove it to distill it again")
+            return finished
+        measured = finished | about | _measure(config, held_out, clip, out, options.check_clips, device)
+        save_student(out, load_student(out, clip.fingerprint, model.patch_size), clip.fingerprint, measured)
+        return measured
     if partial.exists():
-        state = torch.load(partial, weights_only=True)
+        state = _load_state(partial)
         if state["settings"] == settings:
             fit.load_state(state)
             print(f"resuming from {partial}, round {fit.step // steps_per_round}")
@@ -83,12 +102,14 @@ def distill(
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
     bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
     losses: list[float] = []
+    skipped: set[int] = set()
     try:
         with stop_requests() as stop:
             for number in bar:
                 # One frame of each tubelet, since the other is nearly the same. The batch is held until the end of the
                 # round, when the GPU has read it.
                 batch = pipeline.next_batch()
+                name_skipped(batch, skipped)
                 frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
                 patches = _patches(frames, model.patch_size, clip.mean, clip.std)
                 wanted = teacher.embed(frames).float().flatten(0, 1)
@@ -103,9 +124,9 @@ def distill(
     finally:
         pipeline.close()
 
-    measured: dict[str, float | int | str] = {"patches": fit.step * options.batch, "steps": fit.step}
+    measured = {"patches": fit.step * options.batch, "steps": fit.step}
     save_student(out, tower.eval(), clip.fingerprint, measured)
-    measured |= _measure(config, held_out, clip, out, options.check_clips, device)
+    measured |= about | _measure(config, held_out, clip, out, options.check_clips, device)
     save_student(out, tower, clip.fingerprint, measured)
     partial.unlink(missing_ok=True)
     return measured
@@ -140,10 +161,36 @@ def _patches(
     return gather_tokens(frames[:, None], None, patch_size, 1, torch.float32, mean, std).flatten(0, 1)
 
 
+def _find_finished(out: Path, partial: Path, settings: str) -> dict[str, float | int | str] | None:
+    """Return the measurements of a student that these settings made, None where it is still to be made."""
+    if not out.exists():
+        return None
+    measured: dict[str, float | int | str] = read_about(out)["measured"]  # raises for a file that is not a student
+    if measured.get("settings") == settings:
+        return measured
+    if not partial.exists():
+        print(f"{out} was distilled with other settings, and will be replaced")
+    return None
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state = load_own(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to distill from the start") from error
+    if not isinstance(state, dict) or not {"settings", "step", "tower", "optimizer", "schedule"} <= state.keys():
+        raise ValueError(f"{path} is not a state of tgmae-engine distill; remove it to distill from the start")
+    return state
+
+
 def _save_state(path: Path, state: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save reports a full disk as an error of its own zip writer
+    torch.save(state, buffer)
+    try:
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}; the same command resumes from there") from error
 
 
 class Distillation:

@@ -128,7 +128,7 @@ class Loader:
                 clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
             with self.clock("score"):
                 text = self.scorer.text(clips)
-                scores = self.scorer.scorer(clips, text)
+                scores = self.scorer.score(clips, text)
             with self.clock("mask"):
                 batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
         if self._stream is not None:

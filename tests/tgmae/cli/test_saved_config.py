@@ -165,6 +165,14 @@ def test_a_file_from_before_the_formats_were_numbered_is_read(tmp_path: Path) ->
     assert from_dict(plain, "x") == PRESETS["demo"]
 
 
+def test_a_file_from_before_a_setting_existed_is_read() -> None:
+    """Runs that were saved before files of weights had a tag meant none."""
+    plain = to_dict(PRESETS["ssv2"])
+    for name in ("tag", "trust_code"):
+        del plain["clip"][name]
+    assert from_dict(plain, "config.json") == PRESETS["ssv2"]
+
+
 def test_the_format_is_not_a_changed_setting() -> None:
     """Of a checkpoint's configuration, with a format or from before."""
     old = to_dict(PRESETS["demo"])

@@ -106,6 +106,27 @@ def test_scores_report_what_cannot_be_read(tgmae: Terminal, tmp_path: Path) -> N
     assert code == 0
     assert "1 computed, 0 already there, 1 unreadable" in said
     assert "could not be read: b.mp4: " in err
+    assert "these videos are not the demo's shapes, and --clip.model shapes knows nothing else" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("engine", "distill", "--rounds", 1, "--clips", 2, "--batch", 16),
+        ("engine", "agree", "--clips", 1, "--batch", 1),
+        ("viz", "masks", "--count", 1),
+    ],
+)
+def test_the_demos_clip_warns_of_other_videos(tgmae: Terminal, tmp_path: Path, command: tuple[Any, ...]) -> None:
+    for name in "ab":
+        write_numbered(tmp_path / f"{name}.mp4", num_frames=40)
+    (tmp_path / "list.csv").write_text("path,caption\na.mp4,a square\nb.mp4,a circle\n")
+    index_folder(tmp_path, tmp_path / "m.parquet", csv_path=tmp_path / "list.csv", num_workers=1)
+    name, *arguments = command
+    code, said, _ = tgmae(name, arguments[0], tmp_path / "m.parquet", *arguments[1:])
+    assert code == 0, code
+    assert said.count("these videos are not the demo's shapes") == 1
 
 
 def test_scores_need_captions(tgmae: Terminal, tmp_path: Path) -> None:

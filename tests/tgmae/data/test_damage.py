@@ -42,7 +42,7 @@ def test_flipped_bits_of_a_manifest(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, VIDEOS, tmp_path / "videos")
     before, noticed = read_manifest(path), 0
-    for bit in flip_bits(path, seed):
+    for bit in flip_bits(path, seed=seed):
         found = read_or_refuse(path)
         if isinstance(found, str):
             noticed += 1
@@ -96,7 +96,7 @@ def test_flipped_bits_of_a_manifest_without_a_digest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     table = Manifest.of(VIDEOS, tmp_path).table
     pq.write_table(table.replace_schema_metadata({ROOT_KEY: b".", FORMAT_KEY: b"3"}), path)
-    for bit in flip_bits(path, 0):
+    for bit in flip_bits(path):
         found = read_or_refuse(path)
         if isinstance(found, str):
             assert "manifest.parquet" in found, bit
@@ -114,7 +114,7 @@ def test_flipped_bits_of_a_journal(tmp_path: Path) -> None:
         for video in VIDEOS[:8]:
             note(video)
     assert read_journal(journal, tmp_path) == VIDEOS[:8]
-    for bit in flip_bits(journal, 0):
+    for bit in flip_bits(journal):
         found = read_journal(journal, tmp_path)
         assert len(found) >= 6, bit
         assert all(video in VIDEOS for video in found), bit
@@ -142,6 +142,6 @@ def test_flipped_bits_of_the_list_of_files_left_out(tmp_path: Path) -> None:
     out = tmp_path / "m.parquet"
     report = index_folder(tmp_path, out, num_workers=1).report
     before = report.read_bytes()
-    for _ in flip_bits(report, 0, count=3):
+    for _ in flip_bits(report, 3):
         assert index_folder(tmp_path, out, num_workers=1).num_reused == 1
         assert report.read_bytes() == before

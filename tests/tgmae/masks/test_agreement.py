@@ -12,10 +12,12 @@ from scipy.stats import spearmanr
 
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
+from tests.support.videos import write_numbered
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig
+from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest
 from tgmae.masks.agreement import compare_scorers, count_gflop, load_clips, mask_agreement, rank_correlation, variants
 
@@ -57,6 +59,19 @@ def test_rank_correlation_is_spearmans() -> None:
             assert float(got[clip, slot]) == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(rank_correlation(ours, ours.exp()), torch.ones(3, 2))
     torch.testing.assert_close(rank_correlation(ours, -ours), -torch.ones(3, 2))
+
+
+def test_videos_that_cannot_be_read_are_named_once(
+    config: InputConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of another clip stands in the place of each."""
+    for name in "ab":
+        write_numbered(tmp_path / f"{name}.mp4", num_frames=16)
+    index_folder(tmp_path, tmp_path / "m.parquet", num_workers=1)
+    (tmp_path / "b.mp4").write_bytes(b"broken since")
+    batches = load_clips(config, read_manifest(tmp_path / "m.parquet"), 4, 2, CPU)
+    assert [video.path for clips in batches for video in clips.skipped] == ["b.mp4", "b.mp4"]
+    assert capsys.readouterr().out.count("skipped b.mp4: ") == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])

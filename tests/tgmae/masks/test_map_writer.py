@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -93,6 +94,21 @@ def test_kill_9_loses_only_the_video_at_work(manifest: Manifest, tmp_path: Path,
     assert not list(out.glob("*.journal"))
     assert_whole(manifest, out)
     assert write(manifest, out)[1] == []
+
+
+def test_a_full_disk_is_said_with_the_file_and_loses_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    """A limit of this process stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"part-00000\.arrow\S* could not be written: File too large; the same comm"):
+            write(manifest, tmp_path / "maps")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "maps").glob("part-*.tmp"))
+    _, computed = write(manifest, tmp_path / "maps")
+    assert 0 < len(computed) < COUNT  # the first ones are in the journal
+    assert_whole(manifest, tmp_path / "maps")
 
 
 def test_only_unreadable_videos_are_tried_again(manifest: Manifest, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_maps_are_the_scores_of_whole_pictures(manifest: Manifest, maps: Path) -
 def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     fingerprint = load_clip(CLIPConfig(model="shapes")).fingerprint
     expected = {
-        "format": 2,
+        "format": 3,
         "dtype": "float16",
         "clip": fingerprint,
         "clip_identity": CLIPConfig(model="shapes").identity(),

@@ -265,6 +265,65 @@ def test_kill_9_and_the_same_command_again(
     assert read_about(other / "student.safetensors")["measured"]["steps"] == 12
 
 
+@pytest.mark.slow
+def test_a_finished_student_is_not_distilled_again(
+    shapes: Path, cache_dir: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is measured on other clips is measured again; other settings say that they replace it."""
+    out = Path(shutil.copy(student, tmp_path))
+    before = out.read_bytes()
+    assert run(shapes, out, cache_dir) == read_about(student)["measured"]
+    assert capsys.readouterr().out.startswith(f"nothing to do: {out} was distilled with these settings; remove it to")
+    assert out.read_bytes() == before
+    measured = run(shapes, out, cache_dir, check_clips=2)
+    assert (measured["check_clips"], measured["steps"]) == (2, read_about(student)["measured"]["steps"])
+    clip = read_about(out)["clip"]
+    assert load_student(out, clip, 16).name == load_student(student, clip, 16).name
+    run(shapes, out, cache_dir, rounds=1)
+    assert f"{out} was distilled with other settings, and will be replaced" in capsys.readouterr().out
+    assert read_about(out)["measured"]["steps"] == 12
+
+
+def test_another_file_is_not_replaced_by_a_student(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copy(shapes, tmp_path))
+    with pytest.raises(ValueError, match=r"manifest\.parquet is not a student made by tgmae-engine distill"):
+        run(shapes, out, cache_dir)
+    assert out.read_bytes() == shapes.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flip", "other"])
+def test_a_damaged_state_is_refused_and_kept(shapes: Path, cache_dir: Path, tmp_path: Path, damage: str) -> None:
+    partial = tmp_path / "student.safetensors.partial"
+    torch.save({"settings": "x", "step": torch.zeros(500)}, partial)
+    whole = partial.read_bytes()
+    place = whole.index(bytes(2000)) + 999
+    flipped = whole[:place] + b"\1" + whole[place + 1 :]
+    partial.write_bytes({"empty": b"", "cut": whole[:900], "flip": flipped, "other": whole}[damage])
+    words = {"flip": "is damaged: the checksum of .* is another one", "other": "is not a state of tgmae-engine distill"}
+    with pytest.raises(ValueError, match=rf"partial {words.get(damage, 'cannot be read: .+')}; remove it to distill"):
+        run(shapes, tmp_path / "student.safetensors", cache_dir)
+    assert partial.exists()
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
+    """A limit of this process stands for the disk: torch's own writer raises a RuntimeError of its zip code then."""
+    import resource
+
+    from tgmae.training.distillation import _save_state
+
+    path = tmp_path / "student.safetensors.partial"
+    _save_state(path, {"step": 1})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"partial could not be written: File too large; the same command resumes"):
+            _save_state(path, {"weight": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_fewer_patches_than_a_batch(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a round has 576 patches, fewer than --batch 1000; lower it"):
         run(shapes, tmp_path / "student.safetensors", cache_dir, batch=1000)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.config import HUB_PREFIX
 from tgmae.cli.parser.flags import Flag, UsageError
 from tgmae.config.masks import MOTION_KINDS
 
@@ -43,7 +44,10 @@ def _one_of(flags: str, beside: str, values: Sequence[Any], command: str = "") -
     return Rule(flags, beside, lambda v: v[beside] in values, f"it needs --{beside} {listed}", command)
 
 
-_CLIP = "clip.model clip.weights clip.engine clip.precision clip.batch clip.cuda-graph clip.cache-dir"
+_CLIP = (
+    "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.batch clip.cuda-graph "
+    "clip.cache-dir"
+)
 _TEXT = f"mask.scorer mask.frames-per-tubelet mask.dense mask.scores mask.student mask.no-caption {_CLIP}"
 
 # The first rule that is broken makes the message, so the more general ones come first.
@@ -70,8 +74,12 @@ RULES = [
         ["patch", "dense", "student"],
     ),
     Rule(
-        "clip.weights", "clip.model", lambda v: v["clip.model"] != "shapes" and not Path(v["clip.model"]).is_dir(),
-        "a folder has its own weights, and so has the demo's CLIP",
+        "clip.weights clip.tag clip.trust-code", "clip.model",
+        lambda v: (
+            v["clip.model"] != "shapes" and not v["clip.model"].startswith(HUB_PREFIX)
+            and not Path(v["clip.model"]).is_dir()
+        ),
+        "a folder or repository has its own weights, and so has the demo's CLIP",
     ),
     _one_of("clip.cuda-graph", "clip.engine", ["torch"]),
     _one_of("clip.cuda-graph", "device", ["auto", "cuda"]),

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # --help does without pyarrow
 C = TypeVar("C", bound="Command")
 
 CLIP_FLAGS = (
-    "clip.model", "clip.weights", "clip.engine", "clip.precision", "clip.batch", "clip.cuda-graph", "clip.cache-dir",
+    "clip.model", "clip.weights", "clip.tag", "clip.trust-code", "clip.engine", "clip.precision", "clip.batch",
+    "clip.cuda-graph", "clip.cache-dir",
 )  # fmt: skip
 # What decides which clips are cut from the videos.
 SAMPLING_FLAGS = (

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity, make_tower
+from tgmae.captions.clip_choice import advise_clip
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.data.manifest import Manifest
 from tgmae.masks.cached_scorer import COMMAND, score_key
 from tgmae.masks.maps.frames import decode_in_workers
+from tgmae.masks.maps.records import Broken
 from tgmae.masks.maps.store import digest_videos
 from tgmae.masks.maps.writer import BuildResult, write_maps
 
@@ -31,7 +33,8 @@ def build_scores(
 
     cells   cells along the short side of a video        every   frames from one map to the next
 
-    Raises ValueError where `out` holds maps made with other settings, FileNotFoundError and OSError for files.
+    Raises ValueError where `out` holds maps made with other settings, and where CLIP gives NaN, naming video and
+    caption; FileNotFoundError and OSError for files.
     """
     clip = load_clip(clip_config)
     side = cells * patch_size
@@ -39,22 +42,28 @@ def build_scores(
     # The name of a dense tower contains its frame size, which differs from video to video.
     name = tower.name.partition("-")[0] if spec.kind == "dense" else tower.name
     captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
-    if captions.note and share == 0:
-        print(captions.note)
+    notes = [advise_clip(clip.is_demos, manifest), captions.note] if share == 0 else []
+    for note in filter(None, notes):
+        print(note)
     # Videos differ in size and length, so a recorded CUDA graph would hardly ever fit.
     similarities = _SimilarityBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
 
-    def compute(rows: list[int]) -> Iterator[NDArray[np.float16] | str]:
+    def compute(rows: list[int]) -> Iterator[NDArray[np.float16] | Broken | str]:
         decoded = decode_in_workers(manifest, rows, cells, patch_size, every, num_workers)
-        for row, frames in zip(rows, decoded, strict=True):
-            if isinstance(frames, str):
-                yield frames
+        for row, (frames, reason) in zip(rows, decoded, strict=True):
+            if frames is None:
+                yield reason
                 continue
-            texts = captions.of([caption.text for caption in manifest[row].captions])
+            video = manifest[row]
+            texts = captions.of(video.texts)
             similarity = similarities(frames.shape[1], frames.shape[2])
-            cosines = similarity.compare(torch.from_numpy(frames).to(device), texts.expand(len(frames), -1, -1))
+            cosines = similarity.cosines(torch.from_numpy(frames).to(device), texts.expand(len(frames), -1, -1))
+            if not bool(cosines.isfinite().all()):
+                bad = [text for place, text in enumerate(video.texts) if not bool(cosines[:, place].isfinite().all())]
+                raise ValueError(f"{video.name}, caption {bad[0]!r}: {similarity.describe_bad(cosines)}")
             grid = (frames.shape[1] // patch_size, frames.shape[2] // patch_size)
-            yield cosines.view(*cosines.shape[:2], *grid).half().cpu().numpy()
+            maps = cosines.view(*cosines.shape[:2], *grid).half().cpu().numpy()
+            yield Broken(maps, reason) if reason else maps
 
     key = score_key(clip.fingerprint, clip_config.identity(), name, patch_size, cells, every)
     return write_maps(manifest, digest_videos(manifest, "captions"), out, key, COMMAND, compute, share, shares)

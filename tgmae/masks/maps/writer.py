@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,15 @@ from tqdm import tqdm
 from dali_pipelines.types import SkippedVideo
 from engines.files import lock_file, replacing
 from tgmae.data.manifest import Manifest
-from tgmae.masks.maps.store import SCHEMA, Key, make_record, part_path, write_key
+from tgmae.masks.maps.records import SCHEMA, Broken, Key, fits_key, is_whole, make_record, read_part, renew, schema_of
+from tgmae.masks.maps.store import part_path, write_key
 
 PART_VIDEOS = 512  # rows per part; a process holds their maps in memory while it writes them
 WRITING = "writing"  # name of the lock that a process holds for its share of the parts
 _STALE_S = 3600  # seconds after which no process can still be writing a temporary file
 
-# Yields the maps of each of the given rows in order, or the reason why there are none.
-Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | str]]
+# Yields the maps of each of the given rows in order, those before a video breaks off, or the reason why there are none.
+Compute = Callable[[list[int]], Iterator[NDArray[np.generic] | Broken | str]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class BuildResult:
     skipped: list[SkippedVideo]
     num_bytes: int  # size of this process's parts
     seconds: float
+    broken: list[SkippedVideo] = field(default_factory=list)  # computed up to where they break off
 
 
 def write_maps(
@@ -44,7 +48,7 @@ def write_maps(
 
     Maps of videos that are not in this manifest are kept.
 
-    Raises ValueError where `out` holds maps that depend on something else.
+    Raises ValueError where `out` holds maps that depend on something else, and where new ones contain NaN or infinity.
     """
     started = time.perf_counter()
     if out.exists() and not out.is_dir():
@@ -56,11 +60,12 @@ def write_maps(
     rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
     own = set(rows_names)
     skipped: list[SkippedVideo] = []
+    broken: list[SkippedVideo] = []
     with lock_file(out / f"{WRITING}-{share}-of-{shares}"):
         missing: dict[int, list[int]] = {}  # rows to compute, by part to be written
         for part in parts:
             _remove_stale(out, part)
-            found = _read_records(out, part)
+            found = _read_records(out, part, key, say=True)
             missing[part] = [row for row in rows_of[part] if names[row] not in found]
             if not missing[part] and not _journals(out, part):
                 del missing[part]
@@ -68,25 +73,35 @@ def write_maps(
         results = compute(rows)
         bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
         for part in missing:
-            found = _read_records(out, part)
-            with _Journal(part_path(out, part)) as journal:
+            found = _read_records(out, part, key)
+            with _Journal(part_path(out, part), key) as journal:
                 for row in missing[part]:
                     maps = next(results)
                     if isinstance(maps, str):
                         skipped.append(SkippedVideo(row=row, path=rows_names[row], reason=maps))
                         record = make_record(*names[row], None, key)
                     else:
+                        if isinstance(maps, Broken):
+                            broken.append(SkippedVideo(row=row, path=rows_names[row], reason=maps.reason))
+                        _check_finite(rows_names[row], maps)
                         record = make_record(*names[row], maps, key)
                         journal.write(record)
                     found[names[row]] = record
                     bar.update()
             # Videos of other manifests, or of another split, keep their maps.
             others = [record for name, record in found.items() if name[0] not in own]
-            _write_part(out, part, [found[names[row]] for row in rows_of[part]] + others)
+            _write_part(out, part, key, [found[names[row]] for row in rows_of[part]] + others)
         bar.close()
     num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
     reused = sum(len(rows_of[part]) for part in parts) - len(rows)
-    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, seconds, broken)
+
+
+def _check_finite(name: str, maps: NDArray[np.generic] | Broken) -> None:
+    values = maps.maps if isinstance(maps, Broken) else maps
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"the maps computed for {name} contain NaN or infinity, and were not written")
 
 
 def _journals(folder: Path, part: int) -> list[Path]:
@@ -100,49 +115,72 @@ def _remove_stale(folder: Path, part: int) -> None:
             half_written.unlink()
 
 
-def _read_records(folder: Path, part: int) -> dict[tuple[str, str], pa.RecordBatch]:
-    """Return the records of a part and of the journals of interrupted runs, by name and digest, of readable videos."""
+def _read_records(folder: Path, part: int, key: Key, say: bool = False) -> dict[tuple[str, str], pa.RecordBatch]:
+    """Return the records of a part and of the journals of interrupted runs, by name and digest, of readable videos.
+
+    Damaged ones are left out, and so computed again.
+    """
     batches: list[pa.RecordBatch] = []
-    with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
-        batches += pa.ipc.open_file(pa.memory_map(str(part_path(folder, part)))).read_all().to_batches()
+    path = part_path(folder, part)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        table = read_part(path, has_checksums=False)
+        batches += table.to_batches() if fits_key(table.schema, key) else []
     for journal in _journals(folder, part):
-        with contextlib.suppress(StopIteration, OSError, pa.ArrowInvalid):  # it may end in the middle of a record
+        with contextlib.suppress(Exception):  # it may end in the middle of a record, and Arrow then raises anything
             stream = pa.ipc.open_stream(journal.read_bytes())
-            while True:
-                batches.append(stream.read_next_batch())
+            while stream.schema.equals(SCHEMA):
+                batch = stream.read_next_batch()
+                batch.validate(full=True)
+                batches.append(batch)
     records: dict[tuple[str, str], pa.RecordBatch] = {}
     for batch in batches:
         columns = (batch.column(name).to_pylist() for name in ("path", "digest", "shape"))
-        for place, (path, digest, shape) in enumerate(zip(*columns, strict=True)):
-            if shape:
-                records[path, digest] = batch.slice(place, 1)
+        for place, (name, digest, shape) in enumerate(zip(*columns, strict=True)):
+            if not is_whole(batch, place):
+                if say:
+                    print(f"{path}: the checksum of {name} is another one; computing it again", file=sys.stderr)
+            elif shape:
+                records[name, digest] = renew(batch.slice(place, 1))
     return records
 
 
 class _Journal:
     """Keeps each video's record on disk until its part is written: a killed run loses only the current video."""
 
-    def __init__(self, part: Path) -> None:
+    def __init__(self, part: Path, key: Key) -> None:
         # The name is random: the process number of a killed run may recur, and what that run left is still wanted.
         self.path = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.journal")
+        self.schema = schema_of(key)
 
     def __enter__(self) -> _Journal:
         self.file = pa.OSFile(str(self.path), "wb")
-        self.stream = pa.ipc.new_stream(self.file, SCHEMA)
+        self.stream = pa.ipc.new_stream(self.file, self.schema)
         return self
 
     def write(self, record: pa.RecordBatch) -> None:
-        self.stream.write_batch(record)
+        with _naming(self.path):
+            self.stream.write_batch(record)
 
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.file.close()
+    def __exit__(self, *raised: object) -> None:
+        # The end of a stream cannot be written either where the disk is full, which must not hide the first error.
+        with contextlib.suppress(OSError) if raised[0] else _naming(self.path), self.file:
+            self.stream.close()
 
 
-def _write_part(folder: Path, part: int, records: list[pa.RecordBatch]) -> None:
+def _write_part(folder: Path, part: int, key: Key, records: list[pa.RecordBatch]) -> None:
     path = part_path(folder, part)
-    with replacing(path) as temporary, pa.ipc.new_file(temporary, SCHEMA) as writer:
+    with _naming(path), replacing(path) as temporary, pa.ipc.new_file(temporary, schema_of(key)) as writer:
         for record in records:
             writer.write_batch(record)
     for journal in _journals(folder, part):
         journal.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in Arrow's errors, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"{path} could not be written: {reason}; the same command resumes from there") from error

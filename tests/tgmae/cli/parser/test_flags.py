@@ -28,13 +28,14 @@ COMMANDS: dict[str, type[Any]] = {
     **{f"tgmae-viz {name}": command for name, command in viz.COMMANDS.items()},
     "tgmae-info": info.Info,
 }
-CLIP = "clip.model clip.weights clip.engine clip.precision clip.batch clip.cache-dir"
+CLIP = "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.batch clip.cache-dir"
 SAMPLING = (
     "data.root device seed data.split data.sampling data.stride data.crop-scales data.flip data.captions "
     "model.image-size model.num-frames model.patch-size model.tubelet-size"
 )
 TOWER = (
-    "clip.model clip.weights clip.engine clip.precision clip.cache-dir tower patch-size height width last-block student"
+    "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.cache-dir tower patch-size "
+    "height width last-block student"
 )
 FLAGS = {
     "tgmae-data shapes": "out count codec objects camera seed workers",

@@ -24,10 +24,11 @@ REFUSED = [
         }.items()
     ),
     *(
-        ("tgmae-train", [*TUBE, f"--{name}", value], name, "mask.kind tube")
+        ("tgmae-train", [*TUBE, f"--{name}", *value.split()], name, "mask.kind tube")
         for name, value in {
             "mask.scorer": "patch", "mask.frames-per-tubelet": "1", "mask.dense": "sclip", "mask.scores": "x",
             "mask.student": "x", "mask.no-caption": "label", "clip.model": "shapes", "clip.weights": "openai",
+            "clip.tag": "openai", "clip.trust-code": "",
             "clip.engine": "torch", "clip.precision": "fp32", "clip.batch": "8", "clip.cache-dir": "x",
             "mask.motion": "x", "mask.flow": "x", "data.captions": "first",
         }.items()
@@ -47,6 +48,9 @@ REFUSED = [
         }.items()
     ),
     ("tgmae-train", ["--clip.weights", "openai"], "clip.weights", "clip.model shapes"),
+    ("tgmae-train", ["--clip.tag", "openai"], "clip.tag", "clip.model shapes"),
+    ("tgmae-train", ["--clip.trust-code"], "clip.trust-code", "clip.model shapes"),
+    ("tgmae-train", ["ssv2", "--clip.model", "hf-hub:a/b", "--clip.weights", "x"], "clip.weights", "clip.model hf-hub"),
     ("tgmae-train", ["ssv2", "--clip.model", ".", "--clip.weights", "openai"], "clip.weights", "clip.model ."),
     ("tgmae-train", [*CACHED, "--clip.cuda-graph"], "clip.cuda-graph", "mask.scorer cached"),
     (
