@@ -46,8 +46,8 @@ def decode_in_workers(
     frames ("" where there are no more in the video).
     """
     work = partial(_decode, manifest, cells, patch_size, every)
-    for _, frames in map_in_workers(work, rows, num_workers, lambda row: manifest[row].name):
-        yield str(frames) if isinstance(frames, Death) else frames
+    for _, result in map_in_workers(work, rows, num_workers, lambda row: manifest[row].name):
+        yield (None, str(result)) if isinstance(result, Death) else result
 
 
 def _decode(
