@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("tgmae", "dali_pipelines", "engines", "kernels", "bench", "tests", "docs")
 # Flags of every command, and of other programs: torchrun, docker, nsys, git.
-FOREIGN_FLAGS = {"help", "nproc-per-node", "shm-size", "capture-range-end", "report", "stat"}
+FOREIGN_FLAGS = {"signals-to-handle", "help", "nproc-per-node", "shm-size", "capture-range-end", "report", "stat"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
