@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from dali_pipelines.workers.processes import TASK, Inbox, SharedMemory, serve
+from dali_pipelines.workers.serving import TASK, Inbox, SharedMemory, serve
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_pipelines.types import ClipBatch
-from engines.torch_files import load_plain
+from engines.torch_files import read_torch_file
 from tgmae.masks.motion_field import MotionField
 
 _CELL = 8  # pixels: RAFT's own grid, which it upsamples at the end
@@ -80,7 +80,7 @@ def _load_raft(checkpoint: Path) -> nn.Module:
 
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no RAFT checkpoint at {checkpoint}; torchvision publishes raft_small and raft_large")
-    weights = load_plain(checkpoint)
+    weights = read_torch_file(checkpoint)
     for make in (raft_small, raft_large):
         model: nn.Module = make(weights=None)
         if isinstance(weights, dict) and weights.keys() == model.state_dict().keys():

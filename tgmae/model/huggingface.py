@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engines.files import replacing_folder
+from engines.torch_files import DamagedFile, read_torch_file
 from tgmae.config.model import ModelConfig
 from tgmae.model.videomae import VideoMAE
-from tgmae.model.weights import DamagedFile, check_shapes, digest_weights, read_torch_file
+from tgmae.model.weights import check_shapes, digest_weights
 
 _WEIGHTS = "model.safetensors"
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from engines.files import replacing
+from engines.torch_files import DamagedFile, read_torch_file
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
-from tgmae.model.weights import DamagedFile, check_shapes, read_torch_file
+from tgmae.model.weights import check_shapes
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 

@@ -21,7 +21,7 @@ from engines.clip_model import CLIPModel, load_clip
 from engines.config import TowerSpec
 from engines.files import write_atomically
 from engines.patch_similarity import make_patch_similarity
-from engines.torch_files import load_own
+from engines.torch_files import read_torch_file
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, read_about, save_student
 from kernels.gather_tokens import gather_tokens
@@ -175,7 +175,7 @@ def _find_finished(out: Path, partial: Path, settings: str) -> dict[str, float |
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
-        state = load_own(path)
+        state = read_torch_file(path)
     except ValueError as error:
         raise ValueError(f"{error}; remove it to distill from the start") from error
     if not isinstance(state, dict) or not {"settings", "step", "tower", "optimizer", "schedule"} <= state.keys():

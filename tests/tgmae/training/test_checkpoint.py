@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from engines.torch_files import DamagedFile, read_torch_file
 from tests.support.disks import full_disk
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
@@ -21,7 +22,6 @@ from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.model.videomae import VideoMAE
-from tgmae.model.weights import DamagedFile, read_torch_file
 from tgmae.training.checkpoint import (
     changed_settings,
     load_checkpoint,

@@ -105,7 +105,7 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with hold_run_folder(tmp_path / "run", ALONE):
-        assert "is on a file system without locks: make sure that no other run uses it" in capsys.readouterr().out
+        assert "is on a file system without locks: make sure that only one process uses it" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
