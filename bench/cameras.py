@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from bench.harness.command_line import run_from_shell
 from bench.harness.report import save_report, write_report
 from bench.harness.tables import Row, Table
-from dali_pipelines.processes import count_cores
 from dali_pipelines.types import ClipBatch
+from dali_pipelines.workers.processes import count_cores
 from tgmae.config.masks import MaskKind
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest

@@ -51,8 +51,8 @@ from bench.harness.tables import Row, Table
 from bench.rivals.decoders import DECODERS, INSTALL, import_decoder, rate_in_workers, rate_of_dali
 from bench.workloads.variants import Variant, make_variant
 from dali_pipelines.placement import choose_placement
-from dali_pipelines.processes import make_pool
-from dali_pipelines.worker import dali_decodes
+from dali_pipelines.workers.clip_worker import dali_decodes
+from dali_pipelines.workers.processes import make_pool
 from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.data.compact import CompactConfig, compact
 from tgmae.data.manifest import Manifest, read_manifest

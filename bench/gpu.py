@@ -25,7 +25,7 @@ from bench.gpu_report.parts import Outcome, Part, allot, run_part
 from bench.gpu_report.summary import write_summary
 from bench.harness.command_line import run_from_shell
 from bench.harness.environment import device_name
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.data.compact import CompactConfig, compact
 from tgmae.data.manifest import read_manifest

@@ -21,6 +21,7 @@ from statistics import mean, median
 from typing import Annotated, Any
 
 import tyro
+from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
 from bench.gpu_report.targets import LOADER_CLIPS_S
@@ -30,14 +31,15 @@ from bench.harness.report import source_name, write_report
 from bench.harness.tables import Row, Table
 from dali_pipelines.graph import read_samples
 from dali_pipelines.nvdec import CODECS, CodecLimits
-from dali_pipelines.processes import count_cores
-from dali_pipelines.worker import ClipWorker
+from dali_pipelines.workers.feed import ClipFeed
+from dali_pipelines.workers.processes import count_cores
 from tgmae.config.data import DEMO_MANIFEST, DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.shapes.demo import provide_demo
 
 BATCH = 64
+_QUEUE = 2  # batches that DALI works on at once
 ANY_SIZE = CodecLimits(
     engines=1, min_width=1, min_height=1, max_width=8192, max_height=8192, max_macroblocks=2**18
 )  # fmt: skip
@@ -57,22 +59,29 @@ class Feeder:
 
     def __init__(self, manifest: Manifest, num_workers: int) -> None:
         sampler = ClipSampler(manifest=manifest, data=DataConfig(stride=2), num_frames=16, batch_size=BATCH, seed=0)
-        source = ClipWorker(
-            videos=manifest, sampler=sampler, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
-            step=1, distrusted=frozenset(),
+        self.feed = ClipFeed(
+            manifest, sampler, size=224, repeat=1, limits=dict.fromkeys(CODECS, ANY_SIZE), first_batch=0,
+            num_workers=num_workers, depth=_QUEUE + 3, distrusted=set(),
         )  # fmt: skip
+        self.entering = 0
 
         @pipeline_def(  # type: ignore[untyped-decorator]  # DALI is not typed
-            batch_size=BATCH, num_threads=1, device_id=None, py_num_workers=num_workers, py_start_method="spawn"
+            batch_size=BATCH, num_threads=1, device_id=None, prefetch_queue_depth=_QUEUE
         )
         def graph() -> tuple[Any, ...]:
-            return tuple(fn.copy(output) for output in read_samples(source, prefetch=2))
+            return tuple(fn.copy(output) for output in read_samples(self._next, repeat=1))
 
         self.pipe = graph()
         self.pipe.build()
         for _ in range(4):  # fills the queues
             self.pipe.run()
         self.main_ms: list[float] = []  # per clip, by round
+
+    def _next(self) -> tuple[list[NDArray[Any]], ...]:
+        if self.entering > _QUEUE:  # no run still reads that batch
+            self.feed.release(self.entering - _QUEUE - 1)
+        self.entering += 1
+        return self.feed.inputs(self.entering - 1)
 
     def rate(self, batches: int) -> float:
         """Return clips/s over `batches` batches."""

@@ -46,8 +46,8 @@ from bench.rivals.loader_stages import stage_table, time_stages
 from bench.rivals.videomae_loader import INSTALL_DECORD, Decoder, VideoMAEDataset, find_decoders, make_videomae_loader
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.placement import choose_placement
-from dali_pipelines.processes import make_pool
 from dali_pipelines.types import ClipPipeline, ClipRequest
+from dali_pipelines.workers.processes import make_pool
 from engines.config import CLIPConfig
 from tgmae.captions.policy import require_captions
 from tgmae.config.data import DEMO_MANIFEST, DataConfig

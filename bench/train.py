@@ -46,7 +46,7 @@ from bench.workloads.inputs import (
     prepare_videos,
 )
 from bench.workloads.training_step import StepCase, StepTimer, make_step
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from kernels.topk_mask import topk_mask
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.config.masks import MaskConfig

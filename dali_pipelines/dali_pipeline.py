@@ -1,6 +1,6 @@
 """The DALI pipeline: compressed video to uint8 clips, on the CPU or the GPU.
 
-    worker processes (parallel external source)         DALI graph
+    worker processes                                    DALI graph
     cut packets, where DALI decodes on this device ───► decode → crop, resize, flip → transpose ─┐
     decode with PyAV elsewhere, crop, resize ─────────► flip ────────────────────────────────────┴─► [B, T, H, W, 3]
 
@@ -17,8 +17,6 @@ Dimensions: U decodes per batch, R clips per decode (data.repeat), B = U · R, T
 
 from __future__ import annotations
 
-import os
-import warnings
 from typing import Any
 
 import torch
@@ -30,10 +28,10 @@ from dali_pipelines.pyav_pipeline import find_stand_in, replace_skipped
 from dali_pipelines.resilient import PipelineSpec, ResilientPipeline
 from dali_pipelines.types import BatchSampler, ClipBatch, ClipRequest, CodedFormat, SkippedVideo, VideoTable
 from dali_pipelines.video.excerpt import why_no_excerpt
+from dali_pipelines.workers.clip_worker import dali_decodes
+from dali_pipelines.workers.feed import ClipFeed
 
 _CPU = torch.device("cpu")
-_SHARED_MEMORY = "/dev/shm"
-_IN_FLIGHT = 2  # batches per pipeline besides those that its workers prepare ahead
 _EXCERPTS_TRIED = 16  # videos whose packets are looked at before a run starts
 
 
@@ -57,15 +55,21 @@ class DaliPipeline:
         limits = self.placement.limits
         clashing = set[CodedFormat]() if limits is None else find_clashes(videos.coded(), limits)
         distrusted = {row for row, coded in enumerate(videos.coded()) if coded in clashing} if clashing else set[int]()
-        self.spec = PipelineSpec(
-            videos=videos, sampler=sampler, size=size, repeat=config.repeat, placement=self.placement,
-            distrusted=distrusted,
-        )  # fmt: skip
         requests = sampler(first_batch)
         self.span = max(request.frames[-1] - request.frames[0] + 1 for request in requests)
-        _check_shared_memory(len(requests) * len(requests[0].frames) * 3 * size**2, self.placement)
         self.batch = first_batch
         step = self.placement.pipelines
+        # A graph that decodes works on two batches at once. One that only flips has nothing to gain from that.
+        queue = 2 if any(dali_decodes(coded, limits) for coded in videos.coded()) else 1
+        # Each pipeline may be reading what it works on and what it has given out last.
+        depth = step * (queue + 1 + self.placement.prefetch)
+        self.feed = ClipFeed(
+            videos, sampler, size=size, repeat=config.repeat, limits=limits, first_batch=first_batch,
+            num_workers=step * self.placement.workers, depth=depth, distrusted=distrusted,
+        )  # fmt: skip
+        self.spec = PipelineSpec(
+            videos=videos, sampler=sampler, size=size, placement=self.placement, queue=queue, feed=self.feed
+        )
         self.turns = [
             ResilientPipeline(self.spec, first_batch + place, step) for place in range(step)
         ]  # next one first
@@ -84,12 +88,15 @@ class DaliPipeline:
             self.is_started = True
         device_id = self.placement.device_id
         stream = None if device_id is None else torch.cuda.current_stream(device_id)
-        *outputs, errors = self.turns[0].take(stream)
+        outputs, prepared = self.turns[0].take(stream)
         self.turns.append(self.turns.pop(0))
-        requests = self.spec.sampler(self.batch)
+        requests = prepared.requests
         self.batch += 1
         clips = [from_dlpack(output.as_tensor()) for output in outputs]
-        skipped = self._read_errors(errors, requests)
+        skipped = tuple(
+            SkippedVideo(row=row, path=self.spec.videos[row].name, reason=error)
+            for row, error in prepared.errors().items()
+        )
         if len(clips) == 1 and not skipped:
             # DALI's executor gives every run new buffers and frees those that nobody holds.
             return ClipBatch(frames=clips[0], requests=requests, videos=self._videos(requests))
@@ -119,14 +126,6 @@ class DaliPipeline:
 
         return replace_skipped(readable, requests, self.spec.videos, skipped, stand_in)
 
-    def _read_errors(self, errors: Any, requests: tuple[ClipRequest, ...]) -> tuple[SkippedVideo, ...]:
-        skipped = []
-        for unit in range(len(errors)):
-            if text := errors.at(unit).tobytes().strip(b"\0").decode():
-                row = requests[unit * self.spec.repeat].row
-                skipped.append(SkippedVideo(row=row, path=self.spec.videos[row].name, reason=text))
-        return tuple(skipped)
-
     def _release_copied(self) -> None:
         """Free what the last batch was copied from once the GPU has copied it: DALI would reuse the memory."""
         if self._copied is not None:
@@ -138,24 +137,8 @@ class DaliPipeline:
         return f"dali, {describe_decoding(self.placement, self.spec.videos, self.span)}"
 
     def close(self) -> None:
-        """Stop all worker processes."""
-        self._release_copied()
-        for pipeline in self.turns:
-            pipeline.close()
-
-
-def _check_shared_memory(batch_bytes: int, placement: Placement) -> None:
-    """Warn where workers may lack room for the clips that they decode: they would die of it without a message."""
-    room = os.statvfs(_SHARED_MEMORY)
-    batches = placement.pipelines * (placement.prefetch + _IN_FLIGHT) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    free, needed = room.f_bavail * room.f_frsize, batches * batch_bytes
-    if free < needed:
-        warnings.warn(
-            f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, but DALI's workers hand over clips through it and need up "
-            f"to {needed >> 20:,} MiB. Give the container more (docker run --shm-size={-(-needed >> 30)}g), or use "
-            "--pipeline pyav",
-            stacklevel=3,
-        )
+        """End all worker processes. A `next_batch` in another thread raises ValueError."""
+        self.feed.close()
 
 
 def describe_decoding(placement: Placement, videos: VideoTable, span: int) -> str:

@@ -62,10 +62,15 @@ class CodecLimits:
     max_macroblocks: int  # of 16×16 pixels, per frame
 
     def fit(self, width: int, height: int) -> bool:
-        """Return whether frames of this size can be decoded."""
+        """Return whether frames of this size can be decoded.
+
+        Odd sizes cannot, although NVDEC would. DALI 2.4 allocates frames of the displayed size, but its colour kernel
+        stores blocks of 2×2 pixels: an odd width would run into the next row, and an odd height past the frame.
+        """
         macroblocks = -(-width // 16) * -(-height // 16)
         return (
-            self.min_width <= width <= self.max_width
+            width % 2 == height % 2 == 0
+            and self.min_width <= width <= self.max_width
             and self.min_height <= height <= self.max_height
             and macroblocks <= self.max_macroblocks
         )

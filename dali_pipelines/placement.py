@@ -14,7 +14,7 @@ import torch
 from dali_pipelines.config import DecodeConfig
 from dali_pipelines.nvdec import CodecLimits, NoNvdec, load_library, read_limits
 from dali_pipelines.types import CodedFormat
-from dali_pipelines.worker import dali_decodes
+from dali_pipelines.workers.clip_worker import dali_decodes
 
 # The threads of one DALI pipeline share a CUDA stream and wait for it after every frame. Only several pipelines keep
 # several NVDEC engines busy.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from dali_pipelines.types import BatchSampler, ClipBatch, ClipRequest, SkippedVideo, Video, VideoTable
-from dali_pipelines.video.decode import DecodeError, decode_frames
+from dali_pipelines.video.decode import DecodeError, decode_frames, to_rgb
 from dali_pipelines.video.geometry import coded_crop, orientation
 
 _STAND_IN_BATCHES = 16  # searched for a readable clip where a whole batch cannot be read
@@ -69,8 +69,7 @@ def read_clip(file: str, video: Video, request: ClipRequest, size: int) -> torch
     with _stage("decode"):
         for number, frame in decode_frames(file, video, request.frames, seek=False):
             with _stage("augment"):
-                # One thread: more are slower than the work they share as soon as the cores are busy.
-                rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
+                rgb = torch.from_numpy(to_rgb(frame))
                 rgb = rgb[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width].permute(2, 0, 1)
                 small = F.interpolate(rgb[None].float(), (size, size), mode="bilinear", antialias=True)
                 resized[number] = small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)

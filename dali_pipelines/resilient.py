@@ -5,16 +5,22 @@ It rebuilds itself when a corrupt file crashes the decoder.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 from dali_pipelines.graph import build_clips, decode_alone, short_reason
 from dali_pipelines.placement import Placement
 from dali_pipelines.types import BatchSampler, ClipRequest, VideoTable
 from dali_pipelines.video.decode import DecodeError, decode_clips
 from dali_pipelines.video.excerpt import NoExcerpt
-from dali_pipelines.worker import ClipWorker
+from dali_pipelines.workers.feed import ClipFeed, PreparedBatch
+
+# As DALI 2.4 and CUDA's libraries say it.
+_OUT_OF_MEMORY = re.compile("CUDA allocation failed|[Oo]ut of memory|OUT_OF_MEMORY|MemoryAllocation|Can't allocate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +30,9 @@ class PipelineSpec:
     videos: VideoTable
     sampler: BatchSampler
     size: int  # height and width of the clips, in pixels
-    repeat: int  # clips per decode
     placement: Placement
-    distrusted: set[int]  # rows that DALI must not decode; whichever pipeline finds one tells the others
+    queue: int  # batches that DALI works on at once, per pipeline
+    feed: ClipFeed
 
 
 class ResilientPipeline:
@@ -35,17 +41,20 @@ class ResilientPipeline:
     def __init__(self, spec: PipelineSpec, batch: int, step: int) -> None:
         self.spec, self.batch, self.step = spec, batch, step
         self.failures = 0  # consecutive failures that no single file explains
+        self.taken: int | None = None  # the last batch, which the feed still keeps
         self._build()
 
     def _build(self) -> None:
         spec = self.spec
-        self.worker = ClipWorker(
-            videos=spec.videos, sampler=spec.sampler, size=spec.size, repeat=spec.repeat, limits=spec.placement.limits,
-            first_batch=self.batch, step=self.step, distrusted=frozenset(spec.distrusted),
-        )  # fmt: skip
-        self.pipe = build_clips(self.worker, spec.placement, len(spec.sampler(self.batch)) // spec.repeat)
+        self.entering = self.batch  # the next batch that the graph asks for
+        self.pipe = build_clips(self._feed, spec.feed.repeat, spec.placement, spec.feed.num_units, spec.queue)
         self.is_ahead = False
         self.problem: RuntimeError | None = None
+
+    def _feed(self) -> tuple[list[NDArray[Any]], ...]:
+        inputs = self.spec.feed.inputs(self.entering)
+        self.entering += self.step
+        return inputs
 
     def start(self) -> None:
         """Start the first batches without waiting for them. A failure is raised when they are taken."""
@@ -55,30 +64,39 @@ class ResilientPipeline:
             self.problem = error.with_traceback(None)
         self.is_ahead = True
 
-    def take(self, stream: Any) -> list[Any]:
+    def take(self, stream: Any) -> tuple[list[Any], PreparedBatch]:
         """Return the graph's outputs for the next batch, ready for whatever is queued on a CUDA stream from now on.
 
-        Raises ValueError where DALI fails batch after batch.
+        Raises ValueError where DALI fails batch after batch or runs out of memory, or where the workers fail.
         """
+        if self.taken is not None:
+            self.spec.feed.release(self.taken)
+            self.taken = None
         try:
             outputs = self._take(stream)
         except RuntimeError as error:
-            problem = error.with_traceback(None)  # its frames would keep the pipeline and its processes alive
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise ValueError(
+                    f"DALI ran out of memory: {short_reason(error)}. Use a lower --device-batch-size, or fewer "
+                    "--data.pipelines or --data.threads"
+                ) from error
+            problem = error.with_traceback(None)  # its frames would keep the pipeline alive
         else:
             self.failures = 0
             return outputs
         self._recover(problem)
         return self._take(stream)
 
-    def _take(self, stream: Any) -> list[Any]:
+    def _take(self, stream: Any) -> tuple[list[Any], PreparedBatch]:
         if not self.is_ahead:
             self.pipe.schedule_run()
         self.is_ahead = False
         if self.problem is not None:
             raise self.problem
         outputs = list(self.pipe.outputs(stream))
+        self.taken = self.batch
         self.batch += self.step
-        return outputs
+        return outputs, self.spec.feed.fetch(self.taken)
 
     def _recover(self, error: RuntimeError) -> None:
         """Rebuild the pipeline without the files that broke it: the ones that DALI cannot decode alone either.
@@ -86,11 +104,11 @@ class ResilientPipeline:
         If DALI decodes each of them alone, or none of them although PyAV can, the fault is not in single files. The
         whole batch then goes to PyAV, and the third such failure in a row is an error.
         """
-        self.close()
-        requests = {request.row: request for request in self.spec.sampler(self.batch)}
-        native = {row: request for row, request in requests.items() if self.worker.is_native(row)}
+        self.pipe = None
+        feed = self.spec.feed
+        native = feed.fetch(self.batch).native()
         reasons = {row: reason for row, request in native.items() if (reason := self._try_alone(request))}
-        readable = [row for row in reasons if self._is_readable(requests[row])]
+        readable = [row for row in reasons if self._is_readable(native[row])]
         if not reasons or (readable and len(reasons) == len(native)):
             self.failures += 1
             if self.failures > 2:
@@ -100,12 +118,13 @@ class ResilientPipeline:
                 ) from error
         if not reasons:
             readable = list(native)
-        if news := [row for row in readable if row not in self.spec.distrusted]:
+        if news := [row for row in readable if row not in feed.distrusted]:
             listed = "\n".join(
                 f"  {self.spec.videos[row].name}: {reasons.get(row, short_reason(error))}" for row in news
             )
             warnings.warn(f"DALI cannot decode these videos, so PyAV decodes them from now on:\n{listed}", stacklevel=4)
-        self.spec.distrusted.update(reasons or native)
+        feed.distrusted.update(reasons or native)
+        feed.withdraw(range(self.batch, self.entering, self.step))
         self._build()
 
     def _try_alone(self, request: ClipRequest) -> str | None:
@@ -126,7 +145,3 @@ class ResilientPipeline:
         except DecodeError:
             return False
         return True
-
-    def close(self) -> None:
-        """Stop the worker processes. DALI does so when the pipeline is garbage-collected."""
-        self.pipe = None

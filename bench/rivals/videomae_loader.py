@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dali_pipelines.processes import end_with_parent
 from dali_pipelines.types import ClipRequest, CropBox, Video, VideoTable
 from dali_pipelines.video.decode import decode_frames
+from dali_pipelines.workers.processes import end_with_parent
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 

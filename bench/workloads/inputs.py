@@ -13,7 +13,7 @@ import open_clip
 import torch
 
 from bench.harness.report import source_name
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from engines.clip_model import CLIPModel, fingerprint, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.towers.clip_towers import StudentTower

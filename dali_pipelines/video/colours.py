@@ -1,14 +1,34 @@
-"""Correct the colours of frames that DALI decoded. It takes all YUV for BT.601, whatever the video is tagged as."""
+"""Colours as the tags of a video say, from DALI and from FFmpeg.
+
+DALI takes all YUV for BT.601, so that its colours are corrected. FFmpeg's converter refuses tags that it has no formula
+for; frames then count as untagged, as they did in FFmpeg before 7.1 and do in most players.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 _BT601 = 0.299, 0.114
-# Weights of red and blue in luma (ITU-T H.273, table 4), by FFmpeg's AVColorSpace: BT.709, SMPTE 240M and BT.2020.
-# Without a tag FFmpeg assumes BT.601 too.
-_WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
+# Weights of red and blue in luma (ITU-T H.273, table 4), by FFmpeg's AVColorSpace: BT.709, SMPTE 240M, and BT.2020 with
+# non-constant and with constant luminance. Without a tag FFmpeg assumes BT.601 too.
+_WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+# What swscale 9 converts, by FFmpeg's AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic; 2 is untagged.
+_SPACES = {0, 1, 2, 4, 5, 6, 7, 9}
+_PRIMARIES = {1, 2, *range(4, 13), 22}
+_TRANSFERS = {1, 2, *range(4, 9), *range(11, 19)}
+_UNTAGGED, _BT2020, _BT2020_CONSTANT = 2, 9, 10
+
+
+def use_known_tags(frame: VideoFrame) -> None:
+    """Replace the tags that FFmpeg refuses: BT.2020 with constant luminance by the non-constant one, others by none."""
+    if frame.colorspace not in _SPACES:
+        frame.colorspace = _BT2020 if frame.colorspace == _BT2020_CONSTANT else _UNTAGGED
+    if frame.color_primaries not in _PRIMARIES:
+        frame.color_primaries = _UNTAGGED
+    if frame.color_trc not in _TRANSFERS:
+        frame.color_trc = _UNTAGGED
 
 
 def colour_matrix(space: int) -> NDArray[np.float32] | None:

@@ -19,7 +19,20 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipRequest, CropBox, Video
-from dali_pipelines.video.geometry import coded_crop
+from dali_pipelines.video.colours import use_known_tags
+from dali_pipelines.video.geometry import coded_crop, turn_upright
+from dali_pipelines.video.opening import DecodeError as DecodeError  # also for those who decode frames
+from dali_pipelines.video.opening import open_video
+
+__all__ = [
+    "DecodeError",
+    "check_format",
+    "decode_clips",
+    "decode_frames",
+    "decode_whole_frames",
+    "seek_keyframe",
+    "to_rgb",
+]
 
 # Pixel formats that FFmpeg crops correctly at every x. With two bytes per sample, or interleaved chroma (nv12), it
 # would read chroma at an odd x from the middle of a sample. Frames in those formats are converted first; most videos
@@ -30,69 +43,92 @@ _CROPPED = (
 )  # fmt: skip
 
 
-class DecodeError(Exception):
-    """A video could not be read. The message is the reason, without the path."""
-
-
 def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
     """Yield (number, frame) once for each distinct number in `frames`, ascending.
 
     seek   jump to the last keyframe before the first frame; otherwise decode from frame 0. Both give the same frames.
 
-    Raises DecodeError where the file is missing or broken, where its frames have another size than the manifest says,
-    and where it ends before the last frame.
+    Raises DecodeError where the file is missing, broken or not the one that was indexed, where a frame that a wanted
+    one may depend on is corrupt, where wanted frames have another size or pixel format than the manifest says, and
+    where the file ends before the last frame.
     """
     wanted = sorted(set(frames))
-    try:
-        # Opening decodes a few frames to learn how far B frames are reordered. That takes milliseconds, but with
-        # skip_frame=all the first frame of some streams got lost, and every number after it was wrong.
-        with av.open(file) as container:
-            stream = container.streams.video[0]
-            # Parallelism comes from the workers: threads within a decoder would only add latency.
-            stream.thread_type = "NONE"
-            number, decoded = 0, container.decode(stream)
-            if seek:
-                number, decoded = _seek(container, stream, video, wanted[0])
-            for frame in decoded:
-                if number == wanted[0]:
-                    _check_size(frame, video)
-                    yield wanted.pop(0), frame
-                    if not wanted:
-                        return
-                number += 1
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise DecodeError(name_error(error)) from error
+    # Opening decodes a few frames to learn how far B frames are reordered. That takes milliseconds, but with
+    # skip_frame=all the first frame of some streams got lost, and every number after it was wrong.
+    with open_video(file, video) as (container, stream):
+        # Parallelism comes from the workers: threads within a decoder would only add latency.
+        stream.thread_type = "NONE"
+        keyframe = video.keyframes[_last_keyframe(video, wanted[0])]  # no wanted frame depends on earlier ones
+        number, decoded = 0, container.decode(stream)
+        if seek:
+            number, decoded = _seek(container, stream, video, wanted[0])
+        for frame in decoded:
+            if frame.is_corrupt and number >= keyframe:
+                raise DecodeError(f"frame {number} is corrupt")
+            if number == wanted[0]:
+                check_format(number, frame, video)
+                use_known_tags(frame)
+                yield wanted.pop(0), frame
+                if not wanted:
+                    return
+            number += 1
     raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
 
 
-def name_error(error: Exception) -> str:
-    """Return the text of one of FFmpeg's errors, without the path that it begins with."""
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
-
-
-def _check_size(frame: VideoFrame, video: Video) -> None:
+def check_format(number: int, frame: VideoFrame, video: Video) -> None:
+    """Raise DecodeError where a frame has another size or pixel format than the manifest says."""
     coded = video.coded
-    if (frame.width, frame.height) != (coded.width, coded.height):
+    if (frame.width, frame.height, frame.format.name) != (coded.width, coded.height, coded.pixel_format):
         raise DecodeError(
-            f"has frames of {frame.width}×{frame.height}, but the manifest says {coded.width}×{coded.height}"
+            f"frame {number} has {frame.width}×{frame.height} pixels in {frame.format.name}, but the manifest says "
+            f"{coded.width}×{coded.height} in {coded.pixel_format}"
         )
+
+
+def to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
+    """Convert a frame to uint8 [H, W, 3]. Raises DecodeError where FFmpeg cannot."""
+    try:
+        # One thread: more are slower than the work they share as soon as the cores are busy.
+        return np.asarray(frame.to_ndarray(format="rgb24", threads=1), np.uint8)
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot convert frames in {frame.format.name} to RGB: {error.strerror}") from error
+
+
+def _last_keyframe(video: Video, frame: int) -> int:
+    """Return the place in `video.keyframes` of the last one at or before a frame."""
+    return max(int(np.searchsorted(video.keyframes, frame, side="right")) - 1, 0)
 
 
 def _seek(container: InputContainer, stream: VideoStream, video: Video, first: int) -> tuple[int, Iterator[VideoFrame]]:
     """Start decoding at the last keyframe at or before frame `first`; return its number and the frames from there."""
-    index = int(np.searchsorted(video.keyframes, first, side="right")) - 1
-    if index <= 0:
-        return 0, container.decode(stream)
-    pts = video.keyframe_pts[index]
-    container.seek(pts, stream=stream)
-    decoded = container.decode(stream)
-    for frame in decoded:
-        if frame.pts == pts:
-            return video.keyframes[index], _chain(frame, decoded)
-        if frame.pts is None or frame.pts > pts:
-            break
-    container.seek(0)  # the keyframe did not turn up: count from the start
+    if index := _last_keyframe(video, first):
+        found = seek_keyframe(container, stream, *video.keyframe_pts[index - 1 : index + 1])
+        if found is not None:
+            return video.keyframes[index], _chain(*found)
+        container.seek(0)  # the keyframe did not turn up: count from the start
     return 0, container.decode(stream)
+
+
+def seek_keyframe(
+    container: InputContainer, stream: VideoStream, before: int, pts: int
+) -> tuple[VideoFrame, Iterator[VideoFrame]] | None:
+    """Return the keyframe with the time stamp `pts`, and the frames after it; None where it does not turn up.
+
+    before   time stamp of the keyframe before it. Containers without an index are searched by decoding times, which
+             precede the time stamps of keyframes where there are B frames, so that the first attempt may come too late.
+    """
+    for target in (pts, before):
+        try:
+            container.seek(target, stream=stream)
+            decoded = container.decode(stream)
+            for frame in decoded:
+                if frame.pts == pts:
+                    return frame, decoded
+                if frame.pts is None or frame.pts > pts:
+                    break
+        except av.FFmpegError:  # it cannot jump there, or starts with packets that need the ones before
+            continue
+    return None
 
 
 def _chain(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -118,8 +154,8 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
                     for clip, resizer in zip(clips, resizers, strict=True):
                         resizer.push(frame)
                         clip[places] = resizer.pull().to_ndarray()
-    except av.FFmpegError as error:  # the frames changed their size or format half way
-        raise DecodeError(f"cannot crop frames of {video.width}×{video.height}: {error}") from error
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot crop frames of {video.width}×{video.height}: {error.strerror}") from error
     return clips
 
 
@@ -138,9 +174,9 @@ def decode_whole_frames(
         for _, frame in decode_frames(file, video, frames, seek=video.segment is not None):
             resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
             resizer.push(frame)
-            yield np.rot90(resizer.pull().to_ndarray(), -video.rotation // 90).astype(np.uint8)
+            yield turn_upright(np.asarray(resizer.pull().to_ndarray(), np.uint8), video)
     except av.FFmpegError as error:
-        raise DecodeError(f"cannot resize frames of {video.width}×{video.height}: {error}") from error
+        raise DecodeError(f"cannot resize frames of {video.width}×{video.height}: {error.strerror}") from error
 
 
 def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -24,9 +24,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.types import Video
-from dali_pipelines.video.decode import DecodeError, name_error
+from dali_pipelines.video.headers import has_idr, is_shown_once, keeps_format
+from dali_pipelines.video.opening import DecodeError, name_error, open_video
 
-_H264_IDR = 5  # NAL unit type of an IDR slice: no later frame refers to a frame before it
 _FRAMES_PER_SECOND = 25  # of every excerpt: DALI only sorts by time
 # Longer excerpts go to PyAV, which can start at any keyframe.
 _MOST_FRAMES = 300
@@ -50,13 +50,9 @@ def cut_excerpt(file: str, video: Video, frames: Sequence[int]) -> Excerpt:
 
     Raises NoExcerpt where DALI would decode the wrong frames, DecodeError where the file is missing or broken.
     """
-    try:
-        with av.open(file) as container:
-            stream = container.streams.video[0]
-            first, packets = _find_packets(container, stream, video, frames)
-            return Excerpt(_write(packets, stream), first, stream.codec_context.colorspace)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise DecodeError(name_error(error)) from error
+    with open_video(file, video) as (container, stream):
+        first, packets = _find_packets(container, stream, video, frames)
+        return Excerpt(_write(packets, stream), first, stream.codec_context.colorspace)
 
 
 def why_no_excerpt(file: str, video: Video, num_frames: int) -> str:
@@ -89,8 +85,10 @@ def _find_packets(
         if count > _MOST_FRAMES and start < index:
             raise NoExcerpt("NVDEC cannot start at a nearby keyframe")
         if packets := _collect(container, stream, video.keyframe_pts[start], count):
-            if not all(_is_shown_once(packet, stream) for packet in packets):
+            if not all(is_shown_once(packet, stream) for packet in packets):
                 raise NoExcerpt("holds frames that are not shown, or fields")
+            if not all(keeps_format(packet, stream, video.coded) for packet in packets):
+                raise NoExcerpt("changes its size or pixel format")
             return video.keyframes[start], packets
     raise NoExcerpt("its packets do not number their frames")
 
@@ -117,7 +115,8 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
             if packet.pts > pts and packet.is_keyframe:
                 return []
             continue
-        if not packets and not _is_entry(packet, stream):
+        # Containers mark other frames too, at which NVDEC cannot start.
+        if not packets and stream.codec.canonical_name == "h264" and not has_idr(packet, stream):
             return []
         if packet.pts >= pts:  # otherwise it is shown before the keyframe, and may refer to frames that were cut off
             packets.append(packet)
@@ -126,46 +125,6 @@ def _collect(container: InputContainer, stream: VideoStream, pts: int, count: in
             if size > LARGEST:
                 raise NoExcerpt(f"needs more than {LARGEST >> 20} MiB")
     return packets if len(shown) >= count and len(set(shown)) == len(shown) else []
-
-
-def _is_entry(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Return whether NVDEC can start here. With H.264 only at an IDR frame, although containers mark others too."""
-    return stream.codec.canonical_name != "h264" or any(unit[0] & 31 == _H264_IDR for unit in _units(packet, stream))
-
-
-def _is_shown_once(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Return whether a packet decodes to exactly one frame that is shown.
-
-    VP8 and VP9 have reference frames that are not shown. H.264 may have two fields.
-    """
-    codec, data = stream.codec.canonical_name, bytes(packet)
-    if codec == "h264":  # H.264, 7.3.3: a slice begins with the number of its first macroblock, 0 as the bit 1
-        slices = [unit for unit in _units(packet, stream) if unit[0] & 31 in (1, _H264_IDR)]
-        return sum(unit[1:2] >= b"\x80" for unit in slices) == 1
-    if codec == "vp8":  # RFC 6386, 9.1: show_frame
-        return bool(data[0] & 0x10)
-    if codec != "vp9":
-        return True
-    # VP9 bitstream specification, section 6.2 for profiles 0 to 2: show_existing_frame, frame_type, show_frame. Annex
-    # B: the index of a superframe, which says how many frames it holds, less one.
-    last = data[-1]
-    index_size = 2 + ((last >> 3 & 3) + 1) * ((last & 7) + 1)
-    is_index = last & 0xE0 == 0xC0 and data[-index_size : len(data) - index_size + 1] == data[-1:]
-    return data[0] & 0x0A == 0x02 and not (is_index and last & 7)
-
-
-def _units(packet: Packet[VideoStream], stream: VideoStream) -> Iterator[bytes]:
-    """Yield the NAL units of an H.264 packet, which are marked by start codes or by their lengths."""
-    data, header = bytes(packet), stream.codec_context.extradata or b""
-    if header[:1] != b"\1":
-        yield from filter(None, data.split(b"\0\0\1")[1:])  # start codes
-        return
-    place, width = 0, (header[4] & 3) + 1  # lengths
-    while place + width < len(data):
-        length = int.from_bytes(data[place : place + width], "big")
-        if length:
-            yield data[place + width : place + width + length]
-        place += width + length
 
 
 def _write(packets: Sequence[Packet[VideoStream]], stream: VideoStream) -> NDArray[np.uint8]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.motionvectors import MotionVectors
@@ -29,7 +28,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.types import Video
-from dali_pipelines.video.decode import DecodeError, name_error
+from dali_pipelines.video.decode import check_format
+from dali_pipelines.video.opening import DecodeError, open_video
 
 BLOCK = 16  # pixels
 UNIT = 0.25  # pixels per frame in one step of the stored int8; faster motion is clamped to ±31.75
@@ -48,19 +48,18 @@ def read_motion(file: str, video: Video) -> NDArray[np.int8]:
     if video.codec not in CODECS:
         raise ValueError(f"{video.codec} videos carry no motion vectors; {' and '.join(CODECS)} do")
     fields: list[NDArray[np.int8] | None] = []
-    try:
-        with av.open(file) as container:
-            shown = _read_order(container) if video.codec == "h264" else {}
-        with av.open(file) as container:
-            for field in _fields(container, shown, keep_b=video.codec == "h264"):
-                fields.append(None if field is None else np.clip(np.rint(field / UNIT), -127, 127).astype(np.int8))
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise DecodeError(name_error(error)) from error
+    places: dict[int, _Place] = {}
+    if video.codec == "h264":
+        with open_video(file, video) as (container, stream):
+            places = _read_order(container, stream)
+    with open_video(file, video) as (container, stream):
+        for field in _fields(container, stream, video, places):
+            fields.append(None if field is None else np.clip(np.rint(field / UNIT), -127, 127).astype(np.int8))
     if len(fields) != video.num_frames:
         raise DecodeError(f"has {len(fields)} frames, but the manifest says {video.num_frames}")
     if all(field is None for field in fields):
         raise DecodeError("its frames carry no motion vectors")
-    return _turn_upright(_fill_frames(fields)[video.start : video.end], video.rotation)
+    return _turn_upright(_fill_frames(fields)[video.start : video.end], video)
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ class _Place:
     is_reference: bool
 
 
-def _read_order(container: InputContainer) -> dict[int, _Place]:
+def _read_order(container: InputContainer, stream: VideoStream) -> dict[int, _Place]:
     """Return the places of all H.264 frames by time stamp; empty where a packet has none (AVI, raw streams)."""
-    stream = container.streams.video[0]
     packets = [
         (packet.pts, _may_be_referred_to(bytes(packet), stream)) for packet in container.demux(stream) if packet.size
     ]
@@ -106,21 +104,28 @@ def _may_be_referred_to(packet: bytes, stream: VideoStream) -> bool:
     return True
 
 
-def _fields(container: InputContainer, order: dict[int, _Place], keep_b: bool) -> Iterator[NDArray[np.float32] | None]:
-    """Yield the motion of each frame in pixels per frame, [2, Y, X]; None where the frame carries none."""
-    stream = container.streams.video[0]
+def _fields(
+    container: InputContainer, stream: VideoStream, video: Video, order: dict[int, _Place]
+) -> Iterator[NDArray[np.float32] | None]:
+    """Yield the motion of each frame in pixels per frame, [2, Y, X]; None where the frame carries none.
+
+    Raises DecodeError for a corrupt frame, and for one of another format than the manifest says.
+    """
     stream.codec_context.options = {"flags2": "+export_mvs"}
     stream.thread_type = "NONE"
     places = sorted(order.values(), key=lambda place: place.shown)
     last_reference = 0
     for number, frame in enumerate(container.decode(stream)):
+        if frame.is_corrupt:
+            raise DecodeError(f"frame {number} is corrupt")
+        check_format(number, frame, video)
         is_b = frame.pict_type == PictureType.B
         past, future = number - last_reference, 1
         if frame.pts in order:
             past, future = (_distance(places, order[frame.pts], step) for step in (-1, 1))
         sides: list[object] = list(frame.side_data)  # PyAV's stubs call them strings
         vectors = next((data for data in sides if isinstance(data, MotionVectors)), None)
-        yield None if vectors is None or (is_b and not keep_b) else _field(frame, vectors, past, future)
+        yield None if vectors is None or (is_b and video.codec != "h264") else _field(frame, vectors, past, future)
         if not is_b:
             last_reference = number
 
@@ -183,9 +188,13 @@ def _fill_frames(fields: list[NDArray[np.int8] | None]) -> NDArray[np.int8]:
     return np.stack(filled)
 
 
-def _turn_upright(motion: NDArray[np.int8], rotation: int) -> NDArray[np.int8]:
-    """Turn the grid clockwise, and the vectors with it: a quarter turn maps right to down and down to left."""
-    for _ in range(rotation // 90):
+def _turn_upright(motion: NDArray[np.int8], video: Video) -> NDArray[np.int8]:
+    """Turn the grid clockwise, then mirror it, and the vectors with it: a quarter turn maps right to down and down to
+    left, mirroring right to left.
+    """
+    for _ in range(video.rotation // 90):
         motion = np.rot90(motion, -1, axes=(2, 3))
         motion = np.stack([-motion[:, 1], motion[:, 0]], axis=1)
+    if video.mirrored:
+        motion = motion[..., ::-1] * np.array([-1, 1], np.int8)[:, None, None]
     return np.ascontiguousarray(motion)

@@ -16,7 +16,7 @@ from dali_pipelines.types import Video
 from dali_pipelines.video import excerpt
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.excerpt import NoExcerpt, cut_excerpt
-from tests.support.videos import read_number, write_numbered
+from tests.support.videos import read_number, stamp, write_numbered
 from tgmae.data.listing import Entry
 from tgmae.data.probing import probe
 
@@ -127,9 +127,9 @@ def test_pictures_that_are_not_shown_are_left_to_pyav(tmp_path: Path) -> None:
             changes += [hidden + packets[7] + b"\xc9" + lengths + b"\xc9", bytes([0x88])]
         for place, packet in enumerate(changes):
             changed = rewrite(file, tmp_path / f"{place}-{name}", {6: packet})
-            assert cut_excerpt(str(changed), video, (2, 5)).first == 0
+            assert cut_excerpt(str(changed), stamp(video, changed), (2, 5)).first == 0
             with pytest.raises(NoExcerpt, match="not shown"):
-                cut_excerpt(str(changed), video, (2, 8))
+                cut_excerpt(str(changed), stamp(video, changed), (2, 8))
 
 
 def test_fields_are_left_to_pyav(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_fields_are_left_to_pyav(tmp_path: Path) -> None:
         packets = [bytes(packet) for packet in container.demux(video=0)]
     changed = rewrite(file, tmp_path / "twice.mp4", {6: packets[6] + packets[6]})
     with pytest.raises(NoExcerpt, match="fields"):
-        cut_excerpt(str(changed), video, (2, 8))
+        cut_excerpt(str(changed), stamp(video, changed), (2, 8))
 
 
 def test_what_cannot_be_counted_is_left_to_pyav(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_cannot_be_counted_is_left_to_pyav(tmp_path: Path) -> None:
     video = index(file)
     other = write_numbered(tmp_path / "other.mp4", g="12", rate=10, num_frames=20)
     with pytest.raises(NoExcerpt, match="do not number"):
-        cut_excerpt(str(other), video, (30, 33))
+        cut_excerpt(str(other), stamp(video, other), (30, 33))
 
 
 def test_a_broken_file_is_a_decode_error(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_broken_file_is_a_decode_error(tmp_path: Path) -> None:
     video = index(file)
     file.write_bytes(bytes(1000))
     with pytest.raises(DecodeError, match="InvalidDataError"):
-        cut_excerpt(str(file), video, (3, 4))
+        cut_excerpt(str(file), stamp(video, file), (3, 4))
     file.unlink()
     with pytest.raises(DecodeError, match="No such file"):
         cut_excerpt(str(file), video, (3, 4))

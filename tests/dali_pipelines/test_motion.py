@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ from PIL import Image
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.motion import BLOCK, UNIT, read_motion
-from tests.support.videos import make_video
+from tests.support.videos import make_video, stamp
 
 WIDTH, HEIGHT, FRAMES, SIDE = 320, 240, 40, 64
 CASES = {
@@ -52,9 +53,15 @@ def corner(number: int) -> tuple[int, int]:
     return 20 + 3 * number, 150 - 2 * number
 
 
-def video(codec: str, rotation: int = 0) -> Video:
+def video(file: Path, codec: str, rotation: int = 0, mirrored: bool = False) -> Video:
     width, height = (HEIGHT, WIDTH) if rotation % 180 else (WIDTH, HEIGHT)
-    return make_video(codec=codec, num_frames=FRAMES, width=width, height=height, rotation=rotation)
+    return stamp(
+        make_video(
+            codec=codec, num_frames=FRAMES, width=width, height=height, rotation=rotation, mirrored=mirrored,
+            keyframes=(0,), keyframe_pts=(0,),
+        ),
+        file,
+    )  # fmt: skip
 
 
 def inside(motion: NDArray[np.int8], number: int) -> NDArray[np.float64]:
@@ -69,7 +76,7 @@ def inside(motion: NDArray[np.int8], number: int) -> NDArray[np.float64]:
 def test_a_known_motion_is_read(case: str, tmp_path: Path) -> None:
     encoder, codec, options = CASES[case]
     write_moving(tmp_path / "a.mp4", encoder, options)
-    motion = read_motion(str(tmp_path / "a.mp4"), video(codec))
+    motion = read_motion(str(tmp_path / "a.mp4"), video(tmp_path / "a.mp4", codec))
     assert motion.shape == (FRAMES, 2, HEIGHT // BLOCK, WIDTH // BLOCK)
     # FFmpeg's MPEG-4 encoder takes some frames to find steps of nine pixels, from P frame to P frame.
     first = 16 if "with b" in case else 1
@@ -82,15 +89,24 @@ def test_a_known_motion_is_read(case: str, tmp_path: Path) -> None:
     assert np.abs(still).mean() * UNIT < 0.05
 
 
-@pytest.mark.parametrize(("rotation", "expected"), [(90, (2, 3)), (180, (-3, 2)), (270, (-2, -3))])
-def test_vectors_turn_with_the_picture(rotation: int, expected: tuple[int, int], tmp_path: Path) -> None:
-    """Right and up is, after a quarter turn clockwise, down and right."""
+TURNS = [
+    (90, False, (2, 3)), (180, False, (-3, 2)), (270, False, (-2, -3)),
+    (0, True, (-3, -2)), (90, True, (-2, 3)), (180, True, (3, 2)), (270, True, (2, -3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rotation", "mirrored", "expected"), TURNS)
+def test_vectors_turn_with_the_picture(
+    rotation: int, mirrored: bool, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    """Right and up is, after a quarter turn clockwise, down and right; mirrored then, down and left."""
     write_moving(tmp_path / "a.mp4", "libx264", {"bf": "0", "refs": "1", "g": "100"})
-    plain = read_motion(str(tmp_path / "a.mp4"), video("h264"))
-    turned = read_motion(str(tmp_path / "a.mp4"), video("h264", rotation))
+    plain = read_motion(str(tmp_path / "a.mp4"), video(tmp_path / "a.mp4", "h264"))
+    turned = read_motion(str(tmp_path / "a.mp4"), video(tmp_path / "a.mp4", "h264", rotation, mirrored))
+    expected_speed = np.rot90(np.hypot(*np.moveaxis(plain.astype(float), 1, 0)), -rotation // 90, axes=(1, 2))
     np.testing.assert_array_equal(
         np.hypot(*np.moveaxis(turned.astype(float), 1, 0)),
-        np.rot90(np.hypot(*np.moveaxis(plain.astype(float), 1, 0)), -rotation // 90, axes=(1, 2)),
+        expected_speed[..., ::-1] if mirrored else expected_speed,
     )
     moving = np.abs(turned).sum(1) * UNIT > 4
     found = np.moveaxis(turned, 1, -1)[moving] * UNIT
@@ -98,10 +114,21 @@ def test_vectors_turn_with_the_picture(rotation: int, expected: tuple[int, int],
 
 
 def test_what_has_no_vectors_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "intra.mp4"
+    write_moving(file, "libx264", {"g": "1"})
     with pytest.raises(ValueError, match=r"vp9 videos carry no motion vectors; h264 and mpeg4 do"):
-        read_motion("a.webm", video("vp9"))
+        read_motion(str(file), video(file, "vp9"))
     with pytest.raises(DecodeError, match="FileNotFoundError"):
-        read_motion(str(tmp_path / "missing.mp4"), video("h264"))
-    write_moving(tmp_path / "intra.mp4", "libx264", {"g": "1"})
+        read_motion(str(tmp_path / "missing.mp4"), video(file, "h264"))
     with pytest.raises(DecodeError, match="its frames carry no motion vectors"):
-        read_motion(str(tmp_path / "intra.mp4"), video("h264"))
+        read_motion(str(file), video(file, "h264"))
+
+
+def test_no_motion_of_a_file_that_was_replaced(tmp_path: Path) -> None:
+    """Its vectors would be kept under the digest of the video that was indexed."""
+    file = tmp_path / "a.mp4"
+    write_moving(file, "libx264", {"bf": "0"})
+    indexed = video(file, "h264")
+    os.utime(file, ns=(indexed.mtime_ns, indexed.mtime_ns + 1))
+    with pytest.raises(DecodeError, match="changed since it was indexed"):
+        read_motion(str(file), indexed)

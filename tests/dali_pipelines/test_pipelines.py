@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import Colorspace
-from nvidia.dali.types import SampleInfo
 
 from dali_pipelines.dali_pipeline import DaliPipeline
 from dali_pipelines.nvdec import CODECS, CodecLimits
@@ -20,7 +19,9 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import BatchSampler, ClipPipeline, ClipRequest, CropBox
 from dali_pipelines.video.decode import _crop_and_resize
 from dali_pipelines.video.excerpt import cut_excerpt
-from dali_pipelines.worker import ClipWorker
+from dali_pipelines.video.geometry import turn_upright
+from dali_pipelines.workers.clip_worker import ClipWorker
+from tests.support.requests import Plan, make_worker, request
 from tests.support.videos import read_number, write_numbered
 from tgmae.config.data import DataConfig
 from tgmae.data.indexing import index_folder
@@ -34,27 +35,6 @@ ANY_SIZE = CodecLimits(engines=1, min_width=1, min_height=1, max_width=8192, max
 # Mean absolute difference of 8-bit values that the pipelines may show on smooth pictures, and its 99th percentile. They
 # differ in the order of resizing and colour conversion (FFmpeg resizes YUV, the reference resizes RGB).
 MEAN_TOLERANCE, P99_TOLERANCE = 2.0, 12.0
-
-
-def full_crop(manifest: Manifest, row: int) -> CropBox:
-    return CropBox(x=0, y=0, width=manifest[row].width, height=manifest[row].height)
-
-
-def request(manifest: Manifest, row: int, frames: tuple[int, ...], **changes: object) -> ClipRequest:
-    plain = ClipRequest(
-        row=row, epoch=0, position=row, frames=frames, crop=full_crop(manifest, row), flip=False, caption=0, mask_seed=0
-    )
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-class Plan:
-    """The same requests in every batch; picklable for the worker processes."""
-
-    def __init__(self, requests: tuple[ClipRequest, ...]) -> None:
-        self.requests = requests
-
-    def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
-        return self.requests
 
 
 def run(pipeline: ClipPipeline) -> torch.Tensor:
@@ -84,6 +64,10 @@ VIDEOS = {
     "rotated_180.mp4": dict(codec="libx264", rotation=180),
     "rotated_270.mp4": dict(codec="libx264", rotation=270),
     "rotated_vp9.mp4": dict(codec="libvpx-vp9", rotation=90),
+    "mirrored.mp4": dict(codec="libx264", mirrored=True),
+    "mirrored_90.mp4": dict(codec="libx264", rotation=90, mirrored=True),
+    "mirrored_vp9_180.mp4": dict(codec="libvpx-vp9", rotation=180, mirrored=True),
+    "mirrored_vp9_270.mp4": dict(codec="libvpx-vp9", rotation=270, mirrored=True),
     "short.mp4": dict(codec="libx264", num_frames=5),
     "short.webm": dict(codec="libvpx-vp9", num_frames=5),
 }
@@ -225,10 +209,16 @@ def test_workers_plan_their_own_decode_only(shapes: Path) -> None:
     plan = ClipSampler(manifest=manifest, data=data, num_frames=NUM_FRAMES, batch_size=6, seed=3)
     whole: BatchSampler = lambda batch: plan(batch)  # noqa: E731
     for unit in range(3):
-        sample = SampleInfo(0, unit, 0, 0)
-        first, second = (ClipWorker(manifest, p, SIZE, 2, None, 5, 1, frozenset())(sample) for p in (plan, whole))
-        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-        assert first[1].tolist() == list(plan(5)[2 * unit].frames)
+        shape, rings, found = (2, 3, 2, NUM_FRAMES, SIZE, SIZE, 3), [], []
+        for sampler in (plan, whole):
+            worker = ClipWorker(videos=manifest, sampler=sampler, limits=None, shape=shape)
+            rings.append(np.zeros(shape, np.uint8))
+            found.append(worker((5 * 3 + unit) * 2 + 1, memoryview(rings[-1].reshape(-1))))
+        assert np.array_equal(*rings)
+        assert rings[0][1, unit].any()
+        assert not rings[0][0].any()
+        assert all(np.array_equal(a, b) for a, b in zip(found[0].arrays(), found[1].arrays(), strict=True))
+        assert found[0].frames.tolist() == sorted(set(plan(5)[2 * unit].frames))
 
 
 class TestBrokenFiles:
@@ -264,6 +254,7 @@ class TestBrokenFiles:
                 skipped = {video.path: video.reason for video in batch.skipped}
                 assert set(skipped) == {"a.mp4", "b.webm", "d.webm"}
                 assert "No such file" in skipped["a.mp4"]
+                assert skipped["b.webm"].startswith("changed since it was indexed")
                 assert batch.frames.shape[0] == 5
                 assert [r.row for r in batch.requests] == [2, 2, 2, 4, 4]
                 assert [r.mask_seed for r in batch.requests] == [0, 1, 2, 3, 4]
@@ -310,16 +301,17 @@ def test_what_nvdec_takes_is_handed_to_it(numbered: Manifest, large: Manifest) -
             request(manifest, row, tuple(min(number, manifest[row].num_frames - 1) for number in range(14, 30, 2)))
             for row in range(len(manifest))
         )
-        source = ClipWorker(manifest, Plan(requests), SIZE, 1, dict.fromkeys(CODECS, ANY_SIZE), 0, 1, frozenset())
+        source = make_worker(manifest, Plan(requests), dict.fromkeys(CODECS, ANY_SIZE))
         for row, wanted in enumerate(requests):
-            encoded, numbers, order, native, *_ = source(SampleInfo(0, row, 0, 0))
-            assert native[0] == source.is_native(row), manifest[row].path
-            if native[0]:
+            prepared = source.prepare((wanted,), True, np.empty(source.shape[2:], np.uint8))
+            assert prepared.is_native == source.is_native(row), manifest[row].path
+            assert not (prepared.is_native and manifest[row].width % 2), manifest[row].path
+            if prepared.encoded is not None:
                 found.add(manifest[row].codec)
-                with av.open(io.BytesIO(encoded.tobytes()), "r") as container:
+                with av.open(io.BytesIO(prepared.encoded.tobytes()), "r") as container:
                     pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
-                upright = [np.rot90(pictures[number], -manifest[row].rotation // 90) for number in numbers]
-                assert tuple(read_number(upright[place]) for place in order) == wanted.frames  # type: ignore[arg-type]
+                upright = [turn_upright(pictures[number].astype(np.uint8), manifest[row]) for number in prepared.frames]
+                assert tuple(read_number(upright[place]) for place in prepared.order) == wanted.frames
     assert {"h264", "hevc", "vp9"} <= found
 
 
@@ -338,7 +330,7 @@ def test_gpu_decoding_agrees(numbered: Manifest, large: Manifest, repeat: int) -
             for place in range(repeat)
         )  # fmt: skip
         pipeline = DaliPipeline(manifest, Plan(requests), DataConfig(decode="gpu", repeat=repeat), SIZE, device=CUDA)
-        native = [pipeline.turns[0].worker.is_native(row) for row in range(len(manifest))]
+        native = [pipeline.feed.worker.is_native(row) for row in range(len(manifest))]
         assert any(native)
         assert all(native) or manifest is numbered
         assert not any(is_native for row, is_native in enumerate(native) if manifest[row].pixel_format == "yuv444p")
@@ -389,13 +381,14 @@ def test_turns_of_several_gpu_pipelines(large: Manifest) -> None:
 
 
 def damage(file: Path, how: str) -> None:
-    """Size kept, so that the file still goes to NVDEC."""
-    content = bytearray(file.read_bytes())
+    """Size and date kept, so that the file still goes to NVDEC."""
+    content, stat = bytearray(file.read_bytes()), file.stat()
     third = len(content) // 3
     content[third : 2 * third] = np.random.default_rng(0).bytes(third)
     if how == "cut off":
         content[third:] = bytes(len(content) - third)
     file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @pytest.mark.gpu
@@ -420,7 +413,7 @@ def test_gpu_decoding_survives_damaged_files(tmp_path: Path, how: str) -> None:
             damage(tmp_path / names[1], how)
             damage(tmp_path / names[2], how)
         pipeline = DaliPipeline(manifest, plan, data, SIZE, device=CUDA)
-        assert all(pipeline.turns[0].worker.is_native(row) for row in range(4))
+        assert all(pipeline.feed.worker.is_native(row) for row in range(4))
         try:
             found.append([pipeline.next_batch().frames.cpu() for _ in range(5)])
         finally:
@@ -472,8 +465,9 @@ def check_colours(folder: Path, codec: str, device: torch.device, decode: str) -
     manifest = read_manifest(folder / "m.parquet")
     plan = Plan(tuple(request(manifest, row, tuple(range(8)), flip=bool(row)) for row in range(2)))
     pipeline = DaliPipeline(manifest, plan, DataConfig(decode=decode), SIZE, device=device)  # type: ignore[arg-type]
-    samples = [pipeline.turns[0].worker(SampleInfo(0, row, 0, 0)) for row in range(2)]
-    assert [sample[3].tolist() for sample in samples] == [[1, 0, 0], [1, 0, 1]]
+    into = np.empty(pipeline.feed.worker.shape[2:], np.uint8)
+    samples = [pipeline.feed.worker.prepare((wanted,), True, into) for wanted in plan(0)]
+    assert [sample.arrays()[2].tolist() for sample in samples] == [[1, 0, 0], [1, 0, 1]]
     found, truth = run(pipeline).cpu(), run(PyavPipeline(manifest, plan, SIZE))
     places = torch.arange(8, SIZE, 16)  # the middles of the colours
     difference = found[..., places, :].int() - truth[..., places, :].int()

@@ -16,7 +16,7 @@ from dali_pipelines.types import ClipBatch, ClipPipeline, ClipRequest, CropBox
 from dali_pipelines.video.decode import DecodeError, decode_whole_frames
 from dali_pipelines.video.excerpt import cut_excerpt, why_no_excerpt
 from dali_pipelines.video.motion import read_motion
-from dali_pipelines.worker import ClipWorker
+from tests.support.requests import make_worker
 from tests.support.segments import cut_segments
 from tests.support.videos import read_number, write_numbered
 from tgmae.config.data import DataConfig
@@ -100,10 +100,7 @@ def test_pipelines_return_the_frames_of_the_segment(segments: Manifest) -> None:
 
 
 def test_vp9_segments_go_to_dalis_own_decoder(segments: Manifest) -> None:
-    worker = ClipWorker(
-        videos=segments, sampler=Plan(segments), size=SIZE, repeat=1, limits=None, first_batch=0, step=1,
-        distrusted=frozenset(),
-    )  # fmt: skip
+    worker = make_worker(segments, Plan(segments), None)
     for row in range(len(segments)):
         assert worker.is_native(row) == (segments[row].path == "vp9.webm")
 

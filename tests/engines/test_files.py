@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engines.files import lock_file, replacing, replacing_folder, write_atomically
+from engines.files import claim_file, lock_file, naming_errors, replacing, replacing_folder, write_atomically
 
 
 def test_a_new_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -155,16 +156,16 @@ def test_bytes_of_any_kind_are_written(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from engines.files import lock_file
-with lock_file(Path(sys.argv[1])):
+import engines.files
+with getattr(engines.files, sys.argv[2])(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
-def hold(path: Path) -> subprocess.Popen[str]:
+def hold(path: Path, function: str = "lock_file") -> subprocess.Popen[str]:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes)
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path), function], **pipes)
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
@@ -202,3 +203,41 @@ def test_a_lock_can_be_taken_again(tmp_path: Path, capsys: pytest.CaptureFixture
             pass
     assert os.listdir(tmp_path) == ["file.lock"]
     assert capsys.readouterr().out == ""
+
+
+def test_a_claimed_file_is_not_waited_for(tmp_path: Path) -> None:
+    """The error names the process. The lock is gone when it ends, and one that a killed process left does not count."""
+    path = tmp_path / "file"
+    first = hold(path, "claim_file")
+    try:
+        assert read_line(first) == "held\n"
+        with pytest.raises(BlockingIOError, match=rf"^process {first.pid} is writing {path}; wait until it ends$"):
+            claim_file(path).__enter__()
+        first.kill()
+        first.wait()
+        assert os.listdir(tmp_path) == ["file.lock"]
+        for _ in range(2):
+            with claim_file(path):
+                assert (tmp_path / "file.lock").read_text() == str(os.getpid())
+                with pytest.raises(BlockingIOError, match=f"process {os.getpid()} is writing"):
+                    claim_file(path).__enter__()
+        assert os.listdir(tmp_path) == []
+    finally:
+        if first.poll() is None:
+            first.kill()
+            first.wait()
+
+
+def test_errors_without_a_file_get_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def fail(error: Exception) -> None:
+        with naming_errors(path):
+            raise error
+
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] No space left on device: '{path}'$"):
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    for error in (OSError("words"), OSError(errno.EIO, "x", "other"), PermissionError(errno.EPERM, "x"), ValueError()):
+        with pytest.raises(type(error)) as caught:
+            fail(error)
+        assert caught.value is error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def write_numbered(
     height: int = 120,
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    mirrored: bool = False,
     rate: int = 25,
     **options: str,
 ) -> Path:
@@ -59,6 +61,7 @@ def write_numbered(
 
     rotation   clockwise degrees that turn the coded picture upright, stored in the container. `width` and `height` are
                of the upright picture, and the upright picture is the same whatever the rotation.
+    mirrored   whether the container says that the turned picture must then be flipped left to right
     options    the encoder's, as strings: g="12", bf="2"
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +73,12 @@ def write_numbered(
         stream.width, stream.height = (height, width) if rotation % 180 else (width, height)
         stream.pix_fmt = pix_fmt
         stream.codec_context.thread_count = 1
-        if rotation:
-            stream.set_display_rotation(-rotation)  # FFmpeg counts anticlockwise
+        if rotation or mirrored:
+            stream.set_display_rotation(-rotation, hflip=mirrored)  # FFmpeg counts anticlockwise
         for number in range(num_frames):
             # rot90 turns anticlockwise, which is what a clockwise turn undoes.
-            coded = np.ascontiguousarray(np.rot90(draw_number(number, width, height), rotation // 90))
+            upright = draw_number(number, width, height)
+            coded = np.ascontiguousarray(np.rot90(upright[:, ::-1] if mirrored else upright, rotation // 90))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(coded, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -90,8 +94,17 @@ def make_video(**changes: Any) -> Video:
         "label": "walk", "captions": ("a man walks", "someone is walking"), "split": "train",
     }  # fmt: skip
     row |= changes
+    if "keyframes" not in changes:  # those that a shorter video still has
+        row["keyframes"] = tuple(number for number in row["keyframes"] if number < row["num_frames"])
+        row["keyframe_pts"] = row["keyframe_pts"][: len(row["keyframes"])]
     row["captions"] = tuple(Caption(text, "csv") if isinstance(text, str) else text for text in row["captions"])
     return Video(**row)
+
+
+def stamp(video: Video, file: Path) -> Video:
+    """Return the row as if `file` were what was indexed."""
+    stat = file.stat()
+    return replace(video, num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
 def clip_batch(

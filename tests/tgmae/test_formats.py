@@ -55,8 +55,8 @@ ADDED = ("start_frame", "end_frame", "caption_sources")
 
 
 def write_format_1(path: Path, videos: list[Video]) -> Path:
-    """Write a manifest as c233382 did: without segments, sources and a format number."""
-    names = [name for name in SCHEMA.names if name not in ADDED]
+    """Write a manifest as c233382 did: without segments, sources, streams, mirroring and a format number."""
+    names = [name for name in SCHEMA.names if name not in (*ADDED, "stream", "mirrored")]
     columns = {name: [getattr(video, name) for video in videos] for name in names}
     columns["captions"] = [list(video.texts) for video in videos]
     schema = pa.schema([SCHEMA.field(name) for name in names]).with_metadata({ROOT_KEY: b"."})

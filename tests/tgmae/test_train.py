@@ -415,6 +415,8 @@ class TestBadInput:
         manifest = read_manifest(shapes)
         videos = [replace(manifest[row], path=f"other/{row}.mp4") for row in range(len(manifest))]
         write_manifest(tmp_path / "other.parquet", videos, tmp_path)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "0.mp4").touch()
         with pytest.raises(ValueError, match=r"videos was 20 \(paths and captions \w+\), is 20 \(paths"):
             train(replace(config, max_steps=2, data=replace(config.data, manifest=tmp_path / "other.parquet")))
 

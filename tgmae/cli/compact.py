@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from engines.files import write_atomically
 from tgmae.cli.parser.subcommands import Command, name_some
 from tgmae.data.coders import CompactConfig
@@ -48,15 +48,16 @@ class Compact(Command):
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
     out: Path  # Folder to write: a new one, or one that the same command has begun.
     config: Annotated[CompactConfig, tyro.conf.arg(name="")] = field(default_factory=CompactConfig)
+    root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     workers: int = field(default_factory=count_cores)  # Processes that encode, with one thread each.
 
     def run(self) -> None:
         from rich.console import Console
 
         from tgmae.data.compact import compact
-        from tgmae.data.manifest import count_videos, read_manifest
+        from tgmae.data.manifest import count_videos, open_manifest
 
-        source = read_manifest(self.manifest)
+        source = open_manifest(self.manifest, self.root)
         if self.manifest.resolve().parent == self.out.resolve():
             raise ValueError(f"--out must not be the folder of the manifest, got {self.out} for {self.manifest}")
         result = compact(source, self.out, self.config, self.workers)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
 from tgmae.cli.parser.subcommands import Command, name_some, run_subcommand
@@ -67,8 +67,7 @@ class Index(Command):
     # Root folder, which all paths in the manifest are relative to.
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     out: Path | None = None  # Manifest to write. Default: manifest.parquet in the folder.
-    # CSV file that lists the videos to index: a column path, and perhaps label, split, and columns that start with
-    # caption.
+    # CSV file that lists the videos to index: a column path, and perhaps label, split, caption, caption_2 ...
     csv: Path | None = None
     split: str = "train"  # Split of the videos for which the CSV file names none.
     min_frames: int = 16  # Leave out videos with fewer frames.
@@ -88,6 +87,8 @@ class Index(Command):
             decode_all=self.decode_all, num_workers=self.workers,
         )  # fmt: skip
         _report(result, out, started)
+        if result.table:
+            print(result.table)
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,20 @@ class Show(Command):
     # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
     out: Path | None = None  # PNG file to write. Default: the manifest's name with .png.
+    root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     count: int = 24  # Videos on the sheet.
     seed: int = 0  # Random seed for the choice of videos.
 
     def run(self) -> None:
         from rich.console import Console
 
-        from tgmae.data.manifest import read_manifest
+        from tgmae.data.manifest import open_manifest
         from tgmae.pictures.contact_sheet import draw_contact_sheet
 
-        manifest = read_manifest(self.manifest)
+        manifest = open_manifest(self.manifest, self.root)
         Console().print(_summary(manifest))
         out = self.out or self.manifest.with_suffix(".png")
-        draw_contact_sheet(manifest, out, self.count, self.seed)
+        name_some("could not be read:", draw_contact_sheet(manifest, out, self.count, self.seed))
         print(f"contact sheet: {out}")
 
 
@@ -127,7 +129,8 @@ def _summary(manifest: Manifest) -> Table:
 
     columns = manifest.table.to_pydict()
     frames, fps = np.subtract(columns["end_frame"], columns["start_frame"]), np.array(columns["fps"])
-    hours = float((frames / np.where(fps > 0, fps, np.nan)).sum()) / 3600
+    hours = float((frames[fps > 0] / fps[fps > 0]).sum()) / 3600
+    timeless = f" and {count_videos(int((fps == 0).sum()))} of unknown frame rate" * bool((fps == 0).any())
     captions = np.array([len(texts) for texts in columns["captions"]])
     files = dict(zip(columns["path"], columns["num_bytes"], strict=True))  # several rows may be segments of one
     sizes = Counter(f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True))
@@ -139,7 +142,9 @@ def _summary(manifest: Manifest) -> Table:
 
     cut = f", segments of {len(files)} file{'s' * (len(files) != 1)}" * (columns["num_frames"] != frames.tolist())
     table = Table(show_header=False, title=escape(f"{count_videos(len(manifest))}{cut} below {manifest.root}"))
-    table.add_row("length", f"{hours:.2f} h; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}")
+    table.add_row(
+        "length", f"{hours:.2f} h{timeless}; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}"
+    )
     table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))
     table.add_row("pixel formats", most(Counter(columns["pixel_format"])))
@@ -153,7 +158,12 @@ def _summary(manifest: Manifest) -> Table:
 
 
 def _report(result: IndexResult, out: Path, started: float) -> None:
+    from tgmae.data.manifest import read_manifest
+    from tgmae.data.probing import describe_far_keyframes
+
     name_some("left out", result.excluded, f", listed in {result.report}")
+    if notice := describe_far_keyframes(read_manifest(out)):
+        print(notice)
     print(result.describe(out, time.perf_counter() - started))
 
 

@@ -176,7 +176,7 @@ def _describe_dali() -> dict[str, str]:
     if _start_dali().returncode != 0:
         reason = errors.strip().rpartition("\n")[2]  # of the traceback: "ImportError: …"
         return {"pipeline dali": f"no: {reason.partition(': ')[2] or reason}; pip install nvidia-dali-cuda130"}
-    from dali_pipelines.worker import CPU_CODECS
+    from dali_pipelines.workers.clip_worker import CPU_CODECS
 
     on_cpu = f"yes; decodes {', '.join(sorted(CPU_CODECS))} itself, the rest with PyAV"
     return {"pipeline dali, cpu": on_cpu, "pipeline dali, gpu (NVDEC)": _describe_nvdec()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from dali_pipelines.processes import count_cores
+from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, Command, name_some
 
 if TYPE_CHECKING:  # both import torch, which --help and decode workers do without
@@ -33,7 +33,7 @@ class Scores(ClipCommand):
     )
     COMMON: ClassVar = ("preset", "out", "mask.scorer", "clip.model", "data.split", "device")
     READS: ClassVar = (
-        *(name for name in CLIP_FLAGS if name != "clip.cuda-graph"), "device", "data.split",
+        *(name for name in CLIP_FLAGS if name != "clip.cuda-graph"), "device", "data.root", "data.split",
         "model.image-size", "model.patch-size", "mask.scorer", "mask.dense", "mask.student", "mask.no-caption",
     )  # fmt: skip
 
@@ -77,18 +77,19 @@ class Motion(Command):
     # Parquet file made by `tgmae-data index` or `tgmae-data shapes`.
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")]
     out: Path | None = None  # Folder to write. Default: motion beside the manifest.
+    root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     split: str = ""  # Rows of the manifest to use; "" uses every row.
     workers: int = field(default_factory=count_cores)  # Processes that read videos.
 
     def run(self) -> None:
         from dali_pipelines.video.motion import CODECS
-        from tgmae.data.manifest import count_videos, read_manifest
+        from tgmae.data.manifest import count_videos, open_manifest
         from tgmae.masks.maps.build_motion import build_motion
         from tgmae.training import parallel as distributed
 
         if self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
-        manifest = read_manifest(self.manifest).select_split(self.split)
+        manifest = open_manifest(self.manifest, self.root).select_split(self.split)
         out = self.out or self.manifest.parent / "motion"
         world = distributed.start("cpu")
         result = build_motion(manifest, out, self.workers, world.rank, world.size)
@@ -109,6 +110,8 @@ class Motion(Command):
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
     name_some("could not be read:", result.skipped)
+    if result.skipped and not result.num_videos + result.num_reused:
+        raise ValueError(f"none of {len(result.skipped)} videos could be read; {out} holds nothing to train with")
     process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
     print(
         f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable; "

@@ -16,6 +16,7 @@ class DataConfig(DecodeConfig):
     """Which videos are trained on, how clips are cut from them, and how they are decoded."""
 
     manifest: Path = DEMO_MANIFEST  # Parquet file made by `tgmae-data index`.
+    root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     split: str = "train"  # Split of the manifest to use; "" uses every row.
     # How the frames of a clip are chosen.
     #   dense    frames --data.stride apart, from a random start

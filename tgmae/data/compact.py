@@ -7,17 +7,13 @@ time of their sources, and a second run with the same settings reuses them. The 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
-from engines.files import lock_file, replacing, write_atomically
+from dali_pipelines.workers.pool import Death, map_in_workers
+from engines.files import LONGEST_NAME, lock_file, replacing, write_atomically
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
@@ -55,6 +51,7 @@ class CompactResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
+    row: int
     file: str
     source: Video
     out: Path
@@ -85,11 +82,11 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
         settings = {"root": str(manifest.root), **asdict(config)}
         results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
         num_reused = len(results)
-        jobs = {
-            row: _Job(file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
+        jobs = [
+            _Job(row=row, file=manifest.file(row), source=source, out=out, name=names[source.name], config=config)
             for row, source in enumerate(sources)
             if row not in results
-        }
+        ]
         with (out / JOURNAL).open("a", encoding="utf-8") as journal:
             for row, result in _run_jobs(jobs, num_workers):
                 if isinstance(result, Excluded):
@@ -124,15 +121,25 @@ def name_results(sources: Sequence[Video], suffix: str) -> dict[str, str]:
     """Return the path of each result by the name of its source.
 
     The new suffix replaces the old one, or follows it where two results would have the same name. A segment becomes a
-    file of its own, with its frames in the name.
+    file of its own, with its frames in the name. A name too long for a file ends in a digest instead.
     """
     names = {}
     for source in sources:
         path = PurePosixPath(source.path).with_suffix("").as_posix()
-        names[source.name] = path + suffix if source.segment is None else f"{path}-{source.start}-{source.end}{suffix}"
+        frames = "" if source.segment is None else f"-{source.start}-{source.end}"
+        names[source.name] = _shorten(path + frames, suffix)
     while clashes := [path for path, count in Counter(names.values()).items() if count > 1]:
-        names.update({name: name + suffix for name, result in names.items() if result in clashes})
+        names.update({name: _shorten(name, suffix) for name, result in names.items() if result in clashes})
     return names
+
+
+def _shorten(path: str, suffix: str) -> str:
+    """Append the suffix, and shorten the file's name to what file systems take."""
+    folder, slash, name = path.rpartition("/")
+    if len((name + suffix).encode()) > LONGEST_NAME:
+        end = f"-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        name = name.encode()[: LONGEST_NAME - len(end + suffix)].decode(errors="ignore") + end
+    return folder + slash + name + suffix
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[int, int, Video]]:
@@ -177,58 +184,20 @@ def _find_done(
 _Done = tuple[tuple[int, int], Video]  # bytes and modification time of the source, and the result
 
 
-def _run_jobs(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Yield results by row as they are finished.
-
-    A video that crashes its process (in FFmpeg, or for lack of memory) is left out. After a crash one process does the
-    next few jobs in order, and the first job that it does not finish is the culprit.
-    """
-    left, looking = dict(jobs), False
-    with tqdm(total=len(jobs), desc="compacting", unit="video", disable=not jobs) as bar:
-        while left:
-            workers = 1 if looking else num_workers
-            # The jobs that may have been running when the pool broke.
-            some = dict(islice(left.items(), 2 * num_workers)) if looking else dict(left)
-            try:
-                for row, result in _run_in_pool(some, workers):
-                    del left[row]
-                    bar.update()
-                    yield row, result
-                looking = False
-            except BrokenProcessPool:
-                looking = workers > 1
-                if not looking:
-                    row, job = next(iter(left.items()))
-                    del left[row]
-                    bar.update()
-                    yield row, Excluded(job.source.name, "crashed the process that encoded it")
-
-
-def _run_in_pool(jobs: dict[int, _Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
-    """Yield results as they are finished; with one worker, in order."""
-    with make_pool(min(num_workers, len(jobs))) as pool:
-        futures = {pool.submit(_run_job, job): row for row, job in jobs.items()}
-        try:
-            for future in futures if num_workers == 1 else as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _run_jobs(jobs: list[_Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+    """Yield results by row as they are finished. A video that keeps killing its process is left out."""
+    found = map_in_workers(_run_job, jobs, num_workers, lambda job: job.source.name, ordered=False, finish=True)
+    for job, result in tqdm(found, total=len(jobs), desc="compacting", unit="video", disable=not jobs):
+        yield job.row, Excluded(job.source.name, str(result)) if isinstance(result, Death) else result
 
 
 def _run_job(job: _Job) -> _Done | Excluded:
     """Write one video atomically. Returns why a source is bad; raises OSError where nothing can be written."""
-    if multiprocessing.parent_process() is not None:
-        # Ctrl-C reaches workers too. They ignore it and finish their video, so that none is taken for crashed.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = job.source, job.out / job.name
     try:
         stat = os.stat(job.file)
     except OSError as error:
         return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
-    if stat.st_size != source.num_bytes:
-        return Excluded(
-            source.name, f"has {stat.st_size} bytes, but the manifest says {source.num_bytes}: index it again"
-        )
     if source.length < 1:
         return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)

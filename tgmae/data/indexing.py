@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
-from dali_pipelines.types import Video, video_from_json
-from engines.files import replacing
-from tgmae.data.listing import SUFFIXES, Entry, list_csv, list_folder
-from tgmae.data.manifest import count_videos, read_manifest, write_manifest
+from dali_pipelines.types import Video
+from dali_pipelines.workers.pool import Death, map_in_workers
+from engines.files import claim_file, replacing
+from tgmae.data.columns import check_relative
+from tgmae.data.csv_list import list_csv
+from tgmae.data.index_journal import open_journal, read_journal
+from tgmae.data.listing import SUFFIXES, Entry, Listing, list_folder
+from tgmae.data.manifest import FORMAT, Manifest, count_videos, read_manifest, write_manifest
 from tgmae.data.probing import Excluded, probe
 
 
@@ -25,14 +29,30 @@ class IndexResult:
     num_reused: int  # rows taken over from the existing manifest
     excluded: list[Excluded]
     report: Path
+    num_gone: int = 0  # rows of the existing manifest that are not listed any more
+    others: str = ""  # files of the folder that are not videos, in words
+    table: str = ""  # labels and captions that a CSV gave, in words; "" without one
 
     def describe(self, out: Path, seconds: float) -> str:
         """Summarise the result in one line; `out` is the manifest that was written."""
-        reasons = f" ({self.report} says why)" if self.excluded else ""
+        missing = sum("FileNotFoundError" in video.reason for video in self.excluded)
+        not_there = f"{missing} of them not there; " if missing else ""
+        reasons = f" ({not_there}{self.report} says why)" if self.excluded else ""
+        gone = f"{self.num_gone} no longer listed, " if self.num_gone else ""
+        others = f"{self.others} not taken, " if self.others else ""
         return (
             f"{out}: {count_videos(self.num_videos)} ({self.num_reused} unchanged), "
-            f"{len(self.excluded)} left out{reasons}, {seconds:.1f} s"
+            f"{len(self.excluded)} left out{reasons}, {gone}{others}{seconds:.1f} s"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """The rows of the manifest that is about to be replaced."""
+
+    rows: list[Video] = field(default_factory=list)
+    are_of_root: bool = False  # they describe the files that are indexed now
+    are_current: bool = False  # they know all that this version knows about a file
 
 
 def index_folder(
@@ -50,31 +70,42 @@ def index_folder(
 
     caption_source   the source of the captions in the CSV
 
-    Videos whose size and modification time match the existing manifest are not opened again. An interrupted run resumes
-    from its journal. Raises ValueError where no usable video is found.
+    Videos whose size and modification time match the existing manifest are not opened again, even where their folder
+    has moved. An interrupted run resumes from its journal. Raises ValueError where no usable video is found and where
+    captions, labels or splits of the existing manifest would be lost, BlockingIOError where another process writes
+    `out`.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
-    if csv_path is not None and not csv_path.is_file():
-        raise FileNotFoundError(f"no CSV file {csv_path}")
+    _check_paths(root, out, csv_path)
     if num_workers < 1:
         raise ValueError(f"expected at least one worker, got {num_workers}")
-    entries = list_csv(csv_path, split, caption_source) if csv_path else list_folder(root, split)
-    if not entries:
-        where = f"rows in {csv_path}" if csv_path else f"videos below {root} (looked for {' '.join(sorted(SUFFIXES))})"
-        raise ValueError(f"found no {where}")
+    listing = list_csv(csv_path, root, split, caption_source) if csv_path else list_folder(root, split, out)
+    if not listing.entries:
+        raise ValueError(_describe_nothing(listing, root, csv_path))
     out.parent.mkdir(parents=True, exist_ok=True)
+    with claim_file(out):
+        for half_written in out.parent.glob(f"{glob.escape(out.name)}*.tmp"):  # of a process that was killed
+            half_written.unlink()
+        before = _read_before(out, root)
+        if csv_path is None:
+            _check_losses(before, listing, out)
+        return _write_index(root, out, listing, before, csv_path, min_frames, decode_all, num_workers)
+
+
+def _write_index(
+    root: Path, out: Path, listing: Listing, before: _Before, csv_path: Path | None, min_frames: int, decode_all: bool,
+    num_workers: int,
+) -> IndexResult:  # fmt: skip
     # Videos accepted by a quick run must still be decoded by a run that decodes everything.
     journal = out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
-    before = [] if decode_all else _read_known(out, root)
-    known = {video.path: video for video in [*before, *_read_journal(journal)]}
+    reusable = before.rows if before.are_of_root and before.are_current and not decode_all else []
+    known = {video.path: video for video in [*reusable, *read_journal(journal, root)]}
 
     videos: dict[str, Video] = {}
-    excluded: list[Excluded] = []
+    excluded = [Excluded(_make_printable(path), reason) for path, reason in listing.unreadable]
     todo: list[Entry] = []
-    for entry in entries:
-        if (printable := entry.path.encode(errors="backslashreplace").decode()) != entry.path:
-            excluded.append(Excluded(printable, "the file name is not UTF-8"))
+    for entry in listing.entries:
+        if reason := _find_fault(entry.path):
+            excluded.append(Excluded(_make_printable(entry.path), reason))
             continue
         video = known.get(entry.path)
         if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
@@ -86,16 +117,13 @@ def index_folder(
             todo.append(entry)
     num_reused = len(videos)
 
-    with journal.open("a", encoding="utf-8") as journal_file:
-        if journal_file.tell():  # ends a line that an interruption cut off
-            journal_file.write("\n")
+    with open_journal(journal, root) as note:
         for result in _probe_all(root, todo, min_frames, decode_all, num_workers):
             if isinstance(result, Excluded):
                 excluded.append(result)
             else:
                 videos[result.path] = result
-                journal_file.write(json.dumps(asdict(result)) + "\n")
-                journal_file.flush()
+                note(result)
 
     report = out.with_name(out.name + ".excluded.csv")
     with replacing(report) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -103,40 +131,116 @@ def index_folder(
     if not videos:
         journal.unlink()
         listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
-        raise ValueError(f"none of {len(entries)} files is usable; {report} lists why:\n{listed}")
-    write_manifest(out, [videos[entry.path] for entry in entries if entry.path in videos], root)
+        raise ValueError(f"none of {len(listing.entries)} files is usable; {report} lists why:\n{listed}")
+    rows = [videos[entry.path] for entry in listing.entries if entry.path in videos]
+    write_manifest(out, rows, root)
     journal.unlink()
-    return IndexResult(len(videos), num_reused, excluded, report)
+    paths = {entry.path for entry in listing.entries}
+    return IndexResult(
+        num_videos=len(rows), num_reused=num_reused, excluded=excluded, report=report,
+        num_gone=len({video.path for video in before.rows} - paths) if before.are_of_root else 0,
+        others=_make_printable(listing.describe_others()),
+        table=_describe_table(csv_path, rows, listing.ignored) if csv_path else "",
+    )  # fmt: skip
 
 
 def _probe_all(
     root: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int
 ) -> Iterator[Video | Excluded]:
-    if not todo:
-        return
-    with make_pool(min(num_workers, len(todo))) as pool:
-        files = [root / entry.path for entry in todo]
-        results = pool.map(partial(probe, min_frames=min_frames, decode_all=decode_all), files, todo, chunksize=8)
-        yield from tqdm(results, total=len(todo), desc="indexing", unit="video")
+    work = partial(_probe_entry, root, min_frames, decode_all)
+    found = map_in_workers(work, todo, num_workers, lambda entry: entry.path, ordered=False, finish=True)
+    for entry, result in tqdm(found, total=len(todo), desc="indexing", unit="video", disable=not todo):
+        yield Excluded(entry.path, str(result)) if isinstance(result, Death) else result
 
 
-def _read_known(out: Path, root: Path) -> list[Video]:
-    """Return the rows of the manifest that is about to be replaced; none for another root or an unreadable file."""
+def _probe_entry(root: Path, min_frames: int, decode_all: bool, entry: Entry) -> Video | Excluded:
+    return probe(root / entry.path, entry, min_frames, decode_all)
+
+
+def _check_paths(root: Path, out: Path, csv_path: Path | None) -> None:
+    """Raise before any work is done where the input is missing or the output would destroy something."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
+    if csv_path is not None and not csv_path.is_file():
+        raise FileNotFoundError(f"no CSV file {csv_path}")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the manifest a name, such as --out {out / 'manifest.parquet'}")
+    if out.is_file():
+        with out.open("rb") as file:
+            start = file.read(4)
+        if start not in (b"", b"PAR1"):
+            raise ValueError(f"{out} is there and is not a manifest; choose another place with --out, or delete it")
+
+
+def _read_before(out: Path, root: Path) -> _Before:
+    """Read the manifest that is about to be replaced. One that cannot be read counts as none."""
     try:
         manifest = read_manifest(out)
     except (FileNotFoundError, ValueError):
-        return []
-    return [manifest[row] for row in range(len(manifest))] if manifest.root == root.resolve() else []
+        return _Before()
+    # A folder that is gone has moved. Where it is still there, its files are others, whatever their names.
+    are_of_root = manifest.root == root.resolve() or not manifest.root.exists()
+    return _Before(list(_rows(manifest)), are_of_root, manifest.format == FORMAT)
 
 
-def _read_journal(journal: Path) -> list[Video]:
-    """Return the videos that an interrupted run had probed. A line cut off by the interruption is dropped."""
-    videos = []
-    if journal.exists():
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            videos.append(video_from_json(row))
-    return videos
+def _rows(manifest: Manifest) -> Iterator[Video]:
+    return (manifest[row] for row in range(len(manifest)))
+
+
+def _check_losses(before: _Before, listing: Listing, out: Path) -> None:
+    """Raise ValueError where the manifest that is there knows more about its videos than their folder does."""
+    labels = {entry.path: entry.label for entry in listing.entries}
+    num_captions = sum(len(video.captions) for video in before.rows)
+    num_labels = sum(labels.get(video.path, video.label) != video.label for video in before.rows)
+    splits = sorted({video.split for video in before.rows})
+    lost = [_count(num_captions, "caption")] if num_captions else []
+    lost += [f"{_count(num_labels, 'label')} other than the names of folders"] if num_labels else []
+    lost += [f"the splits {', '.join(splits)}"] if len(splits) > 1 else []
+    if lost:
+        raise ValueError(
+            f"{out} holds {' and '.join(lost)}, which an index without a CSV would drop; give the CSV again with "
+            f"--csv, write elsewhere with --out, or delete {out} first"
+        )
+
+
+def _find_fault(path: str) -> str:
+    """Return why a manifest cannot hold a path; "" where it can."""
+    if _make_printable(path) != path:
+        return "the file name is not UTF-8"
+    try:
+        check_relative(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _make_printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
+def _describe_nothing(listing: Listing, root: Path, csv_path: Path | None) -> str:
+    if csv_path is not None:
+        return f"found no rows in {csv_path}"
+    there = [f"{_make_printable(path)} cannot be read ({reason})" for path, reason in listing.unreadable[:3]]
+    there += [others] if (others := _make_printable(listing.describe_others())) else []
+    return (
+        f"found no videos below {root}{': ' * bool(there)}{', '.join(there)} "
+        f"(looked for {' '.join(sorted(SUFFIXES))}, and files without a suffix)"
+    )
+
+
+def _describe_table(csv_path: Path, videos: Sequence[Video], ignored: Sequence[str]) -> str:
+    """Say in one line what the manifest has from a CSV."""
+    labels, splits = {video.label for video in videos if video.label}, Counter(video.split for video in videos)
+    bare = sum(not video.captions for video in videos)
+    return (
+        f"{csv_path} gave {_count(len(labels), 'label')} and "
+        f"{_count(sum(len(video.captions) for video in videos), 'caption')}"
+        + (f" ({count_videos(bare)} without any)" if bare else "")
+        + f"; splits {', '.join(f'{name} {count}' for name, count in splits.items())}"
+        + (f"; ignored columns: {', '.join(ignored)}" if ignored else "")
+    )

@@ -1,19 +1,27 @@
-"""List the videos to index: a folder, or the rows of a CSV."""
+"""List the videos of a folder. A CSV that names them instead is read by `csv_list`."""
 
 from __future__ import annotations
 
-import csv
 import os
-from dataclasses import dataclass, replace
-from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from dali_pipelines.types import Caption
-from tgmae.data.manifest import check_relative
 
+# What FFmpeg's demuxers of moving pictures are called for, and what cameras and recorders call such files. Pictures,
+# sound, subtitles and playlists are not among them.
 SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split()  # noqa: SIM905 - one to a line reads worse
+    """
+    .mp4 .m4v .mpg4 .mov .qt .3gp .3gpp .3gp2 .3g2 .f4v .ismv .mj2 .insv .360 .mkv .mk3d .webm .avi .divx .xvid
+    .mpg .mpeg .mpe .mpv .m1v .m2v .m2p .mp2v .mpv2 .ts .mts .m2t .m2ts .trp .tp .tod .mod .vob .vro .evo .ps
+    .wmv .asf .wm .wtv .dvr-ms .flv .kux .ogv .ogm .ogx .mxf .gxf .lxf .nut .rm .rmvb .rv .ivr .dv .dif .gif .apng
+    .y4m .ivf .h261 .h263 .h264 .264 .h26l .avc .h265 .265 .hevc .h266 .266 .vvc .av1 .obu .evc .apv .vc1 .rcv .avs2
+    .avs3 .m4e .mjpeg .mjpg .mxg .amv .mve .mvi .bik .smk .roq .fli .flc .flm .nsv .nuv .viv .dav .ifv .ty .usm
+    .moflex .mods .ser .swf .xmv .cdxl .drc .pmp .yop .anm
+    """.split()  # noqa: SIM905 - one to a line reads worse
 )
+_TEXT_PROBE = 512  # bytes of a file without a suffix that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,70 +34,80 @@ class Entry:
     split: str
 
 
-def list_folder(root: Path, split: str) -> list[Entry]:
-    """List every video below `root`, sorted. Its label is the name of its folder ("" in root itself)."""
-    entries = []
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder that was visited
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The videos of a folder or a CSV, and what is there and is not taken."""
+
+    entries: list[Entry]
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders that cannot be listed, and why
+    others: Counter[str] = field(default_factory=Counter)  # files that are not videos, by suffix
+    ignored: list[str] = field(default_factory=list)  # columns of a CSV that mean nothing here
+
+    def describe_others(self, shown: int = 6) -> str:
+        """Return "14 other files (.txt 12, .srt 2)", or "" where there is none."""
+        if not (count := self.others.total()):
+            return ""
+        names = [f"{name or 'no suffix'} {number}" for name, number in self.others.most_common(shown)]
+        more = ", …" * (len(self.others) > shown)
+        return f"{count} other file{'s' * (count != 1)} ({', '.join(names)}{more})"
+
+
+def list_folder(root: Path, split: str, out: Path | None = None) -> Listing:
+    """List every video below `root`, sorted. Its label is the name of its folder ("" in root itself).
+
+    out   the manifest that is made; neither it nor what lies beside it in its name counts as another file
+
+    Two links to one folder are two folders; only a link to a folder around itself is not followed. Files without a
+    suffix are listed where they are not text. Raises OSError where `root` cannot be read.
+    """
+    os.listdir(root)
+    listing = Listing([])
+
+    def note_unreadable(error: OSError) -> None:
+        path = Path(error.filename).relative_to(root).as_posix()
+        listing.unreadable.append((path, f"{type(error).__name__}: {error.strerror}"))
+
+    # The real paths of a folder and of those around it.
+    around: dict[str, frozenset[str]] = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note_unreadable):
+        real, outer = os.path.realpath(folder), around.get(os.path.dirname(folder), frozenset())
+        if real in outer:
             subfolders.clear()
             continue
-        seen.add(real)
+        around[folder] = outer | {real}
         subfolders.sort()
-        label = "" if Path(folder) == root else Path(folder).name
+        relative = Path(folder).relative_to(root)
+        is_hidden = any(part.startswith(".") for part in relative.parts)
         for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                path = (Path(folder) / name).relative_to(root).as_posix()
-                entries.append(Entry(path, label, (), split))
-    return entries
+            suffix = Path(name).suffix.lower()
+            path = (relative / name).as_posix()
+            if suffix in SUFFIXES or not (suffix or is_hidden or name.startswith(".") or _is_text(root / path)):
+                listing.entries.append(Entry(path, relative.name, (), split))
+            elif not _is_ours(Path(folder) / name, out):
+                listing.others[Path(name).suffix] += 1
+    return listing
 
 
-def list_csv(csv_path: Path, split: str, source: str = "csv") -> list[Entry]:
-    """Read a CSV with the columns `path`, `label`, `split` (optional) and any that start with `caption`.
-
-    source   the source of the captions
-
-    Paths are relative to the indexed folder. Rows with the same path are one video with several captions. Raises
-    ValueError, with the line, for a missing column, too many fields, contradictory rows, and a path that leaves the
-    root.
-    """
-    entries: dict[str, Entry] = {}
+def _is_text(file: Path) -> bool:
+    """Return whether a file begins as text does. A file that cannot be read is not text: indexing it says why."""
     try:
-        lines = csv_path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        if not file.is_file():
+            return False
+        with file.open("rb") as opened:
+            head = opened.read(_TEXT_PROBE)
+    except OSError:
+        return False
+    try:
+        head.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{csv_path} is not UTF-8 ({error}); save it as UTF-8") from error
-    reader = csv.reader(lines, skipinitialspace=True)
-    columns = [name.strip().lower() for name in next(reader, [])]
-    if "path" not in columns:
-        raise ValueError(
-            f"{csv_path} needs a first line that names a column 'path', separated by commas; got {columns}"
-        )
-    for values in reader:
-        where = f"{csv_path} line {reader.line_num}"
-        if not any(values):
-            continue
-        if len(values) > len(columns):
-            raise ValueError(
-                f"{where}: {len(values)} fields for {len(columns)} columns; put text with commas in quotes"
-            )
-        row = dict(zip_longest(columns, (value.strip() for value in values), fillvalue=""))
-        path = _clean_path(row["path"], where)
-        texts = (text for name, text in row.items() if name.startswith("caption") and text)
-        captions = tuple(Caption(text, source) for text in texts)
-        entry = Entry(path, row.get("label", ""), captions, row.get("split") or split)
-        if (known := entries.setdefault(path, entry)) is not entry:
-            if (known.label, known.split) != (entry.label, entry.split):
-                raise ValueError(f"{where}: {path} has another label or split here than in a line above")
-            entries[path] = replace(known, captions=known.captions + captions)
-    return list(entries.values())
+        return error.start > _TEXT_PROBE - 4  # a character that the end of the head cuts
+    return b"\0" not in head
 
 
-def _clean_path(path: str, where: str) -> str:
-    if not path:
-        raise ValueError(f"{where}: no path")
-    try:
-        check_relative(path)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return PurePosixPath(path.replace("\\", "/")).as_posix()  # ./a.mp4 and a.mp4 are one video
+def _is_ours(file: Path, out: Path | None) -> bool:
+    """Return whether tgmae writes such a file beside videos."""
+    if file.suffix in (".parquet", ".journal", ".lock", ".arrow") or file.name in ("compact.json", "maps.json"):
+        return True
+    return file.name.endswith((".parquet.excluded.csv", ".tmp")) or (
+        out is not None and file == out.with_suffix(".png")
+    )

@@ -8,58 +8,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dali_pipelines.types import Caption, CodedFormat, Video
 from engines.files import replacing
+from tgmae.data.columns import SCHEMA, cast_columns, check_names, check_relative, check_rows, has_column, name_rows
+from tgmae.data.parquet_file import DamagedFileError, read_table, write_table
 
-SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("start_frame", pa.int32()),
-        ("end_frame", pa.int32()),
-        ("num_frames", pa.int32()),
-        ("fps", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("codec", pa.string()),
-        ("pixel_format", pa.string()),
-        ("rotation", pa.int32()),
-        ("num_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("keyframes", pa.list_(pa.int32())),
-        ("keyframe_pts", pa.list_(pa.int64())),
-        ("label", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("caption_sources", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("stream", pa.int32()),
-        ("mirrored", pa.bool_()),
-    ]
-)
 FORMAT = 3  # 1 had no segments and no caption sources, 2 no streams and no mirrored videos; both are still read
 _ADDED_IN = {2: ("start_frame", "end_frame", "caption_sources"), 3: ("stream", "mirrored")}
 # Parquet metadata: the folder that paths are relative to (absolute, or relative to the manifest's folder), and FORMAT.
 ROOT_KEY, FORMAT_KEY = b"tgmae.root", b"tgmae.format"
+_LOOKED_FOR = 16  # files that must not all be missing
 _CACHED_VIDEOS = 4096  # rows kept as Python objects: a batch is planned, decoded and scored from the same rows
 
 
 class Manifest:
     """Rows of a manifest, by number. Holds Arrow columns, not Python objects: 240,000 videos take about 50 MB.
 
-    root   absolute folder that the rows' paths are relative to
+    root    absolute folder that the rows' paths are relative to
+    format  of the file that the rows were read from
     """
 
-    def __init__(self, table: pa.Table, root: Path) -> None:
+    def __init__(self, table: pa.Table, root: Path, format: int = FORMAT) -> None:
         self.table = table.combine_chunks()
         self.root = root
+        self.format = format
         self._videos: dict[int, Video] = {}
 
     @classmethod
@@ -106,9 +85,7 @@ class Manifest:
 
     def names(self) -> list[str]:
         """Return `Video.name` of every row, from the columns."""
-        columns = ("path", "start_frame", "end_frame", "num_frames")
-        rows = zip(*(self.table.column(name).to_pylist() for name in columns), strict=True)
-        return [path if (start, end) == (0, count) else f"{path}#{start}-{end}" for path, start, end, count in rows]
+        return name_rows(self.table)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -150,13 +127,6 @@ def _pair(texts: Sequence[str], sources: Sequence[str]) -> list[Caption]:
     return [Caption(text, source) for text, source in zip(texts, sources, strict=True)]
 
 
-def check_relative(path: str) -> None:
-    """Raise ValueError for a path that would leave the manifest's root."""
-    parts = PurePosixPath(path.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts:
-        raise ValueError(f"path leaves the root: {path!r} (paths are relative to the root and hold no '..')")
-
-
 def write_manifest(path: Path, videos: Sequence[Video], root: Path) -> None:
     """Write a manifest atomically.
 
@@ -166,13 +136,13 @@ def write_manifest(path: Path, videos: Sequence[Video], root: Path) -> None:
         check_relative(video.path)
         if not video.length:
             raise ValueError(f"{video.path} has no frames")
-    _check_names([video.name for video in videos])
+    check_names([video.name for video in videos])
     folder = path.resolve().parent
     inside = folder == root.resolve() or folder in root.resolve().parents
     root_text = os.path.relpath(root.resolve(), folder) if inside else str(root.resolve())
-    metadata = {ROOT_KEY: root_text.encode(), FORMAT_KEY: str(FORMAT).encode()}
+    metadata = {ROOT_KEY: os.fsencode(root_text), FORMAT_KEY: str(FORMAT).encode()}
     with replacing(path) as temporary:
-        pq.write_table(_make_table(videos).replace_schema_metadata(metadata), temporary, compression="zstd")
+        write_table(_make_table(videos).replace_schema_metadata(metadata), temporary)
 
 
 def _make_table(videos: Sequence[Video]) -> pa.Table:
@@ -192,27 +162,19 @@ def _cell(video: Video, name: str) -> Any:
     return getattr(video, name)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Raise ValueError where two rows have the same name: maps and compacted files are told apart by it."""
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        raise ValueError(
-            f"expected one row per video or segment, got several for {', '.join(twice[:3])}; a row may have several "
-            "captions"
-        )
-
-
 def count_videos(count: int) -> str:
     """Return "1 video" or "2 videos", for messages."""
     return f"{count} video{'s' * (count != 1)}"
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest, of this format or an earlier one.
+def read_manifest(path: Path, root: Path | None = None) -> Manifest:
+    """Read and check a manifest, of this format or an earlier one, or a table that another program has written.
 
-    Raises FileNotFoundError where there is none. Raises ValueError where the file is not a manifest, was written by a
-    later version or holds no video, and where rows cannot be used: paths that leave the root, segments outside their
-    file, captions without a source, two rows of the same name.
+    root   folder that the paths are relative to, in place of the one that the file names
+
+    Raises FileNotFoundError where there is none. Raises ValueError where the file is damaged, is not a manifest, was
+    written by a later version or holds no video, and, with the row, where a column has another type or a value that
+    nothing can be made of.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give its manifest, such as {path / 'manifest.parquet'}")
@@ -220,18 +182,25 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         out = path.with_suffix(".parquet") if is_csv else path
         raise FileNotFoundError(f"no manifest at {path}; make one with: tgmae-data index FOLDER --out {out}")
+    remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+        table = read_table(path)
+    except DamagedFileError as error:
+        raise ValueError(f"{error}; {remake}") from error
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         if is_csv:
             remake = f"tgmae-data index FOLDER --csv {path} --out {path.with_suffix('.parquet')}"
             raise ValueError(
                 f"{path} is a CSV file, but a manifest is a Parquet file; make one with: {remake}"
             ) from error
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a Parquet file, or is damaged: {reason}; {remake}") from error
+    if twice := sorted({name for name in SCHEMA.names if table.column_names.count(name) > 1}):
+        raise ValueError(f"{path} has the columns {twice} twice; {remake}")
     metadata = table.schema.metadata or {}
-    remake = f"make it again with: tgmae-data index FOLDER --out {path} (and the --csv it was made with)"
-    found = metadata.get(FORMAT_KEY, b"1").decode()
+    found = _read_format(table, metadata)
     if not found.isdecimal() or not 1 <= int(found) <= FORMAT:
         raise ValueError(
             f"{path} has manifest format {found}, but this version of tgmae reads formats up to {FORMAT}; update "
@@ -244,40 +213,51 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} is not a tgmae manifest: columns {missing} are missing; {remake}")
     if not table.num_rows:
         raise ValueError(f"{path} lists no usable video; the report beside it says why each file was left out")
-    with_nulls = [name for name in expected if table.column(name).null_count]
-    if with_nulls:
-        raise ValueError(f"{path} has empty cells in the columns {with_nulls}; {remake}")
-    table = _upgrade(table, later)
-    root = metadata.get(ROOT_KEY, b".").decode()
-    manifest = Manifest(table.select(SCHEMA.names), (path.resolve().parent / root).resolve())
     try:
-        _check_rows(manifest)
+        table = _upgrade(cast_columns(table, expected), later)
+        check_rows(table)
+        if root is None:
+            root = path.resolve().parent / os.fsdecode(metadata.get(ROOT_KEY, b"."))
+        return Manifest(table, root.resolve(), int(found))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remake}") from error
-    return manifest
 
 
-def _check_rows(manifest: Manifest) -> None:
-    """Raise ValueError for rows that nothing can be made of, naming the first."""
-    for video_path in manifest.table.column("path").to_pylist():
-        check_relative(video_path)
-    import pyarrow.compute as pc
+def open_manifest(path: Path, root: Path | None = None, flag: str = "--root") -> Manifest:
+    """Read a manifest whose videos are about to be opened; `root` as in `read_manifest`.
 
-    start, end, count = (manifest.table.column(name) for name in ("start_frame", "end_frame", "num_frames"))
-    lengths = [pc.list_value_length(manifest.table.column(name)) for name in ("captions", "caption_sources")]
-    is_outside = pc.or_(pc.or_(pc.less(start, 0), pc.greater(end, count)), pc.less_equal(end, start))
-    for wrong, reason in (
-        (is_outside, "frames {start_frame} to {end_frame} are not a segment of a file of {num_frames} frames"),
-        (pc.not_equal(*lengths), "captions {captions} have sources {caption_sources}; expected one source each"),
-    ):
-        if (row := pc.index(wrong, True).as_py()) >= 0:
-            values = {name: manifest.table.column(name)[row].as_py() for name in SCHEMA.names}
-            raise ValueError(f"row {row}, {values['path']}: " + reason.format(**values))
-    _check_names(manifest.names())
+    flag   how the command calls `root`, for the message
+
+    Raises FileNotFoundError where their folder is not there, or does not hold any of some of them.
+    """
+    manifest = read_manifest(path, root)
+    places = range(0, len(manifest), max(1, len(manifest) // _LOOKED_FOR))
+    if not manifest.root.is_dir():
+        missing = f"the folder of the videos in {path} is not there: {manifest.root}"
+    elif not any(os.path.lexists(manifest.file(row)) for row in places):
+        missing = f"the videos in {path} are not there: {manifest.file(0)} and {len(places) - 1} others looked for"
+    else:
+        return manifest
+    raise FileNotFoundError(f"{missing}; say where they are now with {flag} FOLDER, or index them again")
+
+
+def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
+    """Return the format that a file states, or that its columns show where a program rewrote it without metadata.
+
+    An earlier format would give up what the later columns say of segments, streams and mirrored videos. So one of them
+    is enough, and the others are then missing.
+    """
+    if FORMAT_KEY in metadata:
+        return metadata[FORMAT_KEY].decode(errors="replace")
+    return str(
+        max([1, *(added for added, names in _ADDED_IN.items() if any(has_column(table, name) for name in names))])
+    )
 
 
 def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
     """Add the columns that an older format has not: whole files, captions from unknown sources, the first stream."""
+    if not later:
+        return table
     sources = [[""] * len(texts) for texts in table.column("captions").to_pylist()]
     values = {
         "start_frame": [0] * table.num_rows,
@@ -287,7 +267,5 @@ def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
         "mirrored": [False] * table.num_rows,
     }
     for name in later:
-        if name in table.column_names:  # a foreign column of that name
-            table = table.drop_columns([name])
         table = table.append_column(name, pa.array(values[name], SCHEMA.field(name).type))
-    return table
+    return table.select(SCHEMA.names)

@@ -19,8 +19,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.types import Video
-from dali_pipelines.video.decode import DecodeError, decode_frames
+from dali_pipelines.video.decode import decode_frames
 from dali_pipelines.video.geometry import orientation
+from dali_pipelines.video.opening import open_video
 from tgmae.data.coders import CODERS, CompactConfig
 
 _UNKNOWN_FPS = 25.0  # of a source that names no frame rate
@@ -69,15 +70,11 @@ def _as_rate(fps: float) -> Fraction:
 
 def _read_times(file: str, video: Video, fps: float) -> NDArray[np.float64]:
     """When each frame is shown, seconds: from the packets, or by counting where they do not say (AVI)."""
-    try:
-        with av.open(file) as container:
-            stream = container.streams.video[0]
-            stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            ordered = sorted({pts for pts in stamps if pts is not None})
-            if len(ordered) == video.num_frames and stream.time_base:
-                return np.array(ordered, np.float64) * float(stream.time_base)
-    except (av.FFmpegError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+    with open_video(file, video) as (container, stream):
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        ordered = sorted({pts for pts in stamps if pts is not None})
+        if len(ordered) == video.num_frames and stream.time_base:
+            return np.array(ordered, np.float64) * float(stream.time_base)
     return np.arange(video.num_frames) / fps
 
 
@@ -110,7 +107,7 @@ def transcode(file: str, video: Video, target: Path, config: CompactConfig) -> i
     quality = coder.quality if config.quality is None else config.quality
     options = {name: text.format(gop=config.gop, quality=quality) for name, text in coder.options.items()}
     # Bit-exact: Matroska would draw random numbers into the file.
-    with av.open(str(target), "w", format=coder.container, options={"fflags": "+bitexact"}) as container:
+    with av.open(f"file:{target}", "w", format=coder.container, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(coder.encoder, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height = compact_size(video, config)

@@ -182,11 +182,11 @@ def is_new(request: ClipRequest) -> NDArray[np.bool_]:
 def first_centre(video: Video) -> tuple[float, float]:
     """Return where the centre of a motion grid's first cell lies in the upright frame, x and y in pixels.
 
-    The codec's blocks start at the top left of the coded frame. Where that is turned, the cells that stick out at its
-    right and bottom end up at the left or top.
+    The codec's blocks start at the top left of the coded frame. Where that is turned or mirrored, the cells that stick
+    out at its right and bottom end up at the left or top.
     """
     over_x, over_y = (-video.width) % BLOCK, (-video.height) % BLOCK
-    x = over_x if video.rotation in (90, 180) else 0
+    x = over_x if (video.rotation in (90, 180)) != video.mirrored else 0
     y = over_y if video.rotation in (180, 270) else 0
     return BLOCK / 2 - x, BLOCK / 2 - y
 

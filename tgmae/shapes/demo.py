@@ -22,7 +22,7 @@ def provide_demo(manifest: Path) -> None:
         raise ValueError(
             f"{DEMO_MANIFEST} is missing; generate it before torchrun: tgmae-data shapes {DEMO_MANIFEST.parent}"
         )
-    from dali_pipelines.processes import count_cores
+    from dali_pipelines.workers.processes import count_cores
     from tgmae.shapes.scenes import make_shapes
 
     started = time.perf_counter()

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
+from dali_pipelines.workers.pool import Death, WorkersFailed, map_in_workers
 from tgmae.data.indexing import IndexResult, index_folder
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 160, 120, 25, 40
@@ -225,8 +225,12 @@ def make_shapes(
         raise ValueError(f"expected at least one clip and 1 or 2 objects, got {count} and {num_objects}")
     (out / "videos").mkdir(parents=True, exist_ok=True)
     work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects, camera=camera)
-    with make_pool(num_workers) as pool:
-        clips = list(tqdm(pool.map(work, range(count), chunksize=4), total=count, desc="drawing", unit="clip"))
+    found = map_in_workers(work, range(count), num_workers, lambda index: clip_path(index, codec))
+    clips = []
+    for _, objects in tqdm(found, total=count, desc="drawing", unit="clip"):
+        if isinstance(objects, Death):
+            raise WorkersFailed(f"{out}: {objects}")
+        clips.append(objects)
 
     with (out / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)

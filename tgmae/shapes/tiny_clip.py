@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from dali_pipelines.processes import make_pool
+from dali_pipelines.workers.processes import make_pool
 from engines.config import SHAPES_CLIP
 from engines.files import write_atomically
 from tgmae.shapes.tiny_clip_card import describe, write_readme

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.files import naming, write_atomically
+from engines.files import naming_errors, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,10 +47,10 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one report, made after optimiser step `step`."""
-        with naming(self._path):
+        with naming_errors(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        with naming(self._folder):
+        with naming_errors(self._folder):
             if self._make_board is not None and self._board is None:
                 self._board = self._make_board()
             if self._board is not None:
@@ -59,12 +59,12 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Flush the reports to disk, so that they survive a power cut."""
-        with naming(self._path):
+        with naming_errors(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with ExitStack() as stack:
-            stack.enter_context(naming(self._folder))
+            stack.enter_context(naming_errors(self._folder))
             if self._board is not None:
                 stack.callback(self._board.close)
             stack.callback(self._file.close)

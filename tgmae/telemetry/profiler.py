@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from engines.files import naming
+from engines.files import naming_errors
 
 WARM_UP = 10  # steps until compilation and autotuning are over and the queues have filled
 TRACE_FILE = "trace.json.gz"
@@ -75,7 +75,7 @@ class StepProfiler:
         trace, table = self.folder / TRACE_FILE, self.folder / TABLE_FILE
         order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         try:
-            with naming(self.folder):
+            with naming_errors(self.folder):
                 recorded.export_chrome_trace(str(trace))
                 table.write_text(recorded.key_averages().table(sort_by=order, row_limit=40))
         except OSError:  # half of them is no use

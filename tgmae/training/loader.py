@@ -81,7 +81,7 @@ class Loader:
             # The scorer's tensors were put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._lifetime = BatchLifetime(self._record_event)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
     def next_batch(self) -> TrainingBatch:
@@ -102,10 +102,19 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """Stop the thread and the pipeline's processes."""
+        """Stop the pipeline's processes and the thread, which may be waiting for them."""
+        self.pipeline.close()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._lifetime.close()
-        self.pipeline.close()
+
+    def _choose_device(self) -> None:
+        """Make this thread's device the loader's.
+
+        A new thread's device is GPU 0. `torch.cuda.stream` restores it at its end, which would open a context there, of
+        about 500 MiB, in every process.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _record_event(self) -> torch.cuda.Event:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

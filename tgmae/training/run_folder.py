@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from engines.files import naming
+from engines.files import naming_errors
 from tgmae.telemetry.metrics import METRICS_FILE
 from tgmae.training.checkpoint import free_name, newest_checkpoint
 from tgmae.training.parallel import World
@@ -86,7 +86,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _sign(descriptor: int, path: Path) -> None:
     """Write into the lock file who holds it."""
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    with naming(path):
+    with naming_errors(path):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(), 0)
 

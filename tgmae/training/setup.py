@@ -18,7 +18,7 @@ from engines.files import write_atomically
 from tgmae.captions.policy import require_captions
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
-from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.manifest import Manifest, open_manifest
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
@@ -98,7 +98,7 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     do about it.
     """
     # The videos. With text-guided masks every one of them needs a caption.
-    manifest = read_manifest(config.data.manifest).select_split(config.data.split)
+    manifest = open_manifest(config.data.manifest, config.data.root, "--data.root").select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm":
         manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from tests.support.videos import real_data_folder, write_numbered
 from tgmae.cli.data import main
 from tgmae.data.indexing import index_folder
-from tgmae.data.manifest import read_manifest
+from tgmae.data.manifest import read_manifest, write_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -101,10 +102,23 @@ def test_show_survives_a_missing_video(tgmae_data: Console, tmp_path: Path) -> N
         write_numbered(tmp_path / name)
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     (tmp_path / "a.mp4").unlink()
-    code, out, _ = tgmae_data("show", tmp_path / "manifest.parquet")
+    code, out, err = tgmae_data("show", tmp_path / "manifest.parquet")
     assert code == 0
     assert "2 videos below" in out
+    assert err.startswith("could not be read: a.mp4: ")
+    assert err.count("\n") == 1
     Image.open(tmp_path / "manifest.png").verify()
+
+
+def test_show_counts_videos_of_unknown_frame_rate(tgmae_data: Console, tmp_path: Path) -> None:
+    """Their length is not taken for nothing, and does not make the others' unknown."""
+    write_numbered(tmp_path / "a.mp4", num_frames=16)
+    out = tmp_path / "manifest.parquet"
+    index_folder(tmp_path, out, num_workers=1)
+    whole = read_manifest(out)[0]
+    hour = replace(whole, segment=None, num_frames=90_000)
+    write_manifest(out, [hour, replace(whole, path="b.mp4", fps=0.0)], tmp_path)
+    assert "1.00 h and 1 video of unknown frame rate; frames 16 to 90000" in tgmae_data("show", out)[1]
 
 
 def test_show_prints_labels_as_they_are(tgmae_data: Console, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,30 @@ def test_names_do_not_collide() -> None:
     assert (names["a.avi"], names["b.webm"]) == ("a.avi.mp4", "b.mp4")
 
 
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_the_longest_names(tmp_path: Path, codec: Any) -> None:
+    """Names of 255 bytes: the temporary file's and the result's must not be longer, and must not collide."""
+    root = tmp_path / "in"
+    names = [f"{'あ' * 83}x.mp4", "x" * 250 + "a.mp4", "x" * 250 + "b.mp4", "x" * 249 + ".mkv"]
+    whole = write_numbered(root / "plain.mkv", num_frames=8)
+    for name in names:
+        shutil.copy(whole, root / name)
+    whole.unlink()
+    manifest, config = index(root), replace(SMALL, codec=codec)
+    result = compact(manifest, tmp_path / "out", config, 1)
+    assert not result.excluded
+    made = [path for path in (tmp_path / "out").iterdir() if path.suffix in (".mp4", ".webm")]
+    assert len(made) == len(names)
+    assert all(len(path.name.encode()) <= 255 for path in made)
+    assert (
+        compact(read_manifest(root / "manifest.parquet"), tmp_path / "out", replace(SMALL, codec=codec), 1).num_reused
+        == 4
+    )
+    cut = name_results([make_video(path=name, segment=(3, 9)) for name in names], ".mp4")
+    assert len(set(cut.values())) == len(names)
+    assert all(len(name.encode()) <= 255 and name.endswith(".mp4") for name in cut.values())
+
+
 @pytest.fixture
 def few_shapes(shapes: Path, tmp_path: Path) -> Manifest:
     """Three shapes clips, in a folder with the boxes of all."""
@@ -161,7 +186,7 @@ def test_bad_sources_are_left_out(tmp_path: Path) -> None:
     assert set(reasons) == {"damaged.mp4", "gone.mp4", "replaced.mp4"}
     assert "Invalid data" in reasons["damaged.mp4"]
     assert "No such file" in reasons["gone.mp4"]
-    assert "index it again" in reasons["replaced.mp4"]
+    assert "changed since it was indexed" in reasons["replaced.mp4"]
     with result.report.open(newline="") as file:
         assert list(csv.reader(file)) == [["path", "reason"], *([e.path, e.reason] for e in result.excluded)]
     assert result.report == tmp_path / "out" / "manifest.parquet.excluded.csv"
@@ -422,8 +447,9 @@ def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path
         write_numbered(tmp_path / "in" / f"{number}.mp4", num_frames=8)
     index_folder(tmp_path / "in", tmp_path / "manifest.parquet", min_frames=1, num_workers=1)
     manifest = read_manifest(tmp_path / "manifest.parquet")
-    jobs = {
-        row: _Job(
+    jobs = [
+        _Job(
+            row=row,
             file=manifest.file(row),
             source=manifest[row],
             out=tmp_path / "out",
@@ -431,9 +457,9 @@ def test_a_video_that_crashes_its_process_is_left_out(num_workers: int, tmp_path
             config=CompactConfig(),
         )
         for row in range(6)
-    }
+    ]
     jobs[3] = replace(jobs[3], config=CrashingConfig())
     found = dict(_run_jobs(jobs, num_workers))
     assert sorted(found) == list(range(6))
-    assert found[3] == Excluded("3.mp4", "crashed the process that encoded it")
+    assert found[3] == Excluded("3.mp4", "the worker process that read it was killed by SIGKILL, 3 times")
     assert all((tmp_path / "out" / f"{row}.mp4").exists() for row in (0, 1, 2, 4, 5))

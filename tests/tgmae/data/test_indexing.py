@@ -18,11 +18,12 @@ from av.audio.frame import AudioFrame
 
 from dali_pipelines.types import Caption, Video
 from dali_pipelines.video.decode import DecodeError, decode_frames
-from tests.support.videos import draw_number, read_number, real_data_folder, write_numbered
+from tests.support.videos import draw_number, make_video, read_number, real_data_folder, write_numbered
+from tgmae.data.csv_list import list_csv
 from tgmae.data.indexing import index_folder
-from tgmae.data.listing import Entry, list_csv, list_folder
+from tgmae.data.listing import Entry, list_folder
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.data.probing import Excluded, probe
+from tgmae.data.probing import Excluded, describe_far_keyframes, probe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -134,6 +135,61 @@ def test_seeking_does_not_decode_what_lies_before(tmp_path: Path) -> None:
         list(decode_frames(str(file), video, [115], seek=False))
 
 
+WITHOUT_INDEX: dict[str, tuple[str, dict[str, str]]] = {
+    "h264.ts": ("libx264", {"g": "25", "bf": "3", "sc_threshold": "0"}),
+    "open.ts": (
+        "libx264",
+        {"x264-params": "open-gop=1:bframes=3:keyint=25:min-keyint=25:scenecut=0", "flags": "-cgop"},
+    ),
+    "hevc.ts": ("libx265", {"x265-params": "log-level=none:keyint=25:min-keyint=25:bframes=3:open-gop=1"}),
+    "mpeg2.ts": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg2.mpg": ("mpeg2video", {"g": "25", "bf": "2"}),
+    "mpeg1.mpg": ("mpeg1video", {"g": "25"}),
+    "h264.flv": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mpeg4.avi": ("mpeg4", {"g": "25"}),
+    "h264.avi": ("libx264", {"g": "25", "bf": "2", "sc_threshold": "0"}),
+    "mjpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_INDEX)
+def test_files_without_an_index(tmp_path: Path, name: str) -> None:
+    """Decoders jump to the keyframes that indexing met, except where time stamps do not tell frames apart."""
+    codec, options = WITHOUT_INDEX[name]
+    file = write_numbered(tmp_path / name, codec, num_frames=200, **options)  # type: ignore[arg-type]
+    video = probe_one(file)
+    assert isinstance(video, Video)
+    assert video.num_frames == 200
+    straight = {n: f.to_ndarray() for n, f in decode_frames(str(file), video, range(200), seek=False)}
+    for key in video.keyframes:
+        for number in range(max(key - 1, 0), min(key + 3, 200)):
+            [(_, frame)] = decode_frames(str(file), video, [number], seek=True)
+            np.testing.assert_array_equal(frame.to_ndarray(), straight[number], err_msg=f"frame {number}")
+    if name not in ("mpeg1.mpg", "h264.avi"):  # whose time stamps do not tell frames apart
+        gaps = np.diff([*video.keyframes, 200])
+        assert gaps.max() <= 27, video.keyframes
+        assert gaps[:-1].min() >= 12
+
+
+def test_videos_without_near_keyframes_are_named() -> None:
+    """Wherever the gap is: before the last keyframe, after it, or in a whole video of one."""
+    videos = [
+        make_video(path=name, num_frames=count, keyframes=keyframes, keyframe_pts=keyframes)
+        for name, count, keyframes in (
+            ("fine.mp4", 1800, (0, 600, 1200)), ("end.mp4", 1801, (0, 600, 1200)), ("short.mp4", 600, (0,)),
+            ("middle.mp4", 1300, (0, 601, 1200)), ("one.avi", 45000, (0,)), ("last.mp4", 10, (0, 9)),
+        )
+    ]  # fmt: skip
+    notice = describe_far_keyframes(Manifest.of(videos, Path()))
+    assert notice.startswith("3 videos can only be read from far ahead of a clip")
+    assert (
+        "more than 600 frames, as in end.mp4 (601 frames), middle.mp4 (601 frames), one.avi (45,000 frames)" in notice
+    )
+    assert notice.endswith("tgmae-data compact gives them keyframes")
+    assert describe_far_keyframes(Manifest.of([videos[0], videos[2]], Path())) == ""
+
+
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_rotation(folder: Path, coded: dict[str, Video], rotation: int) -> None:
     path = next(path for path in coded if path.startswith(f"turned/{rotation}."))
@@ -159,7 +215,7 @@ def test_labels_are_the_folders(tmp_path: Path) -> None:
     for path in ("walk/a.mp4", "walk/b.WEBM", "run/fast/c.mkv", "top.avi", "walk/notes.txt", "walk/a.mp4.part"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert list_folder(tmp_path, "train") == [
+    assert list_folder(tmp_path, "train").entries == [
         Entry("top.avi", "", (), "train"),
         Entry("run/fast/c.mkv", "fast", (), "train"),
         Entry("walk/a.mp4", "walk", (), "train"),
@@ -173,14 +229,14 @@ def csv_captions(*texts: str) -> tuple[Caption, ...]:
 
 def test_csv_with_captions_and_splits(tmp_path: Path) -> None:
     text = (
-        "\ufeffpath,label,split,caption,caption_fr,note\n"  # with the byte order mark that Excel writes
+        "\ufeffpath,label,split,caption,caption_2,note\n"  # with the byte order mark that Excel writes
         'a.mp4,walk,val,"one, with a comma",un,x\n'
         "dir\\b.mp4,run,,two,,x\n"
         "a.mp4,walk,val,three, ,x\n"
         "c.mp4,,test\n"
     )
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
-    assert list_csv(tmp_path / "list.csv", "train") == [
+    assert list_csv(tmp_path / "list.csv", tmp_path, "train").entries == [
         Entry("a.mp4", "walk", csv_captions("one, with a comma", "un", "three"), "val"),
         Entry("dir/b.mp4", "run", csv_captions("two"), "train"),
         Entry("c.mp4", "", (), "test"),
@@ -199,7 +255,7 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     """Spaces after commas are harmless; a comma too many, two labels for one path, another encoding are not."""
     listed = tmp_path / "list.csv"
     listed.write_text("Path, label, caption\n./a.mp4, walk, a man walks\n")
-    assert list_csv(listed, "train") == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
+    assert list_csv(listed, tmp_path, "train").entries == [Entry("a.mp4", "walk", csv_captions("a man walks"), "train")]
     for text, words in (
         ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
         ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),
@@ -208,16 +264,16 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     ):
         listed.write_text(text)
         with pytest.raises(ValueError, match=words):
-            list_csv(listed, "train")
+            list_csv(listed, tmp_path, "train")
     listed.write_bytes("path,caption\na.mp4,grün\n".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8"):
-        list_csv(listed, "train")
+        list_csv(listed, tmp_path, "train")
 
 
 def test_csv_without_a_path_column(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\na.mp4,walk\n")
     with pytest.raises(ValueError, match=r"column 'path', separated by commas; got \['file', 'label'\]"):
-        list_csv(tmp_path / "list.csv", "train")
+        list_csv(tmp_path / "list.csv", tmp_path, "train")
 
 
 def test_csv_reaches_the_manifest(tmp_path: Path) -> None:
@@ -487,8 +543,13 @@ def test_real_videos(tmp_path: Path) -> None:
         }
     assert len(videos) == 20
     assert set(videos) - set(listed) == {"decord/corrupted.mp4"}
+    # The list is of the first video stream, a smaller version of the default one, which ffmpeg takes.
+    nasa = videos["torchcodec/nasa_13013.mp4"]
+    assert (nasa.stream, nasa.num_frames, nasa.width, nasa.height) == (1, 390, 480, 270)
+    del listed["torchcodec/nasa_13013.mp4"]
     for path, row in listed.items():
         video = videos[path]
+        assert (video.stream, video.mirrored) == (0, False), path
         assert video.num_frames == int(row["frames"]), path
         coded = (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
         assert coded == (int(row["width"]), int(row["height"])), path

@@ -140,11 +140,12 @@ def test_aspect_changes_by_a_few_per_cent_at_most() -> None:
     assert 0.025 < worst <= 8 / 256
 
 
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_turned_videos_come_out_upright(tmp_path: Path, rotation: int) -> None:
-    source = write_numbered(tmp_path / "in" / "a.mp4", num_frames=14, rotation=rotation)
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_turned_videos_come_out_upright(tmp_path: Path, rotation: int, mirrored: bool) -> None:
+    source = write_numbered(tmp_path / "in" / "a.mp4", num_frames=14, rotation=rotation, mirrored=mirrored)
     file, video = compact_one(source, CompactConfig(short_side=96))
-    assert (video.rotation, video.width, video.height) == (0, 128, 96)
+    assert (video.rotation, video.mirrored, video.width, video.height) == (0, False, 128, 96)
     pictures = read_pictures(file, video)
     assert [read_number(picture) for picture in pictures] == list(range(14))
     expected = draw_number(5, 128, 96).astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox, Video
+from dali_pipelines.video.geometry import turn_upright
 from dali_pipelines.video.motion import BLOCK, UNIT
 from tests.dali_pipelines.test_motion import CASES, FRAMES, HEIGHT, SIDE, WIDTH, corner, write_moving
 from tests.support.videos import clip_batch, make_video
@@ -153,12 +155,12 @@ def test_points_lie_where_the_crop_is(rotation: int, flip: bool, tmp_path: Path)
 def test_turned_grids_and_cells_agree() -> None:
     """The cell of a pixel in the coded picture is the cell of that pixel in the upright one."""
     coded_width, coded_height = 150, 100
-    for rotation in (90, 180, 270):
+    for rotation, mirrored in itertools.product((0, 90, 180, 270), (False, True)):
         upright = (coded_height, coded_width) if rotation % 180 else (coded_width, coded_height)
-        video = make_video(width=upright[0], height=upright[1], rotation=rotation)
+        video = make_video(width=upright[0], height=upright[1], rotation=rotation, mirrored=mirrored)
         pixels = np.arange(coded_width * coded_height).reshape(coded_height, coded_width)
         cells = np.arange(-(-coded_height // BLOCK) * -(-coded_width // BLOCK)).reshape(-(-coded_height // BLOCK), -1)
-        turned_pixels, turned_cells = (np.rot90(x, -rotation // 90) for x in (pixels, cells))
+        turned_pixels, turned_cells = (turn_upright(x, video) for x in (pixels, cells))
         x0, y0 = first_centre(video)
         for y, x in ((0, 0), (37, 61), (upright[1] - 1, upright[0] - 1), (5, upright[0] - 3)):
             cell = turned_cells[round((y + 0.5 - y0) / BLOCK), round((x + 0.5 - x0) / BLOCK)]

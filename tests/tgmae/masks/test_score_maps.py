@@ -31,7 +31,7 @@ from engines.clip_model import SHAPES_CLIP, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.engine import Engine
 from engines.patch_similarity import make_patch_similarity
-from tests.support.videos import clip_batch, make_video, write_numbered
+from tests.support.videos import clip_batch, make_video, stamp, write_numbered
 from tests.tgmae.masks.test_text_scorer import score_naively
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
@@ -507,6 +507,7 @@ def test_a_video_that_breaks_half_way_keeps_the_maps_before(tmp_path: Path, cach
     videos = with_captions(read_manifest(tmp_path / "manifest.parquet"), [["a white square"]])
     whole = build(videos, tmp_path / "whole", cache_dir)
     os.truncate(tmp_path / "a.mkv", (tmp_path / "a.mkv").stat().st_size * 6 // 10)
+    videos = Manifest.of([stamp(videos[0], tmp_path / "a.mkv")], tmp_path)  # broken when it was indexed already
     broken = build(videos, tmp_path / "broken", cache_dir)
     assert (whole.num_videos, broken.num_videos, broken.skipped) == (1, 1, [])
     before, after = (MapFolder(tmp_path / name, COMMAND).read("a.mkv") for name in ("whole", "broken"))

@@ -29,8 +29,8 @@ CLIP_FLAGS = (
 )  # fmt: skip
 # What decides which clips are cut from the videos.
 SAMPLING_FLAGS = (
-    "device", "seed", "data.split", "data.sampling", "data.stride", "data.crop-scales", "data.flip", "data.captions",
-    "model.image-size", "model.num-frames", "model.patch-size", "model.tubelet-size",
+    "device", "seed", "data.root", "data.split", "data.sampling", "data.stride", "data.crop-scales", "data.flip",
+    "data.captions", "model.image-size", "model.num-frames", "model.patch-size", "model.tubelet-size",
 )  # fmt: skip
 
 
@@ -85,10 +85,12 @@ class ClipCommand(Command):
         with_text  use text-guided masks: every video then has a caption, and a note about that is printed
         """
         from tgmae.captions.policy import require_captions
-        from tgmae.data.manifest import read_manifest
+        from tgmae.data.manifest import open_manifest
 
         config = dataclasses.replace(self.input, data=dataclasses.replace(self.input.data, manifest=self.manifest))
-        manifest = read_manifest(self.manifest).select_split(config.data.split if split is None else split)
+        manifest = open_manifest(self.manifest, config.data.root, "--data.root").select_split(
+            config.data.split if split is None else split
+        )
         if with_text:
             config = dataclasses.replace(config, mask=dataclasses.replace(config.mask, kind="tgm"))
             manifest, note = require_captions(manifest, config.mask.no_caption, self.WITHOUT_TEXT)

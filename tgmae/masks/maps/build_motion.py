@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipelines.processes import map_in_workers
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.motion import read_motion
+from dali_pipelines.workers.pool import Death, map_in_workers
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.store import digest_videos
 from tgmae.masks.maps.writer import BuildResult, write_maps
@@ -27,7 +27,8 @@ def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0
     """
 
     def compute(rows: list[int]) -> Iterator[NDArray[np.int8] | str]:
-        return map_in_workers(partial(_read, manifest), rows, num_workers)
+        for _, motion in map_in_workers(partial(_read, manifest), rows, num_workers, lambda row: manifest[row].name):
+            yield str(motion) if isinstance(motion, Death) else motion
 
     return write_maps(manifest, digest_videos(manifest), out, MOTION_KEY, COMMAND, compute, share, shares)
 

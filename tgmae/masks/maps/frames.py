@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipelines.processes import map_in_workers
 from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError, decode_whole_frames
+from dali_pipelines.workers.pool import Death, map_in_workers
 from tgmae.data.manifest import Manifest
 
 
@@ -30,7 +30,9 @@ def decode_in_workers(
 
     Each item is uint8 [F, Y·patch, X·patch, 3], or the reason why the video could not be read.
     """
-    return map_in_workers(partial(_decode, manifest, cells, patch_size, every), rows, num_workers)
+    work = partial(_decode, manifest, cells, patch_size, every)
+    for _, frames in map_in_workers(work, rows, num_workers, lambda row: manifest[row].name):
+        yield str(frames) if isinstance(frames, Death) else frames
 
 
 def _decode(manifest: Manifest, cells: int, patch_size: int, every: int, row: int) -> NDArray[np.uint8] | str:

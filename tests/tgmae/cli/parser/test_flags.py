@@ -30,7 +30,7 @@ COMMANDS: dict[str, type[Any]] = {
 }
 CLIP = "clip.model clip.weights clip.engine clip.precision clip.batch clip.cache-dir"
 SAMPLING = (
-    "device seed data.split data.sampling data.stride data.crop-scales data.flip data.captions "
+    "data.root device seed data.split data.sampling data.stride data.crop-scales data.flip data.captions "
     "model.image-size model.num-frames model.patch-size model.tubelet-size"
 )
 TOWER = (
@@ -39,11 +39,11 @@ TOWER = (
 FLAGS = {
     "tgmae-data shapes": "out count codec objects camera seed workers",
     "tgmae-data index": "folder out csv split min-frames decode-all workers",
-    "tgmae-data show": "manifest out count seed",
-    "tgmae-data scores": "manifest preset out every workers device data.split model.image-size model.patch-size "
-    f"mask.scorer mask.dense mask.student mask.no-caption {CLIP}",
-    "tgmae-data motion": "manifest out split workers",
-    "tgmae-data compact": "manifest out workers short-side grow align codec fps stride gop quality",
+    "tgmae-data show": "manifest out root count seed",
+    "tgmae-data scores": "manifest preset out every workers device data.root data.split model.image-size "
+    f"model.patch-size mask.scorer mask.dense mask.student mask.no-caption {CLIP}",
+    "tgmae-data motion": "manifest out root split workers",
+    "tgmae-data compact": "manifest out root workers short-side grow align codec fps stride gop quality",
     "tgmae-engine export": f"{TOWER} out opset",
     "tgmae-engine build": f"{TOWER} clip.batch out target",
     "tgmae-engine check": f"{TOWER} clip.batch clip.cuda-graph manifest frames min-cosine device seed",

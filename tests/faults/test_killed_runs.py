@@ -1,0 +1,68 @@
+"""A run that is killed again and again, at random moments, ends with the weights of one that was not.
+
+TGMAE_FAULTS=all .venv/bin/python -m pytest tests/faults/test_killed_runs.py -s    # 50 kills
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tgmae.test_train import state, tiny
+from tgmae.config.run import TrainConfig
+from tgmae.telemetry.metrics import read_metrics
+from tgmae.train import train
+
+STEPS = 60
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_bit_identically(
+    shapes: Path, tmp_path: Path, repetitions: Callable[[int, int], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kills, choose = repetitions(3, 50), random.Random(0)
+    config = tiny(shapes, tmp_path / "whole", epochs=1000, max_steps=STEPS)
+    config = replace(config, log=replace(config.log, checkpoint_every=5, picture_every=10**6))
+    # The processes are forked from one that has torch already, so that a kill takes a second and not ten.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tgmae.train", "tests.tgmae.test_train"])
+    whole = context.Process(target=_train, args=(config,))
+    whole.start()
+    whole.join()
+    expected = state(config.run_dir)
+    killed, runs = 0, 0
+    while killed < kills:
+        run = replace(config, run_dir=tmp_path / f"killed_{runs}")
+        runs += 1
+        for _ in range(200):
+            process = context.Process(target=_train, args=(run,))
+            process.start()
+            # From before the run's first file to after its last.
+            process.join(choose.uniform(0, 2) if killed < kills else None)
+            if process.exitcode is None:
+                time.sleep(choose.uniform(0, 0.01))
+                process.kill()
+                process.join()
+                killed += 1
+            elif process.exitcode == 0:
+                break
+        found = state(run.run_dir)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert [line["step"] for line in read_metrics(run.run_dir)] == list(range(1, STEPS + 1))
+        assert (run.run_dir / "hf" / "model.safetensors").exists()
+        assert (run.run_dir / "loss.png").exists()
+    with capfd.disabled():
+        print(f"\n{killed} kills −9 over {runs} runs of {STEPS} steps: all ended with the weights of one without kills")
+
+
+def _train(config: TrainConfig) -> None:
+    torch.set_num_threads(1)
+    train(config)

@@ -1,0 +1,64 @@
+"""Decode workers killed at random moments cost a run nothing: every step is done, and the weights are the same.
+
+TGMAE_FAULTS=all .venv/bin/python -m pytest tests/faults/test_killed_workers.py -s    # 50 kills in 2,000 steps
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tgmae.test_train import state, tiny
+from tgmae.telemetry.metrics import read_metrics
+from tgmae.train import train
+
+
+def kill_workers(count: int, has_ended: threading.Event, killed: list[int]) -> None:
+    """Kill a random worker `count` times, at random moments of up to two seconds after it has appeared."""
+    choose = random.Random(0)
+    while len(killed) < count and not has_ended.wait(choose.uniform(0.2, 2)):
+        workers = [process.pid for process in multiprocessing.active_children() if process.pid not in killed]
+        if workers and (pid := choose.choice(workers)) is not None:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+
+@pytest.mark.slow
+def test_killed_workers_change_nothing(
+    shapes: Path, tmp_path: Path, repetitions: Callable[[int, int], int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kills, steps = repetitions(3, 50), repetitions(120, 2000)
+    config = tiny(shapes, tmp_path / "undisturbed", pipeline="dali", epochs=2000, max_steps=steps)
+    config = replace(
+        config,
+        data=replace(config.data, num_workers=2),
+        log=replace(config.log, checkpoint_every=10**6, picture_every=10**6),
+    )
+    train(config)
+    has_ended, killed = threading.Event(), list[int]()
+    killer = threading.Thread(target=kill_workers, args=(kills, has_ended, killed))
+    killer.start()
+    try:
+        while len(killed) < kills:  # a fast machine repeats the run until all kills have happened
+            result = train(replace(config, run_dir=tmp_path / "disturbed", resume="never"))
+            assert result.step == steps
+    finally:
+        has_ended.set()
+        killer.join()
+    expected, found = state(tmp_path / "undisturbed"), state(tmp_path / "disturbed")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [line["step"] for line in read_metrics(tmp_path / "disturbed")] == list(range(1, steps + 1))
+    assert all(line["skipped_videos"] == 0 for line in read_metrics(tmp_path / "disturbed"))
+    assert capfd.readouterr().err.count("was killed by SIGKILL while it had") >= kills / 2
+    with capfd.disabled():
+        print(f"\n{kills} kills of workers: {steps} of {steps} steps done, weights and optimiser state bit-identical")
