@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from dali_pipelines.workers.serving import TASK, Inbox, SharedMemory, serve
+from dali_pipelines.workers.serving import TASK, Inbox, SharedMemory, holding_signals, serve
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,7 +149,8 @@ class WorkerPool(Generic[Result]):
         for place in range(self._num_workers):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=serve, args=(place, self._memory, self._queue, writer), daemon=True)
-            process.start()
+            with holding_signals():
+                process.start()
             writer.close()  # a dead worker then leaves a pipe with an end
             self._workers.append(_Worker(place, process, Inbox(reader)))
         # Also runs before Python joins its daemons at exit, which would wait for processes that ignore SIGTERM.

@@ -8,6 +8,8 @@ import pickle
 import signal
 import struct
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import reduction, util
 from typing import Any
 
@@ -17,6 +19,19 @@ from dali_pipelines.workers.processes import end_with_parent
 
 TASK, _LENGTH = struct.Struct("<q"), struct.Struct("<Q")
 _IGNORED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1  # sent to a whole job: the parent decides
+
+
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Inside the block, signals to a whole job wait. Processes that it starts never get them.
+
+    A worker ignores them only once it has imported everything, and Ctrl-C before that would leave a traceback.
+    """
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 class SharedMemory:
