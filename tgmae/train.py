@@ -15,7 +15,7 @@ from tgmae.model.huggingface import export_hf, read_step
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training import parallel
-from tgmae.training.loader import InputError, TrainingBatch
+from tgmae.training.loader import InputError, InputStalled, TrainingBatch
 from tgmae.training.process import StopRequest, manual_garbage_collection, stop_requests
 from tgmae.training.run_folder import hold_run_folder
 from tgmae.training.run_log import describe_skipped
@@ -65,7 +65,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 requests: list[ClipRequest] = []
                 for micro in range(steps.accumulation):
                     with named_range("wait"):
-                        batch = loader.next_batch()
+                        batch = loader.next_batch(lambda: stop.requested)
                     loss, prediction = run.step.add_gradients(
                         batch.clips.frames, batch.masks, is_last=micro == steps.accumulation - 1
                     )
@@ -101,6 +101,11 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                     world.say(f"\nstopped by {name} after step {step}; the same command resumes from there")
                     break
             run.save(step)
+    except InputStalled:
+        run.save(step)
+        stopping = stop.number
+        name = signal.Signals(stopping).name
+        world.say(f"\nstopped by {name} after step {step}, as no input came; the same command resumes from there")
     except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
         run.save(step)
         raise

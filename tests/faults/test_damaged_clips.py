@@ -20,8 +20,8 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import ClipPipeline, ClipRequest
 from tests.support.damage import damage
 from tests.support.requests import request
+from tests.support.runs import tiny
 from tests.support.videos import write_numbered
-from tests.tgmae.test_train import tiny
 from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.train import train

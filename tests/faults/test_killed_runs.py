@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tgmae.test_train import state, tiny
+from tests.support.runs import state, tiny
 from tgmae.config.run import TrainConfig
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
@@ -32,7 +32,7 @@ def test_killed_runs_resume_bit_identically(
     config = replace(config, log=replace(config.log, checkpoint_every=5, picture_every=10**6))
     # The processes are forked from one that has torch already, so that a kill takes a second and not ten.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tgmae.train", "tests.tgmae.test_train"])
+    context.set_forkserver_preload(["tgmae.train", "tests.support.runs"])
     whole = context.Process(target=_train, args=(config,))
     whole.start()
     whole.join()

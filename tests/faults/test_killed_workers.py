@@ -9,7 +9,9 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tgmae.test_train import state, tiny
+from tests.support.runs import REPOSITORY, command, state, tiny, wait_for_step
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
 
@@ -62,3 +64,38 @@ def test_killed_workers_change_nothing(
     assert capfd.readouterr().err.count("was killed by SIGKILL while it had") >= kills / 2
     with capfd.disabled():
         print(f"\n{kills} kills of workers: {steps} of {steps} steps done, weights and optimiser state bit-identical")
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_are_stopped_can_be_stopped(shapes: Path, tmp_path: Path) -> None:
+    """As where a network file never comes: SIGTERM saves what there is, though no batch comes any more."""
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(shapes, run_dir, "--max-steps", "100000", "--epochs", "100000", "--log.no-progress"),
+        cwd=REPOSITORY, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_for_step(run_dir, 3, process)
+        workers = find_workers(process.pid)
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        time.sleep(2)  # the batches that are there are used up
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert time.monotonic() - started < 60
+    assert "stopped by SIGTERM after step" in said
+    assert "as no input came; the same command resumes from there" in said
+    assert int(state(run_dir)["step"]) >= 3
+
+
+def find_workers(pid: int) -> list[int]:
+    """Return the decode workers that any thread of a process has started."""
+    lists = [thread / "children" for thread in Path(f"/proc/{pid}/task").iterdir()]
+    children = [int(child) for children in lists for child in children.read_text().split()]
+    return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]

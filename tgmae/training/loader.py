@@ -9,7 +9,8 @@ Dimensions: B clips, E text embedding.
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -30,9 +31,15 @@ from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.batch_lifetime import BatchLifetime
 
+_STOPPING_S = 10  # seconds that a run which was asked to stop waits for a batch
+
 
 class InputError(ValueError):
     """The next batch cannot be made. The message says why and what to do about it."""
+
+
+class InputStalled(InputError):
+    """The next batch does not come, and the run was asked to stop."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,9 +91,18 @@ class Loader:
         self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
-    def next_batch(self) -> TrainingBatch:
-        """Return the next batch, and start on the one after it. Raises InputError where it cannot be made."""
+    def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
+        """Return the next batch, and start on the one after it.
+
+        Raises InputError where it cannot be made, and InputStalled where it does not come although `is_stopping` has
+        been true for ten seconds.
+        """
         started = time.perf_counter()
+        patience = _STOPPING_S
+        while not wait([self._next], timeout=1).done:
+            patience -= is_stopping()
+            if patience <= 0:
+                raise InputStalled("the next batch does not come")
         try:
             batch = self._next.result()
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{prog}: interrupted; run the same command again to continue")
+        print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def exit_for_usage(prog: str, error: UsageError) -> None:
