@@ -209,6 +209,9 @@ class _LentPipeline:
     def __init__(self, pipeline: ClipPipeline) -> None:
         self.next_batch, self.describe = pipeline.next_batch, pipeline.describe
 
+    def interrupt(self) -> None:
+        """Do nothing: the loader's thread ends with the batch that it makes."""
+
     def close(self) -> None:
         """Do nothing: `Bench.close` closes the pipeline."""
 

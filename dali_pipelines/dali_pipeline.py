@@ -136,9 +136,16 @@ class DaliPipeline:
         """Say where videos are decoded, and why not all of them go to NVDEC."""
         return f"dali, {describe_decoding(self.placement, self.spec.videos, self.span)}"
 
-    def close(self) -> None:
-        """End all worker processes. A `next_batch` in another thread raises ValueError."""
+    def interrupt(self) -> None:
+        """End all worker processes, for which a `next_batch` may be waiting."""
         self.feed.close()
+
+    def close(self) -> None:
+        """End all worker processes, and free the graphs."""
+        self.feed.close()
+        self._release_copied()
+        for pipeline in self.turns:
+            pipeline.pipe = None
 
 
 def describe_decoding(placement: Placement, videos: VideoTable, span: int) -> str:

@@ -55,6 +55,9 @@ class PyavPipeline:
         """Say where videos are decoded."""
         return "pyav, decoding on the CPU"
 
+    def interrupt(self) -> None:
+        """Do nothing: reading gives up by itself where nothing comes."""
+
     def close(self) -> None:
         """Do nothing: no file is kept open."""
 

@@ -16,6 +16,7 @@ from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training import parallel
 from tgmae.training.loader import InputError, InputStalled, TrainingBatch
+from tgmae.training.parallel import World
 from tgmae.training.process import StopRequest, manual_garbage_collection, stop_requests
 from tgmae.training.run_folder import hold_run_folder
 from tgmae.training.run_log import describe_skipped
@@ -37,12 +38,15 @@ def train(config: TrainConfig) -> TrainResult:
     Raises ValueError, FileNotFoundError or OSError, which say what to do about it. Checkpoints stay whole whatever
     happens.
     """
-    world = parallel.start(config.device)
+    with parallel.join(config.device) as world:
+        return _train(config, world)
+
+
+def _train(config: TrainConfig, world: World) -> TrainResult:
     with hold_run_folder(config.run_dir, world), world.noticing_losses():
         run = set_up(config, world)
         if isinstance(run, Finished):
             _complete(config, run, world.is_main)
-            world.close()
             return TrainResult(run.steps.first, run.steps.total, math.nan, config.run_dir)
         with stop_requests() as stop:
             step, num_skipped, stopped_by = _take_steps(config, run, stop)
@@ -120,7 +124,6 @@ def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
     if world.is_main:
         _write_results(config.run_dir, run.model, step)
     world.wait()
-    world.close()
     if run.profiler.note:
         world.say(run.profiler.note)
     world.say(run.log.summarise(step, run.steps.total, num_skipped, run.loader))

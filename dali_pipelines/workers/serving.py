@@ -56,7 +56,10 @@ class SharedMemory:
 
     @classmethod
     def allocate(cls, num_workers: int, work: bytes, room_bytes: int) -> SharedMemory:
-        memory = cls(os.memfd_create("tgmae"), num_workers, len(work), room_bytes)
+        try:
+            memory = cls(os.memfd_create("tgmae"), num_workers, len(work), room_bytes)
+        except OSError as error:  # such as a limit on the size of files (ulimit -f), which counts here too
+            raise OSError(error.errno, error.strerror, "memory that worker processes share") from error
         memory.work[:] = work
         util.Finalize(memory, os.close, args=(memory.fd,))
         return memory

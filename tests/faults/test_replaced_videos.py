@@ -138,8 +138,8 @@ def test_maps_skip_them(indexed: Manifest, tmp_path: Path) -> None:
     assert set(h264) - named.keys() == set(h264) & set(last(indexed))
     assert all("indexed" in named[row] for row in h264 if row in named)
     frames = list(decode_in_workers(indexed, list(range(len(indexed))), 6, 16, 4, 2))
-    assert [row for row, found in enumerate(frames) if not isinstance(found, str)] == last(indexed)
-    assert all("indexed" in found for found in frames if isinstance(found, str))
+    assert [row for row, (found, _) in enumerate(frames) if found is not None] == last(indexed)
+    assert all("indexed" in reason for found, reason in frames if found is None)
 
 
 @pytest.mark.slow

@@ -45,19 +45,18 @@ class Scores(ClipCommand):
 
     def run(self) -> None:
         from tgmae.masks.maps.build_scores import build_scores
-        from tgmae.training import parallel as distributed
+        from tgmae.training import parallel
 
         if self.every < 1:
             raise ValueError(f"--every must be at least 1, got {self.every}")
         config, manifest = self.read()
         out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
-        world = distributed.start(config.device)
-        result = build_scores(
-            manifest, out, config.clip, config.mask.tower(), cells=config.model.image_size // config.model.patch_size,
-            patch_size=config.model.patch_size, every=self.every, device=world.device, num_workers=self.workers,
-            share=world.rank, shares=world.size,
-        )  # fmt: skip
-        world.close()
+        cells = config.model.image_size // config.model.patch_size
+        with parallel.join(config.device) as world:
+            result = build_scores(
+                manifest, out, config.clip, config.mask.tower(), cells=cells, patch_size=config.model.patch_size,
+                every=self.every, device=world.device, num_workers=self.workers, share=world.rank, shares=world.size,
+            )  # fmt: skip
         _report(result, out, world, f"--mask.scorer cached --mask.scores {out}")
 
 
@@ -85,15 +84,14 @@ class Motion(Command):
         from dali_pipelines.video.motion import CODECS
         from tgmae.data.manifest import count_videos, open_manifest
         from tgmae.masks.maps.build_motion import build_motion
-        from tgmae.training import parallel as distributed
+        from tgmae.training import parallel
 
         if self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
         manifest = open_manifest(self.manifest, self.root).select_split(self.split)
         out = self.out or self.manifest.parent / "motion"
-        world = distributed.start("cpu")
-        result = build_motion(manifest, out, self.workers, world.rank, world.size)
-        world.close()
+        with parallel.join("cpu") as world:
+            result = build_motion(manifest, out, self.workers, world.rank, world.size)
         silent = Counter(codec for video in result.skipped if (codec := manifest[video.row].codec) not in CODECS)
         broken = [video for video in result.skipped if manifest[video.row].codec in CODECS]
         _report(replace(result, skipped=broken), out, world, "" if silent else f"--mask.kind mgm --mask.motion {out}")

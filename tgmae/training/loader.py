@@ -119,9 +119,10 @@ class Loader:
 
     def close(self) -> None:
         """Stop the pipeline's processes and the thread, which may be waiting for them."""
-        self.pipeline.close()
+        self.pipeline.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._lifetime.close()
+        self.pipeline.close()
 
     def _choose_device(self) -> None:
         """Make this thread's device the loader's.

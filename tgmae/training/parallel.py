@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,6 +20,9 @@ class World:
     rank: int
     size: int
     device: torch.device
+    # What was sent last. Gloo's thread may still hold it, and freeing it there alone takes Python's lock, which aborts
+    # a process that is just ending.
+    _sent: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
@@ -33,6 +37,7 @@ class World:
         """Return the mean over all processes. Every process must call it."""
         total = torch.tensor(value, dtype=torch.float64)  # on the CPU, so that no GPU has to wait
         if self.size > 1:
+            self._keep(total)
             dist.all_reduce(total)
         return float(total) / self.size
 
@@ -40,6 +45,7 @@ class World:
         """Return the largest of each value over all processes. Every process must call it."""
         largest = torch.tensor(values, dtype=torch.int64)
         if self.size > 1:
+            self._keep(largest)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return tuple(largest.tolist())
 
@@ -68,18 +74,27 @@ class World:
                 ) from error
             raise
 
-    def close(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
+    def _keep(self, tensor: torch.Tensor) -> None:
+        self._sent[:] = [*self._sent[-7:], tensor]
 
 
-def start(device: Literal["auto", "cuda", "cpu"]) -> World:
-    """Join the process group that torchrun announces, or run alone. Raises ValueError where CUDA is missing."""
+@contextmanager
+def join(device: Literal["auto", "cuda", "cpu"]) -> Iterator[World]:
+    """Belong to the process group that torchrun announces, or run alone. Raises ValueError where CUDA is missing."""
     chosen = choose_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    return World(rank=int(os.environ.get("RANK", "0")), size=size, device=chosen)
+    world = World(rank=int(os.environ.get("RANK", "0")), size=size, device=chosen)
+    try:
+        yield world
+    except BaseException:
+        if size > 1 and chosen.type == "cpu":  # NCCL would wait for processes that may be gone
+            dist.destroy_process_group()
+        raise
+    if size > 1:
+        gc.collect()  # DistributedDataParallel holds the group
+        dist.destroy_process_group()
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:
