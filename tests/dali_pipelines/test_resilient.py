@@ -76,6 +76,33 @@ def test_totals_are_divided(mixed: Manifest) -> None:
     assert not set(multiprocessing.active_children()) & started
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error in GPU operator encountered:\nCUDA allocation failed\nCan't allocate 268435456 bytes on device 0.",
+        "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory",
+    ],
+)
+def test_running_out_of_memory_is_no_fault_of_the_files(
+    mixed: Manifest, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """No GPU is here to run out of it, so DALI's words stand for it."""
+    pipeline = make(mixed)
+
+    def fail(_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(pipeline.turns[0], "_take", fail)
+    try:
+        with pytest.raises(
+            ValueError, match=r"DALI ran out of memory: .*lower --device-batch-size, or fewer --data"
+        ):
+            pipeline.next_batch()
+        assert not pipeline.feed.distrusted
+    finally:
+        pipeline.close()
+
+
 class Cycle:
     """Batches that come again and again; picklable for the worker processes."""
 
