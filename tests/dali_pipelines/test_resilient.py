@@ -94,9 +94,7 @@ def test_running_out_of_memory_is_no_fault_of_the_files(
 
     monkeypatch.setattr(pipeline.turns[0], "_take", fail)
     try:
-        with pytest.raises(
-            ValueError, match=r"DALI ran out of memory: .*lower --device-batch-size, or fewer --data"
-        ):
+        with pytest.raises(ValueError, match=r"DALI ran out of memory: .*lower --device-batch-size, or fewer --data"):
             pipeline.next_batch()
         assert not pipeline.feed.distrusted
     finally:

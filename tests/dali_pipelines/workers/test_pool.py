@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -172,3 +174,25 @@ def _write_slowly(file: Path) -> None:
         stream.flush()
         time.sleep(0.5)
         stream.write("ole")
+
+
+def test_no_room_in_dev_shm_is_needed(tmp_path: Path) -> None:
+    """A container has 64 MiB of it, or less."""
+    script = tmp_path / "fill.py"
+    script.write_text(
+        "from dali_pipelines.workers.pool import WorkerPool\n"
+        "from tests.dali_pipelines.workers.test_pool import double\n"
+        "if __name__ == '__main__':\n"
+        "    pool = WorkerPool(double, 1, str, room_bytes=1 << 23)\n"
+        "    pool.submit((1 << 23) - 1)\n"
+        "    print(pool.take()[1], pool.room[-1])\n"
+        "    pool.close()\n"
+    )
+    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small /dev/shm here")
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount} && {sys.executable} {script}"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}, check=False,
+    )  # fmt: skip
+    assert done.stdout == f"{(1 << 24) - 2} {((1 << 23) - 1) % 251}\n", done.stderr
