@@ -120,7 +120,8 @@ def _fields(
             raise DecodeError(f"frame {number} is corrupt")
         check_format(number, frame, video)
         is_b = frame.pict_type == PictureType.B
-        past, future = number - last_reference, 1
+        # A damaged file may begin with a frame that refers to earlier ones.
+        past, future = max(number - last_reference, 1), 1
         if frame.pts in order:
             past, future = (_distance(places, order[frame.pts], step) for step in (-1, 1))
         sides: list[object] = list(frame.side_data)  # PyAV's stubs call them strings

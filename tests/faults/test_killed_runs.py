@@ -45,7 +45,7 @@ def test_killed_runs_resume_bit_identically(
             process = context.Process(target=_train, args=(run,))
             process.start()
             # From before the run's first file to after its last.
-            process.join(choose.uniform(0, 2) if killed < kills else None)
+            process.join(choose.uniform(0, 5) if killed < kills else None)
             if process.exitcode is None:
                 time.sleep(choose.uniform(0, 0.01))
                 process.kill()
