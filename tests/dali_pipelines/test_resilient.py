@@ -54,12 +54,11 @@ def take(pipeline: DaliPipeline, count: int) -> list[ClipBatch]:
 def test_any_number_of_pipelines_gives_the_same_batches(mixed: Manifest, repeat: int) -> None:
     """From the start and resumed at a batch that another pipeline's turn would have been."""
     truth = take(make(mixed, repeat=repeat), 6)
-    for pipelines in (2, 3):
-        for first in (0, 1):
-            found = take(make(mixed, first, repeat=repeat, pipelines=pipelines), 5)
-            for batch, wanted in zip(found, truth[first:], strict=first == 1):
-                assert batch.requests == wanted.requests
-                assert torch.equal(batch.frames, wanted.frames)
+    for pipelines, first in ((2, 0), (3, 1)):
+        found = take(make(mixed, first, repeat=repeat, pipelines=pipelines), 5)
+        for batch, wanted in zip(found, truth[first:], strict=first == 1):
+            assert batch.requests == wanted.requests
+            assert torch.equal(batch.frames, wanted.frames)
 
 
 def test_totals_are_divided(mixed: Manifest) -> None:

@@ -47,7 +47,7 @@ def kill_workers(count: int, run_dir: Path, has_ended: threading.Event, killed: 
 def test_killed_workers_change_nothing(
     shapes: Path, tmp_path: Path, repetitions: Callable[[int, int], int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    kills, steps = repetitions(3, 50), repetitions(120, 2000)
+    kills, steps = repetitions(2, 50), repetitions(80, 2000)
     config = tiny(shapes, tmp_path / "undisturbed", pipeline="dali", epochs=2000, max_steps=steps)
     config = replace(
         config,
