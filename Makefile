@@ -62,7 +62,7 @@ tiny-clip: $(SETUP)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tgmae needs Python 3.11 or later; python3 is " + sys.version.split()[0])'
-	@python3 -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu run 'apt-get install python3-venv' first"; exit 1; }
+	@python3 -m venv $(VENV) || { echo "could not make $(VENV); where python3-venv is missing (Debian, Ubuntu), run 'apt-get install python3-venv' first"; exit 1; }
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

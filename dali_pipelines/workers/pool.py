@@ -197,7 +197,7 @@ class WorkerPool(Generic[Result]):
                 self._results.append((task, Death(how[worker.place])))
                 said += f", for the {_DEATHS_PER_TASK}rd time; skipping that"
             else:
-                said += "; starting new ones and repeating what had no result"
+                said += "; restarting the workers and repeating what was not finished"
             tqdm.write(f"{said}.{_advise(worker)}", file=sys.stderr)
         self._start()
 

@@ -353,7 +353,7 @@ class TestBadInput:
     def test_another_function_of_the_same_shape(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
-        with pytest.raises(ValueError, match=r"model.num_heads was 3, is 6"):
+        with pytest.raises(ValueError, match=r"model.num_heads from 3 to 6"):
             train(replace(config, max_steps=2, model=replace(config.model, num_heads=6)))
 
     @pytest.mark.slow
@@ -366,7 +366,7 @@ class TestBadInput:
     def test_another_order_of_clips(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
-        with pytest.raises(ValueError, match="seed was 0, is 1"):
+        with pytest.raises(ValueError, match="seed from 0 to 1"):
             train(replace(config, max_steps=2, seed=1))
 
     @pytest.mark.slow
@@ -417,7 +417,7 @@ class TestBadInput:
         write_manifest(tmp_path / "other.parquet", videos, tmp_path)
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "0.mp4").touch()
-        with pytest.raises(ValueError, match=r"videos was 20 \(paths and captions \w+\), is 20 \(paths"):
+        with pytest.raises(ValueError, match=r"videos from 20 \(paths and captions \w+\) to 20 \(paths"):
             train(replace(config, max_steps=2, data=replace(config.data, manifest=tmp_path / "other.parquet")))
 
     def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path) -> None:

@@ -63,4 +63,4 @@ def require_captions(
 
 
 def _some(names: Sequence[str], rows: Sequence[int]) -> str:
-    return ", ".join(names[row] for row in rows[:3]) + (" …" if len(rows) > 3 else "")
+    return ", ".join(names[row] for row in rows[:3])

@@ -152,7 +152,7 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row("frame rates", most(Counter(f"{rate:.4g}" for rate in columns["fps"])))
     table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))
     table.add_row("splits", most(Counter(columns["split"])))
-    table.add_row(f"{len(labels)} labels", most(labels))
+    table.add_row(f"{len(labels)} label{'s' * (len(labels) != 1)}", most(labels))
     table.add_row("captions", f"{captions.sum()}; {count_videos(int((captions == 0).sum()))} without any")
     return table
 

@@ -116,6 +116,6 @@ def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
         f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable"
         + f" and {len(result.broken)} in part" * bool(result.broken)
         + "; "
-        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}."
-        + (f" Train with: {flags}" if flags else "")
+        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}"
+        + (f". Train with: {flags}" if flags else "")
     )

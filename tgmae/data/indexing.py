@@ -191,7 +191,7 @@ def _check_losses(before: _Before, listing: Listing, out: Path) -> None:
     """Raise ValueError where the manifest that is there knows more about its videos than their folder does."""
     labels = {entry.path: entry.label for entry in listing.entries}
     num_captions = sum(len(video.captions) for video in before.rows)
-    num_labels = sum(labels.get(video.path, video.label) != video.label for video in before.rows)
+    num_labels = sum(labels.get(video.path, video.label) != video.label != "" for video in before.rows)
     splits = sorted({video.split for video in before.rows})
     lost = [_count(num_captions, "caption")] if num_captions else []
     lost += [f"{_count(num_labels, 'label')} other than the names of folders"] if num_labels else []

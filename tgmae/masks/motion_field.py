@@ -121,9 +121,11 @@ class CodecMotion:
         codecs = zip(manifest.names(), manifest.table.column("codec").to_pylist(), strict=True)
         without = [(name, codec) for name, codec in codecs if name in self.maps.unreadable]
         if silent := [f"{path} ({codec})" for path, codec in without if codec not in CODECS]:
+            has = "has" if len(silent) == 1 else "have"
             raise ValueError(
-                f"{len(silent)} of {len(manifest)} videos carry no motion vectors ({' and '.join(CODECS)} do), such as "
-                f"{', '.join(silent[:3])}; re-encode the data set with: tgmae-data compact MANIFEST --out FOLDER"
+                f"{len(silent)} of {count_videos(len(manifest))} {has} no motion vectors ({' and '.join(CODECS)} do), "
+                f"such as {', '.join(silent[:3])}; re-encode the data set with: "
+                "tgmae-data compact MANIFEST --out FOLDER"
             )
         self.note = (
             f"{count_videos(len(without))} had no motion when {folder} was made, such as "

@@ -176,11 +176,11 @@ def restore(
     """
     check_shapes(model.state_dict(), state["model"], str(path))
     old, new = _what_must_stay(state["config"], state["videos"]), _what_must_stay(to_dict(config), videos)
-    changed = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
+    changed = [f"{name} from {old[name]} to {new[name]}" for name in old if old[name] != new[name]]
     if changed:
         raise ValueError(
-            f"cannot resume from {path}, which belongs to another run: {'; '.join(changed)}. "
-            "Start over with --resume never or another --run-dir, or from its weights with --init-from RUN/hf"
+            f"cannot resume from {path}, because these have changed: {'; '.join(changed)}. "
+            "Start over with --resume never or another --run-dir; with --init-from RUN/hf as well, from its weights"
         )
     # torch assigns the optimiser's state to parameters by their position. Checkpoints once had no names.
     if state.get("parameters", names := _name_parameters(model, optimizer)) != names:
@@ -209,7 +209,8 @@ def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
     A file that decides the masks is among them if its content differs.
     """
     old, new = _flatten(state["config"]), _flatten(to_dict(config))
-    del new["format"]  # it says how the settings are written
+    for name in ("format", "resume", "init_from"):  # they say how the settings are written, and where to begin
+        new.pop(name)
     changed = [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
     before, now = state.get("scorer", {}), digest_scorer(config)  # checkpoints once had no digests
     return changed + [f"content of mask.{name}" for name in now if before.get(name, now[name]) != now[name]]

@@ -87,7 +87,7 @@ def test_empty_and_blank_captions_are_dropped_and_edges_trimmed() -> None:
 
 def test_videos_without_captions_are_named_with_the_three_choices() -> None:
     manifest = manifest_of(["a cat"], [], ["", " "], [], ["\n"])
-    with pytest.raises(ValueError, match=r"^4 of 5 videos have no caption, such as 1\.mp4, 2\.mp4, 3\.mp4 …") as caught:
+    with pytest.raises(ValueError, match=r"^4 of 5 videos have no caption, such as 1\.mp4, 2\.mp4, 3\.mp4\.") as caught:
         require_captions(manifest, "error", "train without text: --mask.kind tube")
     for choice in ("--mask.no-caption exclude", "--mask.no-caption label", "--mask.kind tube"):
         assert choice in str(caught.value)

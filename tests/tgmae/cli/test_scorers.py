@@ -192,7 +192,7 @@ def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> Non
     code, _, _ = tgmae(
         "viz", "masks", tmp_path / "manifest.parquet", "--no-text", "--mask.motion", tmp_path / "motion", small=False
     )
-    assert "1 of 2 videos carry no motion vectors (h264 and mpeg4 do), such as b.webm (vp9)" in code
+    assert "1 of 2 videos has no motion vectors (h264 and mpeg4 do), such as b.webm (vp9)" in code
 
 
 def test_masks_default_to_the_manifests_name(tgmae: Terminal, few: Path) -> None:

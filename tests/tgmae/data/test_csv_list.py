@@ -169,6 +169,7 @@ def test_an_index_without_its_csv_loses_nothing(tmp_path: Path) -> None:
     out, table = tmp_path / "manifest.parquet", tmp_path / "list.csv"
     for columns, lost in (
         ("path,label,caption\nwalk/1.mp4,walk,one\nwalk/2.mp4,walk,two\n", "2 captions"),
+        ("path,caption\nwalk/1.mp4,one\nwalk/2.mp4,two\n", "holds 2 captions"),
         ("path,label\nwalk/1.mp4,run\nwalk/2.mp4,walk\n", "1 label other than the names of folders"),
         ("path,label,split\nwalk/1.mp4,walk,train\nwalk/2.mp4,walk,val\n", "the splits train, val"),
     ):

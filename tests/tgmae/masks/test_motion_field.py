@@ -225,14 +225,14 @@ def test_videos_without_motion(tmp_path: Path) -> None:
     silent = [make_video(path="a.mp4"), make_video(path="b.webm", codec="vp9")]
     manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 videos carry no motion vectors"])
     with pytest.raises(
-        ValueError, match=r"1 of 2 videos carry no motion vectors .*b\.webm \(vp9\); .*tgmae-data compact"
+        ValueError, match=r"1 of 2 videos has no motion vectors .*b\.webm \(vp9\); .*tgmae-data compact"
     ):
         CodecMotion(tmp_path / "vp9" / "motion", manifest, CPU)
     with pytest.raises(FileNotFoundError, match=r"no maps in .*; make them with: tgmae-data motion MANIFEST"):
         CodecMotion(tmp_path / "nothing", manifest, CPU)
     others = [make_video(path="c.mp4")]
     write_manifest(tmp_path / "others.parquet", others, tmp_path)
-    with pytest.raises(ValueError, match=r"for 1 of 1 videos, such as c\.mp4; tgmae-data motion"):
+    with pytest.raises(ValueError, match=r"for 1 of 1 videos, such as c\.mp4; add them with: tgmae-data motion"):
         CodecMotion(tmp_path / "motion", read_manifest(tmp_path / "others.parquet"), CPU)
 
 

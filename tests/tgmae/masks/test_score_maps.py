@@ -445,7 +445,7 @@ def test_missing_videos_are_named(manifest: Manifest, maps: Path, cache_dir: Pat
              enumerate(manifest.table.column("path").to_pylist())]  # fmt: skip
     column = manifest.table.schema.get_field_index("path")
     other = Manifest(manifest.table.set_column(column, "path", pa.array(moved)), manifest.root)
-    with pytest.raises(ValueError, match=r"for 2 of 12 videos, such as new/10\.mp4, new/11\.mp4; tgmae-data scores"):
+    with pytest.raises(ValueError, match=r"2 of 12 videos, such as new/10\.mp4, new/11\.mp4; add them with: tgmae"):
         CachedScorer(config(maps, cache_dir), other, CPU)
 
 

@@ -146,7 +146,7 @@ def test_maps_of_other_segments_are_refused(
     copied = Path(shutil.copytree(scores, tmp_path / "scores"))
     files = Manifest(manifest.table.take([0]), manifest.root)
     moved = cut_segments(files, tmp_path / "moved.parquet", [(0, (9, 30)), (0, (8, 30))])
-    with pytest.raises(ValueError, match=rf"for 1 of 2 videos, such as {moved[0].path}#9-30; tgmae-data scores"):
+    with pytest.raises(ValueError, match=rf"1 of 2 videos, such as {moved[0].path}#9-30; add them with: tgmae-data"):
         CachedScorer(config(copied, cache_dir), moved, CPU)
     clip = CLIPConfig(model="shapes", cache_dir=cache_dir)
     result = build_scores(

@@ -239,14 +239,14 @@ def test_another_shape_is_refused(tmp_path: Path, change: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("change", "num_videos", "words"),
     [
-        ({"seed": 4}, NUM_VIDEOS, "seed was 3, is 4"),
-        ({"batch_size": 16}, NUM_VIDEOS, "batch_size was 8, is 16"),
-        ({"data": DataConfig(repeat=2)}, NUM_VIDEOS, r"data\.repeat was 1, is 2"),
-        ({}, 21, "videos was 20, is 21"),
+        ({"seed": 4}, NUM_VIDEOS, "seed from 3 to 4"),
+        ({"batch_size": 16}, NUM_VIDEOS, "batch_size from 8 to 16"),
+        ({"data": DataConfig(repeat=2)}, NUM_VIDEOS, r"data\.repeat from 1 to 2"),
+        ({}, 21, "videos from 20 to 21"),
         (
             {"seed": 4, "batch_size": 16},
             21,
-            "seed was 3, is 4; batch_size was 8, is 16; videos was 20, is 21",
+            "seed from 3 to 4; batch_size from 8 to 16; videos from 20 to 21",
         ),
     ],
 )

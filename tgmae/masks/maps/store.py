@@ -87,7 +87,8 @@ class MapFolder:
         if missing:
             raise ValueError(
                 f"{self.folder} has no maps, or maps of other videos or captions, for {len(missing)} of "
-                f"{len(manifest)} videos, such as {', '.join(missing[:3])}; {self.command} with that folder adds them"
+                f"{len(manifest)} videos, such as {', '.join(missing[:3])}; add them with: "
+                f"{self.command} MANIFEST --out {self.folder}"
             )
         self._place |= {name[0]: self._found[name][:2] for name in names}
         self.unreadable = {name[0] for name in names if not self._found[name][2]}
