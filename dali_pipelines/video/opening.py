@@ -42,8 +42,14 @@ def open_video(file: str, video: Video) -> Iterator[tuple[InputContainer, VideoS
                 "again"
             )
         with open_file(file) as container:
-            yield container, container.streams.video[video.stream]
-    except (av.FFmpegError, OSError, IndexError) as error:
+            streams = container.streams.video
+            if video.stream >= len(streams):
+                raise DecodeError(
+                    f"has {len(streams)} video stream{'s' * (len(streams) != 1)}, but the manifest says number "
+                    f"{video.stream}, counted from 0"
+                )
+            yield container, streams[video.stream]
+    except (av.FFmpegError, OSError) as error:
         raise DecodeError(name_error(error)) from error
 
 

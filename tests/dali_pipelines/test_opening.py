@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,6 +113,14 @@ def test_names_mean_nothing_to_ffmpeg(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path / "out")
     assert transcode(str(tmp_path / name), video, Path(name), CompactConfig()) == 20
     assert index(Path(name)).num_frames == 20
+
+
+def test_a_stream_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = write_numbered(tmp_path / "a.mp4")
+    video = replace(index(file), stream=2)
+    for path in PATHS.values():
+        with pytest.raises(DecodeError, match=r"^has 1 video stream, but the manifest says number 2"):
+            path(str(file), video)
 
 
 def test_a_file_that_gives_no_packets_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

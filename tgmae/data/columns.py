@@ -94,6 +94,10 @@ def check_rows(table: pa.Table) -> None:
             "keyframes {keyframes} have time stamps {keyframe_pts}; expected one each",
         ),
         (
+            _find_descending_stamps(table, lengths["keyframe_pts"]),
+            "time stamps {keyframe_pts} of keyframes do not ascend",
+        ),
+        (
             lengths["captions"] != lengths["caption_sources"],
             "captions {captions} have sources {caption_sources}; expected one source each",
         ),
@@ -202,6 +206,16 @@ def _find_wrong_keyframes(
     wrong = lengths == 0
     wrong[rows[~is_right]] = True
     return np.asarray(wrong)
+
+
+def _find_descending_stamps(table: pa.Table, lengths: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return, for each row, whether a keyframe has an earlier time stamp than the one before it."""
+    chunks = [chunk.flatten().to_numpy() for chunk in table.column("keyframe_pts").chunks]
+    stamps = np.concatenate([np.zeros(0, np.int64), *chunks])
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    wrong = np.zeros(len(lengths), bool)
+    wrong[rows[1:][(rows[1:] == rows[:-1]) & (stamps[1:] < stamps[:-1])]] = True
+    return wrong
 
 
 def _name_row(table: pa.Table, row: int) -> str:

@@ -22,6 +22,8 @@ from tgmae.data.listing import SUFFIXES, Entry, Listing, list_folder
 from tgmae.data.manifest import FORMAT, Manifest, count_videos, read_manifest, write_manifest
 from tgmae.data.probing import Excluded, probe
 
+_DEFAULT_SPLIT = "train"
+
 
 @dataclass(frozen=True, slots=True)
 class IndexResult:
@@ -61,7 +63,7 @@ def index_folder(
     *,
     csv_path: Path | None = None,
     caption_source: str = "csv",
-    split: str = "train",
+    split: str = _DEFAULT_SPLIT,
     min_frames: int = 16,
     decode_all: bool = False,
     num_workers: int = 2,
@@ -190,12 +192,15 @@ def _rows(manifest: Manifest) -> Iterator[Video]:
 def _check_losses(before: _Before, listing: Listing, out: Path) -> None:
     """Raise ValueError where the manifest that is there knows more about its videos than their folder does."""
     labels = {entry.path: entry.label for entry in listing.entries}
+    given = {entry.split for entry in listing.entries}
     num_captions = sum(len(video.captions) for video in before.rows)
     num_labels = sum(labels.get(video.path, video.label) != video.label != "" for video in before.rows)
     splits = sorted({video.split for video in before.rows})
     lost = [_count(num_captions, "caption")] if num_captions else []
     lost += [f"{_count(num_labels, 'label')} other than the names of folders"] if num_labels else []
-    lost += [f"the splits {', '.join(splits)}"] if len(splits) > 1 else []
+    # The default's name says nothing: any other was given by a CSV or --split.
+    if len(splits) > 1 or not set(splits) <= {*given, _DEFAULT_SPLIT}:
+        lost.append(f"the split{'s' * (len(splits) > 1)} {', '.join(splits)}")
     if lost:
         raise ValueError(
             f"{out} holds {' and '.join(lost)}, which an index without a CSV would drop; give the CSV again with "

@@ -117,7 +117,7 @@ class CodecMotion:
         self.device = device
         self.maps = MapFolder(folder, COMMAND)
         self.maps.check(MOTION_KEY)
-        self.maps.check_videos(manifest, digest_videos(manifest))
+        self.maps.check_videos(manifest, digest_videos(manifest), _shapes_of(manifest))
         codecs = zip(manifest.names(), manifest.table.column("codec").to_pylist(), strict=True)
         without = [(name, codec) for name, codec in codecs if name in self.maps.unreadable]
         if silent := [f"{path} ({codec})" for path, codec in without if codec not in CODECS]:
@@ -160,6 +160,13 @@ class CodecMotion:
         frames = np.array(request.frames)[:, None] - video.start - np.arange(most)
         window: NDArray[np.int8] = maps[np.clip(frames, 0, len(maps) - 1)].astype(np.int8, copy=False)
         return window
+
+
+def _shapes_of(manifest: Manifest) -> list[tuple[int, ...]]:
+    """Return the shape of every row's motion, frames, 2, rows and columns, from the manifest's columns."""
+    names = ("start_frame", "end_frame", "width", "height")
+    rows = zip(*(manifest.table.column(name).to_pylist() for name in names), strict=True)
+    return [(end - start, 2, -(-height // BLOCK), -(-width // BLOCK)) for start, end, width, height in rows]
 
 
 def frame_steps(request: ClipRequest) -> NDArray[np.int64]:

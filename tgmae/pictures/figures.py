@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +30,9 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a PNG, making its folder, and free the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, warnings.catch_warnings():
+            # A caption may be in letters that the font does not have; boxes take their places.
+            warnings.filterwarnings("ignore", r"Glyph .* missing from font")
             figure.savefig(temporary, dpi=dpi, format="png")
     finally:
         plt.close(figure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, name_skipped, rank_correlation
 from tgmae.masks.scorer import make_scorer
-from tgmae.training.process import stop_requests
+from tgmae.training.process import Stopped, stop_requests
 
 _SAVE_EVERY = 20  # rounds
 _MAX_TEXTS = 256  # captions in the loss
@@ -120,7 +121,11 @@ def distill(
                 if (number + 1) % _SAVE_EVERY == 0 or stop.requested:
                     _save_state(partial, {"settings": settings, **fit.state()})
                 if stop.requested:
-                    raise KeyboardInterrupt
+                    raise Stopped(
+                        stop.number,
+                        f"stopped by {signal.Signals(stop.number).name} after round {number + 1}; the same command "
+                        "resumes from there",
+                    )
     finally:
         pipeline.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,10 @@ from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from engines.patch_similarity import make_patch_similarity
 from tests.support.clip_models import save_small_clip
-from tgmae.cli.engine import main
+from tgmae.cli.engine import COMMANDS, main
 from tgmae.cli.tower import TowerCommand
 from tgmae.data.indexing import index_folder
+from tgmae.training.process import Stopped
 
 Console = Callable[..., tuple[Any, str, str]]
 PATCH = ("--patch-size", "8")
@@ -286,3 +288,17 @@ def test_help_names_the_subcommands(tgmae_engine: Console) -> None:
     assert code == 0
     for name in ("export", "build", "check", "agree", "distill"):
         assert name in out
+
+
+def test_the_signal_that_ended_a_command_is_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(command: object) -> None:
+        raise Stopped(signal.SIGTERM, "stopped by SIGTERM after round 3")
+
+    monkeypatch.setattr(COMMANDS["distill"], "run", stop)
+    monkeypatch.setattr(sys, "argv", ["tgmae-engine", "distill", "manifest.parquet"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "tgmae-engine: stopped by SIGTERM after round 3\n"

@@ -172,6 +172,7 @@ def test_an_index_without_its_csv_loses_nothing(tmp_path: Path) -> None:
         ("path,caption\nwalk/1.mp4,one\nwalk/2.mp4,two\n", "holds 2 captions"),
         ("path,label\nwalk/1.mp4,run\nwalk/2.mp4,walk\n", "1 label other than the names of folders"),
         ("path,label,split\nwalk/1.mp4,walk,train\nwalk/2.mp4,walk,val\n", "the splits train, val"),
+        ("path,label,split\nwalk/1.mp4,walk,val\nwalk/2.mp4,walk,val\n", "the split val"),
     ):
         table.write_text(columns)
         index_folder(tmp_path, out, csv_path=table, num_workers=1)
@@ -185,6 +186,8 @@ def test_an_index_without_its_csv_loses_nothing(tmp_path: Path) -> None:
     out.unlink()
     index_folder(tmp_path, out, num_workers=1)
     assert index_folder(tmp_path, out, num_workers=1).num_reused == 2  # a folder gives its own labels again
+    assert index_folder(tmp_path, out, split="val", num_workers=1).num_reused == 2
+    assert index_folder(tmp_path, out, split="val", num_workers=1).num_reused == 2
     assert [video.label for video in (read_manifest(out)[0], read_manifest(out)[1])] == ["walk", "walk"]
 
 

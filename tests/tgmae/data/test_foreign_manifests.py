@@ -148,6 +148,7 @@ def test_a_table_of_some_columns_is_refused_with_the_others(tmp_path: Path) -> N
         ("keyframes", [[0, 1, 2], [0, 1, 2], [0, 1, 40]], r"row 2, c\.mp4: keyframes \[0, 1, 40\] .* within 40 frames"),
         ("keyframes", [[0, 1, 2], [], [0, 1, 2]], r"row 1, b\.mp4: keyframes \[\] do not begin with 0"),
         ("keyframe_pts", [[0, 1, 2], [0], [0, 1, 2]], r"row 1, b\.mp4: keyframes .* have time stamps \[0\]"),
+        ("keyframe_pts", [[0, 1, 2], [0, 2, 1], [0, 1, 2]], r"row 1, b\.mp4: time stamps \[0, 2, 1\] of keyfr"),
         ("path", ["a.mp4", "", "c.mp4"], r"row 1: the path is ''"),
         ("path", ["a.mp4", "x\0y", "c.mp4"], r"row 1: the path is 'x\\x00y'"),
         ("path", ["a.mp4", "/b.mp4", "c.mp4"], "row 1: path leaves the root: '/b.mp4'"),

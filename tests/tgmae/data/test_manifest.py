@@ -1,5 +1,7 @@
 """The manifest: what is written is read back, and what is no manifest is refused in words."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +25,25 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     assert [manifest[row] for row in range(len(manifest))] == videos
     assert manifest.file(1) == str(tmp_path.resolve() / "läuft" / "b 2.webm")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.parquet"]  # no temporary file stays behind
+
+
+_COUNT_THREADS = """
+import os, sys
+from pathlib import Path
+from tgmae.data.manifest import read_manifest
+
+before = set(os.listdir("/proc/self/task"))
+read_manifest(Path(sys.argv[1]))
+print(len(set(os.listdir("/proc/self/task")) - before))
+"""
+
+
+def test_reading_starts_no_threads(tmp_path: Path) -> None:
+    # Arrow's could end a command that had nothing left to do with "terminate called without an active exception".
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, [make_video()], tmp_path)
+    counting = [sys.executable, "-c", _COUNT_THREADS, str(path)]
+    assert subprocess.run(counting, capture_output=True, text=True, check=True).stdout.strip() == "0"
 
 
 def test_failed_write_leaves_the_old_manifest(tmp_path: Path) -> None:

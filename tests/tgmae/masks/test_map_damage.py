@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -226,6 +227,34 @@ def test_maps_of_another_shape_are_refused(tmp_path: Path, manifest: Manifest, s
     )
     words = rf"maps of another shape than its videos need, for 1 of {COUNT} videos, such as 2\.mp4 \[.*\] \(not \[20, 2"
     with pytest.raises(ValueError, match=words):
+        scorer_of(folder, manifest)
+
+
+def test_maps_of_another_type_are_refused_by_name(tmp_path: Path, manifest: Manifest) -> None:
+    """As another writer may store them, with right checksums: twice the bytes that their shape needs."""
+    folder = scores(manifest, tmp_path / "maps")
+    part = folder / "part-00000.arrow"
+    table = records.read_part(part, has_checksums=True)
+    digests = table.column("digest").to_pylist()
+    rows = [
+        records.make_record(f"{row}.mp4", digests[row], good(row).astype(np.float32), {"dtype": "float32"})
+        for row in range(len(table))
+    ]
+    with pa.ipc.new_file(part, table.schema) as writer:
+        writer.write_table(pa.Table.from_batches(rows).replace_schema_metadata(table.schema.metadata))
+    words = r"the maps of 0\.mp4 in .*part-00000\.arrow are not float16 of the shape beside them .*; remove that file"
+    with pytest.raises(ValueError, match=words):
+        scorer_of(folder, manifest).score(manifest[0], clip())
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", None), ("every", "2"), ("format", None)])
+def test_numbers_in_the_key_are_whole_and_positive(
+    tmp_path: Path, manifest: Manifest, name: str, value: object
+) -> None:
+    folder = scores(manifest, tmp_path / "maps")
+    key = json.loads((folder / "maps.json").read_text())
+    (folder / "maps.json").write_text(json.dumps({**key, name: value}))
+    with pytest.raises(ValueError, match=rf"maps\.json is damaged: {name} is {value!r}, expected a whole number"):
         scorer_of(folder, manifest)
 
 

@@ -121,7 +121,7 @@ def test_a_known_motion_adds_up_over_the_stride(case: str, tmp_path: Path) -> No
     assert SIDE == 64
 
 
-def ramp(rows: int, columns: int, frames: int = 20) -> NDArray[np.int8]:
+def ramp(rows: int, columns: int, frames: int = 40) -> NDArray[np.int8]:
     """Motion that grows by a unit a column to the right and two a row down: bilinear reading of it is exact."""
     y, x = np.mgrid[:rows, :columns]
     return np.broadcast_to(np.stack([x, 2 * y]).astype(np.int8), (frames, 2, rows, columns)).copy()
@@ -178,8 +178,8 @@ def test_steps_between_frames() -> None:
 
 
 def test_frames_before_the_first_are_the_first(tmp_path: Path) -> None:
-    motion = np.zeros((20, 2, 2, 2), np.int8)
-    motion[:, 0] = np.arange(20)[:, None, None]
+    motion = np.zeros((40, 2, 2, 2), np.int8)
+    motion[:, 0] = np.arange(40)[:, None, None]
     manifest = folder_of(tmp_path, [make_video(width=32, height=32)], [motion])
     crop = CropBox(x=0, y=0, width=32, height=32)
     field = CodecMotion(tmp_path / "motion", manifest, CPU)(batch(manifest, request(0, (1, 5), crop)))
@@ -191,7 +191,7 @@ def test_a_batch_of_several_sizes_is_its_clips(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = [(160, 120), (64, 200), (333, 90)]
     motion = [
-        generator.integers(-40, 40, (30, 2, -(-height // BLOCK), -(-width // BLOCK))).astype(np.int8)
+        generator.integers(-40, 40, (40, 2, -(-height // BLOCK), -(-width // BLOCK))).astype(np.int8)
         for width, height in sizes
     ]
     videos = [make_video(path=f"{n}.mp4", width=w, height=h) for n, (w, h) in enumerate(sizes)]
@@ -210,6 +210,13 @@ def test_a_batch_of_several_sizes_is_its_clips(tmp_path: Path) -> None:
         found = (field.at(slice(None), field.points(7)) for field in (alone, together))
         first, second = found
         assert torch.equal(first[0], second[number])
+
+
+@pytest.mark.parametrize("shape", [(39, 2, 8, 10), (41, 2, 8, 10), (40, 1, 8, 10), (40, 2, 10, 8), (40, 160)])
+def test_motion_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    manifest = folder_of(tmp_path, [make_video()], [np.zeros(shape, np.int8)])
+    with pytest.raises(ValueError, match=r"another shape .* such as walk/a\.mp4 \[.*\] \(not \[40, 2, 8, 10\]\)"):
+        CodecMotion(tmp_path / "motion", manifest, CPU)
 
 
 def test_videos_without_motion(tmp_path: Path) -> None:

@@ -104,3 +104,11 @@ def test_draw_reconstructions_writes_a_picture(tmp_path: Path, batch: int) -> No
         pixels = np.asarray(picture.convert("RGB"))
     for colour in ((250, 10, 20), (128, 128, 128)):  # of the clip, and the grey of masked patches (rounded up)
         assert (np.abs(pixels.astype(int) - colour).max(-1) <= 1).sum() > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_in_letters_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
+    config = CONFIGS[0]
+    frames, masks = random_case(config, seed=6, batch=1)
+    prediction = torch.zeros(*masks.masked.shape, config.values_per_token)
+    draw_reconstructions(tmp_path / "step.png", config, frames, masks, prediction, ["日本語.mp4"], "title")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,9 @@ from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.scorer import bind_scorer, make_scorer
+from tgmae.training import distillation
 from tgmae.training.distillation import Distillation, distill, split_rows
+from tgmae.training.process import Stopped
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -263,6 +266,24 @@ def test_kill_9_and_the_same_command_again(
     run(shapes, other / "student.safetensors", cache_dir, rounds=1)
     assert "resuming from" not in capsys.readouterr().out
     assert read_about(other / "student.safetensors")["measured"]["steps"] == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_is_named(
+    shapes: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    patches = distillation._patches
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        os.kill(os.getpid(), number)
+        return patches(*arguments)
+
+    monkeypatch.setattr(distillation, "_patches", interrupted)
+    words = rf"^stopped by {number.name} after round 1; the same command resumes from there$"
+    with pytest.raises(Stopped, match=words) as stopped:
+        run(shapes, tmp_path / "student.safetensors", cache_dir)
+    assert stopped.value.number == number
+    assert (tmp_path / "student.safetensors.partial").exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tgmae.cli.parser.help import describe_flag, draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
 from tgmae.config.run import InputConfig
 from tgmae.presets import PRESETS, PresetName
+from tgmae.training.process import Stopped
 
 if TYPE_CHECKING:  # --help does without pyarrow
     from tgmae.data.manifest import Manifest
@@ -127,6 +128,9 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
         exit_for_usage(prog, error)
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
+    except Stopped as stopped:
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

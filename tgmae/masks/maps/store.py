@@ -29,6 +29,7 @@ _KEY_FILE = "maps.json"
 # Of maps.json and the parts. 1 had no format number and no identity of the CLIP, 2 no checksums; both are still read.
 FORMAT = 3
 _SCORES = "score maps"  # what maps.json holds where it does not say: `maps` names any other kind
+_COUNTS = ("format", "patch_size", "cells", "every", "cell")  # in maps.json, where they are there
 _LABELS = {"cells": "cells along the short side"}  # of settings whose names in maps.json do not explain themselves
 
 
@@ -136,7 +137,13 @@ class MapFolder:
             raise ValueError(self._damaged(part, name))
         if not table.column("shape")[row].as_py():
             raise ValueError(f"{name} could not be read when {self.folder} was made; run {self.command} again")
-        maps = unpack(table, row, self.key)
+        try:
+            maps = unpack(table, row, self.key)
+        except (ValueError, OSError) as error:  # of another writer: its checksums are right
+            raise ValueError(
+                f"the maps of {name} in {part} are not {self.key['dtype']} of the shape beside them ({error}); remove "
+                f"that file and run {self.command} again"
+            ) from error
         if maps.dtype.kind == "f" and not np.isfinite(maps).all():
             raise ValueError(
                 f"the maps of {name} in {part} contain NaN or infinity; remove that file and run {self.command} again"
@@ -186,11 +193,15 @@ def _read_key(folder: Path, command: str) -> Key:
         key = json.loads(path.read_text())
     except ValueError as error:  # neither JSON nor UTF-8
         raise ValueError(f"{path} does not describe maps: {error}") from error
+    remake = f"make the maps again in another folder with: {command} MANIFEST --out FOLDER"
+    for name in _COUNTS if isinstance(key, dict) else ():
+        if not isinstance(value := key.get(name, 1), int) or value < 1:
+            raise ValueError(f"{path} is damaged: {name} is {value!r}, expected a whole number from 1; {remake}")
     number = key.get("format", 1) if isinstance(key, dict) else 1
-    if isinstance(number, int) and number > FORMAT:
+    if number > FORMAT:
         raise ValueError(
             f"{path} has format {number}, but this version of tgmae reads formats up to {FORMAT}; update tgmae, or "
-            f"make the maps again in another folder with: {command} MANIFEST --out FOLDER"
+            f"{remake}"
         )
     if not isinstance(key, dict) or "dtype" not in key:
         raise ValueError(f"{path} does not describe maps: it has no dtype")
