@@ -175,10 +175,13 @@ def _check_paths(root: Path, out: Path, csv_path: Path | None) -> None:
 
 
 def _read_before(out: Path, root: Path) -> _Before:
-    """Read the manifest that is about to be replaced. One that cannot be read counts as none."""
+    """Read the manifest that is about to be replaced. One that cannot be read counts as none, and a line says so."""
     try:
         manifest = read_manifest(out)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return _Before()
+    except ValueError as error:
+        print(f"the manifest that was there is not taken into account, nor its captions and labels: {error}")
         return _Before()
     # A folder that is gone has moved. Where it is still there, its files are others, whatever their names.
     are_of_root = manifest.root == root.resolve() or not manifest.root.exists()

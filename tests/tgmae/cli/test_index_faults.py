@@ -116,15 +116,17 @@ def test_no_file_of_another_kind_is_overwritten(videos: Path, content: bytes) ->
         index_folder(videos, videos, num_workers=1)
 
 
-def test_a_damaged_manifest_is_made_again(videos: Path, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_made_again(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As the message says that reports the damage."""
     out = tmp_path / "m.parquet"
     index_folder(videos, out, num_workers=1)
     whole = out.read_bytes()
     out.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    capsys.readouterr()
     with pytest.raises(ValueError, match=r"is damaged: .*; make it again with: tgmae-data index FOLDER --out"):
         read_manifest(out)
     assert index_folder(videos, out, num_workers=1).num_reused == 0
+    assert "is not taken into account, nor its captions and labels: " in capsys.readouterr().out
     assert len(read_manifest(out)) == 2
 
 
