@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +36,9 @@ from tgmae.data.transcode import choose_frames, transcode
 
 __all__ = ["CompactConfig", "CompactResult", "compact"]
 
-JOURNAL = "compact.journal"  # first line: settings; every other line: [source name, bytes, mtime_ns, result]
+# First line: settings. Every other line: [source name, bytes, mtime_ns, result], a tab and the CRC-32 of that, which
+# earlier versions did not write.
+JOURNAL = "compact.journal"
 _DRAWN_FROM = (b"seed", b"num_objects")  # metadata from which `shapes.truth` redraws the objects of the original clips
 
 
@@ -94,7 +97,8 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
                     continue
                 stat, results[row] = result
                 # The newline first: it ends a line that a kill cut off.
-                journal.write("\n" + json.dumps([sources[row].name, *stat, asdict(results[row])]))
+                text = json.dumps([sources[row].name, *stat, asdict(results[row])])
+                journal.write(f"\n{text}\t{zlib.crc32(text.encode()):08x}")
                 journal.flush()
         rows = tuple(sorted(results))
         left_out = [excluded[row] for row in sorted(excluded)]
@@ -147,8 +151,11 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
     if not journal.exists():
         write_atomically(journal, json.dumps(settings).encode())
         return {}
-    first, *lines = journal.read_text(encoding="utf-8").splitlines()
-    made_with = json.loads(first)
+    first, *lines = journal.read_bytes().split(b"\n")
+    try:
+        made_with = {**json.loads(first)}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{journal} is damaged: its first line is not the settings; use another folder") from error
     differing = [
         f"{name} {made_with.get(name)} (now {now})" for name, now in settings.items() if made_with.get(name) != now
     ]
@@ -159,9 +166,12 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
         )
     done = {}
     for line in lines:
+        text, tab, checksum = line.partition(b"\t")
+        if tab and checksum != b"%08x" % zlib.crc32(text):  # damaged: the video is encoded again
+            continue
         try:
-            path, num_bytes, mtime_ns, row = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill, or empty
+            path, num_bytes, mtime_ns, row = json.loads(text)
+        except ValueError:  # cut off by a kill, or empty
             continue
         done[path] = (num_bytes, mtime_ns, video_from_json(row))
     return done

@@ -24,9 +24,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.video.decode import decode_frames
+from tests.support.flips import flip_bits
 from tests.support.videos import make_video, real_data_folder, write_numbered
 from tgmae.cli.data import main
-from tgmae.data.compact import JOURNAL, CompactConfig, CompactResult, _Job, _run_jobs, compact, name_results
+from tgmae.data.compact import (
+    JOURNAL,
+    CompactConfig,
+    CompactResult,
+    _Job,
+    _read_journal,
+    _run_jobs,
+    compact,
+    name_results,
+)
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.probing import Excluded
@@ -282,7 +292,7 @@ def interrupt(root: Path, out: Path, until: Callable[[], bool], number: signal.S
 def in_journal(out: Path) -> list[str]:
     """Sources that the journal names as done."""
     text = (out / JOURNAL).read_text() if (out / JOURNAL).exists() else ""
-    return [json.loads(line)[0] for line in text.splitlines()[1:] if line.endswith("]")]
+    return [json.loads(line.partition("\t")[0])[0] for line in text.splitlines()[1:] if re.search(r"\]\t.{8}$", line)]
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +373,27 @@ def test_full_disk_is_no_fault_of_the_video(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert re.search(r"File too large: .*a\.mp4", done.stderr), done.stderr
     assert "left out" not in done.stderr
+
+
+def test_no_flipped_bit_in_the_journal_is_silent(tmp_path: Path) -> None:
+    """A damaged line costs its video another encoding; damaged settings are refused."""
+    write_numbered(tmp_path / "in" / "a.mp4", num_frames=16)
+    compact(index(tmp_path / "in"), tmp_path / "out", SMALL, 1)
+    journal = tmp_path / "out" / JOURNAL
+    settings = json.loads(journal.read_bytes().split(b"\n")[0])
+    whole = _read_journal(journal, settings)
+    assert len(whole) == 1
+    refused = lost = 0
+    for _ in flip_bits(journal):
+        try:
+            found = _read_journal(journal, settings)
+        except ValueError:
+            refused += 1
+        else:
+            lost += not found
+            assert found in (whole, {})
+    assert refused > 10
+    assert lost > 100
 
 
 # The command
