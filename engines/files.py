@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def write_atomically(path: Path, data: bytes | memoryview, sync: bool = False) -
     """Write a file as a whole or not at all, even if the process dies; `sync` as in `replacing`."""
     with replacing(path, sync) as temporary:
         temporary.write_bytes(data)
+
+
+def seal_line(text: bytes) -> bytes:
+    """Return a journal's line without its end: the text, which holds no tab, a tab, and the text's CRC-32."""
+    return b"%s\t%08x" % (text, zlib.crc32(text))
+
+
+def open_line(line: bytes) -> bytes | None:
+    """Return the text of a journal's line; None where it is damaged. Lines of earlier versions have no CRC-32."""
+    text, tab, checksum = line.partition(b"\t")
+    return None if tab and checksum != b"%08x" % zlib.crc32(text) else text
 
 
 @contextlib.contextmanager

@@ -92,6 +92,10 @@ class ClipWorker:
     limits: Mapping[str, CodecLimits] | None
     shape: tuple[int, ...]
 
+    def number(self, batch: int, unit: int, is_trusted: bool) -> int:
+        """Return the task of a batch's decode; see `split`."""
+        return (batch * self.shape[1] + unit) * 2 + is_trusted
+
     def split(self, task: int) -> tuple[int, int, bool]:
         """Return a task's batch and decode, and whether DALI may decode it."""
         place, is_trusted = divmod(task, 2)

@@ -76,7 +76,7 @@ class ClipFeed:
         prepared = self._batches[batch]
         while None in prepared.units:
             task, result = self._pool.take()
-            number, unit, _ = self._split(task)
+            number, unit, _ = self.worker.split(task)
             row = self._row(number, unit)
             if isinstance(result, Death):
                 self._killers[row] = str(result)
@@ -121,10 +121,6 @@ class ClipFeed:
         """End the worker processes. A `fetch` in another thread raises WorkersFailed."""
         self._pool.close()
 
-    def processes(self) -> list[int]:
-        """Return the process numbers of the workers."""
-        return self._pool.processes()
-
     def _prepare_ahead(self) -> None:
         while self._next < min(self._batches, default=self._next) + self.depth:
             self._batches[self._next] = PreparedBatch(self.sampler(self._next), [None] * self.num_units)
@@ -140,14 +136,11 @@ class ClipFeed:
             into = self._ring[batch % self.depth, unit]
             self._batches[batch].units[unit] = self.worker.give_up(requests, self._killers[row], into)
         else:
-            self._pool.submit((batch * self.num_units + unit) * 2 + (row not in self.distrusted))
-
-    def _split(self, task: int) -> tuple[int, int, bool]:
-        return self.worker.split(task)
+            self._pool.submit(self.worker.number(batch, unit, row not in self.distrusted))
 
     def _row(self, batch: int, unit: int) -> int:
         return self._batches[batch].requests[unit * self.repeat].row
 
     def _describe(self, task: int) -> str:
-        batch, unit, _ = self._split(task)
+        batch, unit, _ = self.worker.split(task)
         return f"a clip of {self.videos[self._row(batch, unit)].name}"

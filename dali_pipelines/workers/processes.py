@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+
+# Signals to a whole job: Ctrl-C, the polite kill, the terminal that closes, and the warning that Slurm sends before a
+# time limit. A run saves and stops; its workers leave that to it.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def count_cores() -> int:

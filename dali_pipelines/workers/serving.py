@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dali_pipelines.workers.processes import end_with_parent
+from dali_pipelines.workers.processes import STOPPING, end_with_parent
 
 TASK, _LENGTH = struct.Struct("<q"), struct.Struct("<Q")
-_IGNORED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1  # sent to a whole job: the parent decides
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def holding_signals() -> Iterator[None]:
 
     A worker ignores them only once it has imported everything, and Ctrl-C before that would leave a traceback.
     """
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
@@ -103,7 +102,7 @@ class Inbox:
 def serve(place: int, memory: SharedMemory, tasks: Any, results: Any) -> None:
     """Work in a worker process until the pipe of tasks has an end."""
     end_with_parent()
-    for number in _IGNORED:
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     work = pickle.loads(memory.work)
     while data := os.read(tasks.fileno(), TASK.size):

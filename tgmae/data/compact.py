@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.workers.pool import Death, map_in_workers
-from engines.files import LONGEST_NAME, lock_file, replacing, write_atomically
+from engines.files import LONGEST_NAME, lock_file, open_line, replacing, seal_line, write_atomically
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
@@ -98,7 +97,7 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
                 stat, results[row] = result
                 # The newline first: it ends a line that a kill cut off.
                 text = json.dumps([sources[row].name, *stat, asdict(results[row])])
-                journal.write(f"\n{text}\t{zlib.crc32(text.encode()):08x}")
+                journal.write("\n" + seal_line(text.encode()).decode())
                 journal.flush()
         rows = tuple(sorted(results))
         left_out = [excluded[row] for row in sorted(excluded)]
@@ -166,8 +165,7 @@ def _read_journal(journal: Path, settings: dict[str, Any]) -> dict[str, tuple[in
         )
     done = {}
     for line in lines:
-        text, tab, checksum = line.partition(b"\t")
-        if tab and checksum != b"%08x" % zlib.crc32(text):  # damaged: the video is encoded again
+        if (text := open_line(line)) is None:  # the video is encoded again
             continue
         try:
             path, num_bytes, mtime_ns, row = json.loads(text)

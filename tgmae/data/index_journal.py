@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dali_pipelines.types import Video, video_from_json
-from engines.files import naming_errors
+from engines.files import naming_errors, open_line, seal_line
 
 
 @contextlib.contextmanager
@@ -24,8 +23,7 @@ def open_journal(journal: Path, root: Path) -> Iterator[Callable[[Video], None]]
     with journal.open("ab", buffering=0) as file:
 
         def write(row: dict[str, Any], before: bytes = b"") -> None:
-            text = json.dumps(row).encode()
-            left = b"%s%s\t%08x\n" % (before, text, zlib.crc32(text))
+            left = before + seal_line(json.dumps(row).encode()) + b"\n"
             with naming_errors(journal):
                 while left:  # a disk that is filling takes a part
                     left = left[file.write(left) :]
@@ -46,8 +44,7 @@ def read_journal(journal: Path, root: Path) -> list[Video]:
         return videos
     is_of_root = True
     for line in journal.read_bytes().split(b"\n"):
-        text, tab, checksum = line.partition(b"\t")
-        if tab and checksum != b"%08x" % zlib.crc32(text):
+        if (text := open_line(line)) is None:
             continue
         try:
             row = json.loads(text)

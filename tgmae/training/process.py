@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
-# Ctrl-C, the polite kill, the terminal that closes, and the warning that Slurm sends before a time limit.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from dali_pipelines.workers.processes import STOPPING
 
 
 @contextmanager
