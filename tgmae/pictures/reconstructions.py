@@ -23,14 +23,14 @@ from tgmae.pictures.figures import Page, name_clip, wrap
 _MOST_CLIPS, _MOMENTS = 3, 4
 _CONTRAST = 0.2  # brightness of one predicted deviation, where predictions are drawn around mid-grey
 _TILES = {1: 1.9, 2: 1.5, 3: 1.1}  # inches of a frame by number of clips
-_GAP, _BETWEEN, _MARGIN, _LABELS = 0.06, 0.25, 0.2, 1.4  # inches between frames, between clips, around, and of labels
+_GAP, _BETWEEN, _MARGIN, _LABELS = 0.06, 0.25, 0.2, 1.36  # inches between frames, between clips, around, and of labels
 
 _ROWS = (
     ("original", ""),
     ("visible", "what the encoder sees; hidden patches are hatched grey"),
     ("target", "hidden patches, each less its mean, over its deviation"),
     ("prediction", "what the network says about them, alone"),
-    ("reconstruction", "prediction plus each hidden patch's true mean and contrast"),
+    ("reconstruction", "prediction with each hidden patch's true mean and contrast"),
 )
 _NOTE = (
     "The network predicts what each hidden patch looks like apart from its mean colour and contrast; compare the "
