@@ -58,7 +58,10 @@ class PatchSimilarity:
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def cosines(self, frames: Tensor, texts: Tensor) -> Tensor:
-        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
+        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
+
+        Every frame has its own; who masks tubelets takes the mean over their frames.
+        """
         step = self.frames_per_pass(frames)
         parts = []
         for start in range(0, len(frames), step):

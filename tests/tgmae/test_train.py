@@ -363,8 +363,12 @@ class TestBadInput:
     def test_other_changes_are_said(self, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
-        train(replace(config, max_steps=2, mask=replace(config.mask, ratio=0.5)))
-        assert "mask.ratio 0.75 → 0.5" in capsys.readouterr().out
+        assert "warm-up" not in capsys.readouterr().out
+        whole = replace(config.optim, warmup_epochs=config.epochs)
+        train(replace(config, max_steps=2, mask=replace(config.mask, ratio=0.5), optim=whole))
+        said = capsys.readouterr().out
+        assert "mask.ratio 0.75 → 0.5" in said
+        assert "the warm-up takes all 40 steps of the run" in said
 
     def test_another_order_of_clips(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)

@@ -1,5 +1,8 @@
 """Score patches by their similarity to the clips' captions, with CLIP (Fan et al. 2024, section 3.3).
 
+The paper masks every frame by itself. A token spans the frames of a tubelet, which therefore share a mask: the score of
+a patch is the mean of its cosines in these frames.
+
 Dimensions: B clips, T frames, S slots, K scored frames per slot, N patches per slot, E embedding.
 """
 
@@ -31,7 +34,7 @@ class TextScorer:
         self.note = advise_clip(clip.is_demos, manifest)
 
     def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:
-        """Return cosines float32 [B, S, N], averaged over the scored frames of each slot."""
+        """Return cosines float32 [B, S, N], the mean over the scored frames of each slot."""
         if text is None:
             raise ValueError("text-guided scores need the text of the batch (CaptionEmbeddings)")
         by_slot = clips.frames.view(-1, self.slots, self.tubelet, *clips.frames.shape[2:])

@@ -116,6 +116,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total = math.ceil(config.epochs * per_epoch)
+    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
+    notes.append(schedule.note)
     steps = Steps(
         first=start.step, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
         accumulation=accumulation,
@@ -144,7 +146,6 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     except BaseException:
         pipeline.close()
         raise
-    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
     checkpoints.saved_step = steps.first
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
