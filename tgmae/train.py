@@ -13,7 +13,6 @@ from dali_pipelines.types import ClipRequest
 from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf, read_step
 from tgmae.model.videomae import VideoMAE
-from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training import parallel
 from tgmae.training.loader import InputError, InputStalled, TrainingBatch
 from tgmae.training.parallel import World
@@ -68,8 +67,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 losses: list[Tensor] = []
                 requests: list[ClipRequest] = []
                 for micro in range(steps.accumulation):
-                    with named_range("wait"):
-                        batch = loader.next_batch(lambda: stop.requested)
+                    batch = loader.next_batch(lambda: stop.requested)
                     loss, prediction = run.step.add_gradients(
                         batch.clips.frames, batch.masks, is_last=micro == steps.accumulation - 1
                     )

@@ -8,7 +8,6 @@ Dimensions: B clips, E text embedding.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -62,7 +61,6 @@ class TrainingBatch:
 class Loader:
     """Gives training batches, one by one, through `next_batch`.
 
-    waited_s  seconds that `next_batch` has kept its caller waiting, in all
     skipped   videos that could not be read, by row of the manifest; each is named once on the terminal
     clock     times the stages load (waiting for decoded clips), score and mask
 
@@ -80,24 +78,36 @@ class Loader:
     ) -> None:
         self.pipeline, self.scorer, self.mask, self.model, self.device = pipeline, scorer, mask, model, device
         self.clock = StageClock(device)
-        self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             # The scorer's tensors were put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._lifetime = BatchLifetime(self._record_event)
+        self._lifetime = BatchLifetime(device)
         self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that training has waited for input, in all: a CPU's host, or an idle GPU (`BatchLifetime`)."""
+        return self._lifetime.waited_s
+
     def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
-        """Return the next batch, and start on the one after it.
+        """Return the next batch, and start on the one after it. On CUDA the host waits while two passes are queued.
 
         Raises InputError where it cannot be made, and InputStalled where it does not come although `is_stopping` has
         been true for ten seconds.
         """
-        started = time.perf_counter()
+        batch = self._lifetime.hand_out(lambda: self._take(is_stopping))
+        for video in batch.clips.skipped:
+            if video.row not in self.skipped:
+                tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
+                self.skipped[video.row] = video
+        return batch
+
+    def _take(self, is_stopping: Callable[[], bool]) -> TrainingBatch:
+        """Wait for the batch that the thread makes, and let it make another one."""
         patience = _STOPPING_S
         while not wait([self._next], timeout=1).done:
             patience -= is_stopping()
@@ -108,13 +118,6 @@ class Loader:
         except ValueError as error:
             raise InputError(str(error)) from error
         self._next = self._thread.submit(self._make_batch)
-        self.waited_s += time.perf_counter() - started
-        if self._stream is not None:
-            self._lifetime.hand_out(batch)
-        for video in batch.clips.skipped:
-            if video.row not in self.skipped:
-                tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
-                self.skipped[video.row] = video
         return batch
 
     def close(self) -> None:
@@ -133,11 +136,6 @@ class Loader:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def _record_event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
     def _make_batch(self) -> TrainingBatch:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             with self.clock("load", host=True):
@@ -150,8 +148,7 @@ class Loader:
                 batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
         if self._stream is not None:
             # A batch is done when the GPU is done with it; otherwise the wait would move into the training step,
-            # outside `waited_s`. The event blocks: the thread sleeps instead of spinning on a core that the decoders
-            # need.
+            # outside `waited_s`. The event blocks, as in BatchLifetime.
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             done.record(self._stream)
             done.synchronize()
