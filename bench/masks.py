@@ -127,7 +127,7 @@ def measure_size(
     strategies = {}
     for name in names:
         config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio))
-        scorer = make_strategy_scorer(config, videos, device, options.engine, None if is_demo else clip)
+        scorer = make_strategy_scorer(config, videos, device, options.engine, batch, None if is_demo else clip)
         gflop = count_gflop(clip, preset.model, config.mask) if clip and name in WITH_CLIP else None
         strategies[name] = Strategy(config, scorer, batches, options.seconds, gflop)
     work: dict[str, Callable[[], float]] = {name: strategy.run for name, strategy in strategies.items()}

@@ -110,13 +110,17 @@ def make_patch_similarity(
     height: int,
     width: int,
     device: torch.device,
+    frames_per_batch: int | None = None,
 ) -> PatchSimilarity:
     """Make what a scorer (patch, dense or student) runs on `device`, for frames of `height` × `width` pixels.
+
+    frames_per_batch   how many frames will be scored at once, where that is known
 
     Raises as `make_tower` does, and ValueError if the engine cannot run on `device`.
     """
     tower = make_tower(clip_model, spec, patch_size, height, width)
     patches = (height // patch_size) * (width // patch_size)
-    batch = inputs_per_pass(tower, config, patches, choose_dtype(config, device).itemsize, device)
+    itemsize = choose_dtype(config, device).itemsize
+    batch = inputs_per_pass(tower, config, patches, itemsize, device, frames_per_batch)
     engine = open_engine(tower, config, device, batch)
     return PatchSimilarity(engine, clip_model, tower.name, patch_size, batch, isinstance(tower, FrameTower))

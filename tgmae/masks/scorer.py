@@ -42,10 +42,17 @@ class Scorer(Protocol):
         ...
 
 
-def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None) -> Scorer:
+def make_scorer(
+    config: InputConfig,
+    manifest: Manifest,
+    device: torch.device,
+    clip: CLIPModel | None = None,
+    num_clips: int | None = None,
+) -> Scorer:
     """Make the scorer that `config.mask` names.
 
-    clip   the CLIP that `config.clip` names, where the caller has loaded it
+    clip        the CLIP that `config.clip` names, where the caller has loaded it
+    num_clips   clips in a batch, where that is known
 
     Raises ValueError where the scores cannot be computed.
     """
@@ -63,7 +70,7 @@ def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, c
     from engines.clip_model import load_clip
     from tgmae.masks.text_scorer import TextScorer
 
-    return TextScorer(config, manifest, device, clip or load_clip(config.clip))
+    return TextScorer(config, manifest, device, clip or load_clip(config.clip), num_clips)
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,15 @@ class BoundScorer:
 
 
 def bind_scorer(
-    config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None
+    config: InputConfig,
+    manifest: Manifest,
+    device: torch.device,
+    clip: CLIPModel | None = None,
+    num_clips: int | None = None,
 ) -> BoundScorer:
     """Make the scorer that `config.mask` names, and its captions, with one CLIP for both.
+
+    clip, num_clips   as for `make_scorer`
 
     Raises ValueError where the scores cannot be computed.
     """
@@ -118,4 +131,4 @@ def bind_scorer(
 
     clip = clip or load_clip(config.clip)
     captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
-    return BoundScorer(make_scorer(config, manifest, device, clip), captions)
+    return BoundScorer(make_scorer(config, manifest, device, clip, num_clips), captions)

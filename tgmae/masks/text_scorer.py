@@ -20,17 +20,28 @@ from tgmae.data.manifest import Manifest
 
 
 class TextScorer:
-    """The scorer for `patch`, `dense` and `student`."""
+    """The scorer for `patch`, `dense` and `student`.
+
+    num_clips   clips in a batch, where that is known
+    """
 
     needs_text = True
 
-    def __init__(self, config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel) -> None:
+    def __init__(
+        self,
+        config: InputConfig,
+        manifest: Manifest,
+        device: torch.device,
+        clip: CLIPModel,
+        num_clips: int | None = None,
+    ) -> None:
         size = config.model.image_size
         self.slots, self.tubelet = config.model.num_slots, config.model.tubelet_size
         self.frames_per_tubelet = config.mask.frames_per_tubelet
         self.similarity: PatchSimilarity = make_patch_similarity(
-            clip, config.clip, config.mask.tower(), config.model.patch_size, size, size, device
-        )
+            clip, config.clip, config.mask.tower(), config.model.patch_size, size, size, device,
+            num_clips and num_clips * self.slots * self.frames_per_tubelet,
+        )  # fmt: skip
         self.note = advise_clip(clip.is_demos, manifest)
 
     def __call__(self, clips: ClipBatch, text: Tensor | None = None) -> Tensor:

@@ -48,7 +48,7 @@ class BatchLifetime:
         """Return the batch that `take` waits for, and hold it. The work on the previous one must be queued by now."""
         with self._clock("wait"):
             self._end_newest()
-            while self._held and (len(self._held) >= _AHEAD or self._held[0][0].query()):
+            while len(self._held) >= _AHEAD or self._is_oldest_done():
                 self._drop_oldest()
             batch = take()
         if self._on_gpu:
@@ -68,6 +68,9 @@ class BatchLifetime:
             done.record()
             self._held.append((done, self._newest))
             self._newest = None
+
+    def _is_oldest_done(self) -> bool:
+        return bool(self._held) and self._held[0][0].query()  # type: ignore[no-untyped-call]
 
     def _drop_oldest(self) -> None:
         event, _ = self._held[0]

@@ -133,7 +133,7 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
         model, optimizer = _make_network(config, world, manifest, start)
-        scorer = bind_scorer(config, manifest, world.device)
+        scorer = bind_scorer(config, manifest, world.device, num_clips=config.device_batch_size)
         notes += [scorer.note, advise_scorer(config)]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
         world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
