@@ -44,6 +44,7 @@ from bench.harness.report import source_name, write_report
 from bench.harness.tables import Row, Table
 from bench.rivals.loader_stages import stage_table, time_stages
 from bench.rivals.videomae_loader import INSTALL_DECORD, Decoder, VideoMAEDataset, find_decoders, make_videomae_loader
+from bench.workloads.cycle import Cycle
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.placement import choose_placement
 from dali_pipelines.types import ClipPipeline, ClipRequest
@@ -55,7 +56,6 @@ from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
-from tgmae.data.sampling import ClipSampler
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.shapes.demo import provide_demo
@@ -75,16 +75,6 @@ class Options:
     clips: int | None = None
     tgm_clips: int = 16  # clips of one measurement with tgm masks, on a CPU
     image_size: int = 224  # width and height of a clip, in pixels
-
-
-@dataclass
-class Cycle(ClipSampler):
-    """The same batches over and over, so that every measurement has the same clips wherever it begins."""
-
-    num_batches: int = 1
-
-    def unit(self, batch: int, unit: int) -> tuple[ClipRequest, ...]:
-        return super().unit(batch % self.num_batches, unit)
 
 
 class Bench:

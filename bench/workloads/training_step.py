@@ -68,6 +68,17 @@ class Step:
         assert all(seen.is_finite for seen in self.losses.pop(wait=False))
 
 
+def halve_residual(model: VideoMAE) -> None:
+    """Let the tokens travel from block to block in bfloat16 under autocast, which keeps their sum in float32."""
+
+    def halve(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens, *others = given
+        return tokens.bfloat16(), *others
+
+    for blocks in (model.encoder, model.decoder):
+        blocks[0].register_forward_pre_hook(halve)
+
+
 def make_step(config: TrainConfig, device: torch.device) -> Step:
     """Make the step of a new network, with the attention that `config` names."""
     torch.manual_seed(0)
