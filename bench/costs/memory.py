@@ -53,8 +53,8 @@ def _count_peak(model: ModelConfig, ratio: float, batch: int) -> float:
     with FakeTensorMode():
         network, run = make_pass(model, ratio, batch)
         tracker = MemTracker()
-        tracker.track_external(network)  # type: ignore[no-untyped-call]
-        with tracker:  # type: ignore[no-untyped-call]
+        tracker.track_external(network)
+        with tracker:
             run()
         seen = tracker.get_tracker_snapshot("peak")
         parameters = sum(x.numel() * x.element_size() for x in network.parameters())
