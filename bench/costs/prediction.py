@@ -102,7 +102,8 @@ def prediction_table(step: Sequence[Stage], half_others: float, size: Size, chip
             rows.append(Row(f"{mode}, {kernel}", [1e6 / step_us], facts))
     note = (
         f"Assumed: linear layers at {LINEAR_SHARE:.0%} of the peak; everything without a matrix product at "
-        f"{EAGER_SHARE:.0%} of the bandwidth, at {COMPILED_SHARE:.0%} compiled, which saves {FUSED_SHARE:.0%} of the "
-        "other operators' bytes. Attention as published for an H100 (FlashAttention-3, heads of 64)."
+        f"{EAGER_SHARE:.0%} of the bandwidth, at {COMPILED_SHARE:.0%} compiled. Compilation saves {FUSED_SHARE:.0%} of "
+        "the other operators' bytes, counted with the residual stream in float32. Attention as published for an H100 "
+        "(FlashAttention-3, heads of 64)."
     )
     return Table(title, "clips/s", rows, note=note)

@@ -20,9 +20,10 @@ def command_name() -> str:
 
 def run_from_shell(run: Callable[[Options], None], options: type[Options], description: str | None) -> None:
     """Parse the command line and run. An error that the user can fix ends with one line and exit status 1."""
-    _keep_from_workers()
     try:
-        run(tyro.cli(options, prog=f"python -m {command_name()}", description=description))
+        given = tyro.cli(options, prog=f"python -m {command_name()}", description=description)
+        _keep_from_workers()  # only now: tyro reads the program's file for its help
+        run(given)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"{command_name()}: {error}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from bench.harness.measure import now
 from bench.workloads.attention import Kernel, using_attention
@@ -70,14 +73,21 @@ class Step:
 
 
 def halve_residual(model: VideoMAE) -> None:
-    """Let the tokens travel from block to block in bfloat16 under autocast, which keeps their sum in float32."""
+    """Keep sums and layer norms of the tokens in bfloat16, where autocast keeps them in float32."""
 
     def halve(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens, *others = given
         return tokens.bfloat16(), *others
 
+    def normalise(norm: LayerNorm, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, norm.normalized_shape, norm.weight.bfloat16(), norm.bias.bfloat16(), norm.eps)
+
     for blocks in (model.encoder, model.decoder):
         blocks[0].register_forward_pre_hook(halve)
+    for module in model.modules():
+        if isinstance(module, LayerNorm):
+            module.forward = partial(normalise, module)  # type: ignore[method-assign]
 
 
 def make_step(config: TrainConfig, device: torch.device) -> Step:

@@ -63,18 +63,14 @@ def test_parts_of_an_earlier_run_stay_and_say_whence(results: Path) -> None:
     (results / "step.cpu.json").write_text(json.dumps({"headline": {}, "tables": [table.to_dict()]}))
     write_summary([Outcome(part("step", "step"), "ok", 1.0, "", {})], "cpu", 0)
     path = results / "gpu.cpu.json"
-    earlier = json.loads(path.read_text())
+    earlier, late = json.loads(path.read_text()), Outcome(part("late"), "ok", 1.0, "", {})
     earlier["parts"][0]["commit"] = "abc1234"
     path.write_text(json.dumps(earlier))
     (results / "step.cpu.json").unlink()
-    text = write_summary([Outcome(part("late"), "ok", 1.0, "", {})], "cpu", time.time(), ["step", "late"])[
-        0
-    ].read_text()
+    text = write_summary([late], "cpu", time.time(), ["step", "late"])[0].read_text()
     assert "Parts of other commits: step (abc1234)." in text
     assert "| ≥ 34% | 35% | reached |" in text
     assert text.index("Does step work?") < text.index("Does late work?")
     path.write_text(json.dumps({"parts": [{"name": "step", "reports": []}]}))
-    text = write_summary([Outcome(part("late"), "ok", 1.0, "", {})], "cpu", time.time(), ["step", "late"])[
-        0
-    ].read_text()
+    text = write_summary([late], "cpu", time.time(), ["step", "late"])[0].read_text()
     assert "Parts that have not run: step." in text
