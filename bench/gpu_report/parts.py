@@ -24,7 +24,7 @@ class Part:
     name: str
     question: str
     command: tuple[str, ...]
-    minutes: float  # its share of the time is theirs of all minutes
+    minutes: float  # that it needs; where there is more time or less, it gets the same share of it
     reports: str = ""  # glob of the reports it writes to bench/results, without the device
     third: int = 1  # of the whole report
 

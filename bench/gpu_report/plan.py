@@ -79,11 +79,13 @@ def find_gpu_tests() -> list[str]:
 
 
 def choose_parts(parts: list[Part], only: tuple[str, ...], third: int | None) -> list[Part]:
-    """Return the parts that were asked for; all without a choice. Raises ValueError for a name that is not a part's."""
+    """Return the parts that were asked for; all without a choice. Raises ValueError where there are none such."""
     known = [part.name for part in parts]
     if unknown := set(only) - set(known):
         raise ValueError(f"unknown parts in --only: {', '.join(sorted(unknown))}; use any of: {', '.join(known)}")
-    return [part for part in parts if (not only or part.name in only) and third in (None, part.third)]
+    if not (chosen := [part for part in parts if (not only or part.name in only) and third in (None, part.third)]):
+        raise ValueError(f"third {third} has none of the parts in --only: {', '.join(only)}; leave out one of the two")
+    return chosen
 
 
 def describe_plan(parts: list[Part], minutes: float) -> str:

@@ -161,3 +161,5 @@ def test_a_rehearsal_sees_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_unknown_parts_are_named() -> None:
     with pytest.raises(ValueError, match="unknown parts in --only: nonsense; use any of: decode inputs, tests"):
         gpu.run(gpu.Options(only=("nonsense",)))
+    with pytest.raises(ValueError, match="third 2 has none of the parts in --only: decode; leave out"):
+        gpu.run(gpu.Options(only=("decode",), third=2))
