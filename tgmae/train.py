@@ -86,9 +86,12 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 if found_skipped:
                     skipped = world.union(set(loader.skipped))
 
-                # Report, draw and save, each at its own interval.
+                # Validate, report, draw and save, each at its own interval.
+                if run.validation.is_due(step) and not stopping:
+                    run.validate(step, lambda: stop.requested)
                 if step % config.log.metrics_every == 0 or step == steps.last or stopping:
                     log.report(step, rate, len(skipped), loader, run.step)
+                log.sum_up_epochs(step, loader)
                 if world.is_main and (step == 1 or step % config.log.picture_every == 0 or step == steps.last):
                     log.show(step, _draw(config, batch, prediction, step))
                 if step % config.log.checkpoint_every == 0:

@@ -117,18 +117,21 @@ def bind_scorer(
     device: torch.device,
     clip: CLIPModel | None = None,
     num_clips: int | None = None,
+    more: Manifest | None = None,
 ) -> BoundScorer:
     """Make the scorer that `config.mask` names, and its captions, with one CLIP for both.
 
     clip, num_clips   as for `make_scorer`
+    more              further videos that it will score; the scores of the others do not depend on them
 
     Raises ValueError where the scores cannot be computed.
     """
+    videos = manifest if more is None else manifest.joined(more)
     if config.mask.kind != "tgm" or config.mask.scorer == "cached":
-        return BoundScorer(make_scorer(config, manifest, device), None)
+        return BoundScorer(make_scorer(config, videos, device), None)
     from engines.clip_model import load_clip
     from tgmae.captions.embeddings import CaptionEmbeddings
 
     clip = clip or load_clip(config.clip)
-    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
-    return BoundScorer(make_scorer(config, manifest, device, clip, num_clips), captions)
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device, more)
+    return BoundScorer(make_scorer(config, videos, device, clip, num_clips), captions)

@@ -108,17 +108,21 @@ class Loader:
 
     def _take(self, is_stopping: Callable[[], bool]) -> TrainingBatch:
         """Wait for the batch that the thread makes, and let it make another one."""
-        patience = _STOPPING_S
-        while not wait([self._next], timeout=1).done:
-            patience -= is_stopping()
-            if patience <= 0:
-                raise InputStalled("the next batch does not come")
+        self.finish_batch(is_stopping)
         try:
             batch = self._next.result()
         except ValueError as error:
             raise InputError(str(error)) from error
         self._next = self._thread.submit(self._make_batch)
         return batch
+
+    def finish_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the next batch is made. Nobody uses the scorer then. Raises InputStalled as `next_batch` does."""
+        patience = _STOPPING_S
+        while not wait([self._next], timeout=1).done:
+            patience -= is_stopping()
+            if patience <= 0:
+                raise InputStalled("the next batch does not come")
 
     def close(self) -> None:
         """Stop the pipeline's processes and the thread, which may be waiting for them."""
