@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import TowerSpec
 from engines.files import write_atomically
 from engines.patch_similarity import make_patch_similarity
+from engines.progress import progress_bar
 from engines.torch_files import read_torch_file
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, read_about, save_student
@@ -101,7 +101,9 @@ def distill(
         batch_size=options.clips, seed=config.seed,
     )  # fmt: skip
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
-    bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
+    bar = progress_bar(
+        range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round"
+    )
     losses: list[float] = []
     skipped: set[int] = set()
     try:

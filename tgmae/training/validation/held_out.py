@@ -40,7 +40,7 @@ class HeldOut:
         megabytes = len(self.requests) * (frames + 4 * model.num_tokens) / 1e6
         return (
             f"{len(self.requests)} clips from {count_videos(len(self.manifest))} of split {config.validation.split}, "
-            f"every {self.period / config.batch_size:.0f} steps; {megabytes:.0f} MB in host memory"
+            f"every {self.period / config.batch_size:.0f} steps; {megabytes:.1f} MB in host memory"
         )
 
 
