@@ -106,6 +106,11 @@ class RunLog:
             values = {"validation_loss": loss, "validation_share": self.throughput.paused_share}
             self.metrics.write(step, {"epoch": self._epoch(step), **values})
 
+    def show(self, step: int, picture: Path) -> None:
+        """Put a PNG of the run into TensorBoard."""
+        if self.metrics is not None:
+            self.metrics.write_picture(step, picture)
+
     def sum_up_epochs(self, step: int, loader: Loader) -> None:
         """Say how the epochs went that have ended since the last time. Every process must call it, after every step.
 
@@ -135,16 +140,14 @@ class RunLog:
         return step * self.config.batch_size / self.clips_per_epoch
 
     def _describe(self, values: dict[str, float]) -> str:
-        validation = "" if math.isnan(self.validation_loss) else f", validation {self.validation_loss:.3f}"
         return (
             f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
-            f"{validation}"
+            f"{self._validated}"
         )
 
-    def show(self, step: int, picture: Path) -> None:
-        """Put a PNG of the run into TensorBoard."""
-        if self.metrics is not None:
-            self.metrics.write_picture(step, picture)
+    @property
+    def _validated(self) -> str:
+        return "" if math.isnan(self.validation_loss) else f", validation {self.validation_loss:.3f}"
 
     def _say(self, line: str) -> None:
         """Print a line, above the bar where there is one."""
@@ -154,9 +157,9 @@ class RunLog:
 
     def summarise(self, step: int, total: int, num_skipped: int, loader: Loader) -> str:
         """Sum up the whole run in one line."""
-        validation = "" if math.isnan(self.validation_loss) else f", validation {self.validation_loss:.3f}"
         return (
-            f"step {step} of {total}, loss {self.loss:.3f}{validation}; {self.throughput.summary(loader.waited_s)}, "
+            f"step {step} of {total}, loss {self.loss:.3f}{self._validated}; "
+            f"{self.throughput.summary(loader.waited_s)}, "
             f"{count_videos(num_skipped)} skipped; see {self.config.run_dir}"
         )
 

@@ -143,11 +143,11 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
         model, optimizer = _make_network(config, world, manifest, start)
-        scorer, held_out, held_out_notes = bind_with_held_out(config, videos, manifest, world.device)
+        scorer, held_out, held_out_note = bind_with_held_out(config, videos, manifest, world.device)
         (is_missing,) = world.max(held_out is None)
         if held_out is not None and is_missing:
-            held_out, held_out_notes = None, ["no validation: another process cannot use the held-out videos"]
-        notes += [scorer.note, advise_scorer(config), *held_out_notes]
+            held_out, held_out_note = None, "no validation: another process cannot use the held-out videos"
+        notes += [scorer.note, advise_scorer(config), held_out_note]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
         world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
         if held_out is not None:

@@ -20,7 +20,6 @@ from tgmae.config.training import ValidationConfig
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.data.sampling import FixedClips, ends_period
 from tgmae.masks.maps.build_scores import build_scores
-from tgmae.masks.scorer import bind_scorer
 from tgmae.masks.select import select_masks
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import read_metrics
@@ -74,9 +73,9 @@ def test_broken_held_out_videos_are_left_out(
         target.symlink_to(manifest.file(row))
     config = tiny(shapes, tmp_path / "run", pipeline=pipeline, max_steps=1, validation=ValidationConfig())
     config = replace(config, data=replace(config.data, root=tmp_path))
-    scorer, held_out, notes = bind_with_held_out(config, manifest, manifest.select_split("train"), CPU)
-    assert (notes, held_out and len(held_out.requests)) == ([], 4)
+    scorer, held_out, note = bind_with_held_out(config, manifest, manifest.select_split("train"), CPU)
     assert held_out is not None
+    assert (note, len(held_out.requests)) == ("", 4)
     gone, *readable = held_out.requests
     (tmp_path / held_out.manifest[gone.row].path).unlink()
     train(config)
@@ -105,22 +104,21 @@ def test_broken_held_out_videos_are_left_out(
         assert validation_losses(tmp_path / "none") == {}
 
 
-def notes_of(config: TrainConfig, videos: Manifest) -> list[str]:
-    scorer, held_out, notes = bind_with_held_out(config, videos, videos.select_split(config.data.split), CPU)
+def note_of(config: TrainConfig, videos: Manifest) -> str:
+    _, held_out, note = bind_with_held_out(config, videos, videos.select_split(config.data.split), CPU)
     assert held_out is None
-    assert scorer is not None
-    return notes
+    return note
 
 
 def test_a_run_without_held_out_videos_says_so(shapes: Path, tmp_path: Path) -> None:
     config, videos = validating(shapes, tmp_path), read_manifest(shapes)
     train_only = videos.select_split("train")
-    assert notes_of(config, train_only) == ["no validation: no video has split 'val'; the manifest has ['train']"]
+    assert note_of(config, train_only) == "no validation: no video has split 'val'; the manifest has ['train']"
     everything = replace(config, data=replace(config.data, split=""))
-    assert notes_of(everything, videos) == ["no validation: --data.split (all) trains on split val too"]
+    assert note_of(everything, videos) == "no validation: --data.split (all) trains on split val too"
     long = replace(config, data=replace(config.data, stride=10))
-    assert "no validation: a clip spans 71 frames" in notes_of(long, videos)[0]
-    assert notes_of(replace(config, validation=ValidationConfig(every=0)), train_only) == []
+    assert "no validation: a clip spans 71 frames" in note_of(long, videos)
+    assert note_of(replace(config, validation=ValidationConfig(every=0)), train_only) == ""
 
 
 def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cache_dir: Path) -> None:
@@ -134,7 +132,7 @@ def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cac
     rows = [videos[row] for row in range(len(videos))]
     bare = [replace(video, captions=() if video.split == "val" else video.captions) for video in rows]
     write_manifest(tmp_path / "bare.parquet", bare, shapes.parent)
-    (note,) = notes_of(by_text, read_manifest(tmp_path / "bare.parquet"))
+    note = note_of(by_text, read_manifest(tmp_path / "bare.parquet"))
     assert note.startswith("no validation: 4 of 4 videos have no caption, such as videos/")
 
     folder = tmp_path / "maps"
@@ -142,7 +140,7 @@ def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cac
         videos.select_split("train"), folder, clip, by_text.mask, cells=4, patch_size=16, every=20, device=CPU,
         num_workers=0,
     )  # fmt: skip
-    (note,) = notes_of(replace(by_text, mask=MaskConfig(scorer="cached", scores=folder)), videos)
+    note = note_of(replace(by_text, mask=MaskConfig(scorer="cached", scores=folder)), videos)
     assert f"no validation: {folder} has no maps, or maps of other videos or captions, for 4 of 24 videos" in note
 
 
@@ -174,7 +172,6 @@ def test_the_clips_are_the_same_for_every_seed(shapes: Path, tmp_path: Path) -> 
     assert two.requests == all_of_them.requests[:2]
     assert sorted(request.row for request in all_of_them.requests) == [0, 1, 2, 3]
     assert (two.period, all_of_them.period) == (32, 64)  # 16 for each of the two; of the four, which is above 3 × 20
-    assert bind_scorer(config, training, CPU).note == ""
 
 
 @pytest.mark.parametrize(("batch_size", "period"), [(4, 20), (7, 20), (16, 163), (40, 20), (4, 2.5)])

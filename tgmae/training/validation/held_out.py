@@ -7,6 +7,7 @@ the first epoch of seed 0, each with its crop, caption and mask seed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -46,42 +47,39 @@ class HeldOut:
 
 def bind_with_held_out(
     config: TrainConfig, videos: Manifest, manifest: Manifest, device: torch.device
-) -> tuple[BoundScorer, HeldOut | None, list[str]]:
+) -> tuple[BoundScorer, HeldOut | None, str]:
     """Make the scorer of a run, which also scores its held-out clips.
 
     videos    all videos of the data set        manifest  those that are trained on
 
     Returns the scorer, the held-out clips (None where there are none, or the run does not validate), and what the user
-    should know. Raises ValueError where the videos that are trained on cannot be scored.
+    should know, "" for nothing. Raises ValueError where the videos that are trained on cannot be scored.
     """
-    notes: list[str] = []
+    bind = partial(bind_scorer, config, manifest, device, num_clips=config.device_batch_size)
+    if not config.validation.every:
+        return bind(), None, ""
     try:
-        if held_out := _choose(config, videos, notes):
-            return (
-                bind_scorer(config, manifest, device, num_clips=config.device_batch_size, more=held_out.manifest),
-                held_out,
-                notes,
-            )
+        held_out, note = _choose_clips(config, videos, len(manifest))
+        return bind(more=held_out.manifest), held_out, note
     except ValueError as error:
-        notes = [f"no validation: {error}"]
-    return bind_scorer(config, manifest, device, num_clips=config.device_batch_size), None, notes
+        return bind(), None, f"no validation: {error}"
 
 
-def _choose(config: TrainConfig, videos: Manifest, notes: list[str]) -> HeldOut | None:
-    """Return the held-out clips, None where validation is off. Raises ValueError where there are none."""
-    options = config.validation
-    if not options.every:
-        return None
+def _choose_clips(config: TrainConfig, videos: Manifest, num_trained: int) -> tuple[HeldOut, str]:
+    """Return the held-out clips, and what was done about missing captions. Raises ValueError where there are none.
+
+    num_trained   videos that are trained on
+    """
+    options, note = config.validation, ""
     if config.data.split in ("", options.split):
         raise ValueError(f"--data.split {config.data.split or '(all)'} trains on split {options.split} too")
     manifest = videos.select_split(options.split)
     if config.mask.kind == "tgm":
         manifest, note = require_captions(manifest, config.mask.no_caption)
-        notes.append(f"held out: {note}" if note else "")
     count = min(options.clips, len(manifest))
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=count,
         seed=_SEED,
     )  # fmt: skip
-    epoch = len(videos.select_split(config.data.split)) * config.data.repeat
-    return HeldOut(manifest, sampler(0), max(options.every * epoch, _TRAINED_PER_CLIP * count))
+    period = max(options.every * num_trained * config.data.repeat, _TRAINED_PER_CLIP * count)
+    return HeldOut(manifest, sampler(0), period), f"held out: {note}" if note else ""
