@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -121,6 +122,7 @@ def test_a_run_without_held_out_videos_says_so(shapes: Path, tmp_path: Path) -> 
     assert note_of(replace(config, validation=ValidationConfig(every=0)), train_only) == ""
 
 
+@pytest.mark.slow
 def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cache_dir: Path) -> None:
     """Without captions, and without score maps: the videos that are trained on have both."""
     config, videos = validating(shapes, tmp_path / "run"), read_manifest(shapes)
@@ -145,7 +147,7 @@ def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cac
 
 
 def test_embeddings_of_the_captions_do_not_depend_on_held_out_ones(shapes: Path, tmp_path: Path) -> None:
-    """Bit for bit, each with a cache of its own: rounding depends on what is encoded together."""
+    """Rounding depends on what is encoded together: the cache shows that those of training come first, as alone."""
     from engines.clip_model import load_clip
 
     videos = read_manifest(shapes)
@@ -155,6 +157,12 @@ def test_embeddings_of_the_captions_do_not_depend_on_held_out_ones(shapes: Path,
     both = CaptionEmbeddings(training, clip, tmp_path / "both", CPU, held_out)
     texts = [caption.text for captions in training.captions() for caption in captions]
     assert torch.equal(alone.of(texts), both.of(texts))
+    encoded = [
+        pq.read_table(next(folder.glob("*.parquet"))).column("caption").to_pylist()
+        for folder in (tmp_path / "alone", tmp_path / "both")
+    ]
+    assert encoded[1][: len(encoded[0])] == encoded[0]
+    assert len(encoded[1]) > len(encoded[0])
     more = [caption.text for captions in held_out.captions() for caption in captions]
     itself = CaptionEmbeddings(held_out, clip, tmp_path / "held_out", CPU)
     torch.testing.assert_close(both.of(more), itself.of(more), rtol=0, atol=1e-6)
