@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, TypeVar, overload
@@ -13,16 +14,26 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}
 T = TypeVar("T")
 
 
+def shows_bars() -> bool:
+    """Return whether stderr is a terminal on which tqdm draws: one without a size (docker run -dt) stays empty."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).lines > 0
+    except OSError:
+        return True
+
+
 @overload
 def progress_bar(iterable: None = None, **options: Any) -> tqdm[None]: ...
 @overload
 def progress_bar(iterable: Iterable[T], **options: Any) -> tqdm[T]: ...
 def progress_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[Any]:
-    """Return tqdm's bar; where stderr is not a terminal, one that prints a line every ten seconds and at its end.
+    """Return tqdm's bar; without a terminal to show it, one that prints a line every ten seconds and at its end.
 
     options   of tqdm, such as total, desc, unit and disable
     """
-    if sys.stderr.isatty():
+    if shows_bars():
         return tqdm(iterable, **options)
     return _Lines(iterable, mininterval=_EVERY_S, bar_format=_LINE, **options)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import termios
 
 import pytest
 from tqdm import tqdm
 
 import engines.progress
-from engines.progress import progress_bar
+from engines.progress import progress_bar, shows_bars
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +39,16 @@ def test_few_lines_for_many_items(capsys: pytest.CaptureFixture[str]) -> None:
         "counting: 0/1000",
         "counting: 1000/1000",
     ]
+
+
+def test_a_terminal_without_a_size_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs detached: tqdm draws nothing where there are no rows."""
+    main, terminal = os.openpty()
+    with os.fdopen(main), os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert not shows_bars()
+        termios.tcsetwinsize(stream, (24, 80))
+        assert shows_bars()
 
 
 def test_a_terminal_gets_tqdms_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:

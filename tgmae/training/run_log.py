@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_pipelines.types import ClipPipeline, ClipRequest
+from engines.progress import shows_bars
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
@@ -47,7 +47,7 @@ class RunLog:
         if self.metrics is not None and self.metrics.note:
             world.say(self.metrics.note)
         self.is_silent = not (world.is_main and config.log.progress)
-        has_bar = not self.is_silent and sys.stderr.isatty()
+        has_bar = not self.is_silent and shows_bars()
         self.bar = tqdm(total=last_step, initial=first_step, disable=not has_bar, bar_format=_BAR)
         self.throughput, self.epochs = Throughput(), Throughput()
         self._epochs_from, self._epochs_said_s = first_step, time.perf_counter()
