@@ -32,7 +32,7 @@ class CaptionEmbeddings:
     ) -> None:
         distinct = _distinct(manifest)
         table, too_long = embed_captions(clip, distinct, cache_dir, device)
-        if more is not None and (new := [text for text in _distinct(more) if text not in set(distinct)]):
+        if more is not None and (new := sorted(set(_distinct(more)) - set(distinct))):
             # In a call of their own: the rounding of the others must not depend on them.
             added, too_long_too = embed_captions(clip, new, cache_dir, device)
             distinct, table, too_long = distinct + new, torch.cat([table, added]), too_long + too_long_too
