@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
@@ -30,6 +31,7 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
+from dali_pipelines.workers.processes import hiding_main_module, is_importing_main_module
 from dali_pipelines.workers.serving import TASK, Inbox, SharedMemory, holding_signals, serve
 
 Item = TypeVar("Item")
@@ -39,6 +41,7 @@ _DEATHS_PER_TASK = 3  # after which a task is given up
 _BARREN_DEATHS = 10  # deaths in a row, without a result in between, after which everything is given up
 _POLL_S = 1.0
 _SLOW_S = 300.0  # `stall_s` where a task is a whole video
+_UNGUARDED = 78  # exit code of a worker that imports a script which starts workers of its own
 _FINISH_S = 60.0  # seconds that workers get to finish a task when a pool is closed that lets them
 
 
@@ -59,7 +62,8 @@ class Death:
 class WorkerPool(Generic[Result]):
     """Computes `work(task, room)` for numbered tasks in worker processes.
 
-    work         is pickled once; tasks are numbers from 0
+    work         is pickled once; tasks are numbers from 0. Workers import the program's main module only if `work` is
+                 defined there
     describe     names a task, for messages
     room_bytes   size of `room`, memory shared by all workers and this process (`self.room`)
     stall_s      seconds without any result after which the workers' tasks are named on the terminal
@@ -72,7 +76,9 @@ class WorkerPool(Generic[Result]):
         self, work: Callable[[int, memoryview], Result], num_workers: int, describe: Callable[[int], str],
         room_bytes: int = 0, stall_s: float = 30.0,
     ) -> None:  # fmt: skip
-        self._memory = SharedMemory.allocate(num_workers, pickle.dumps(work), room_bytes)
+        pickled = pickle.dumps(work)
+        self._needs_main = b"__main__" in pickled
+        self._memory = SharedMemory.allocate(num_workers, pickled, room_bytes)
         self.room = self._memory.room
         self._num_workers, self._describe, self._stall_s = num_workers, describe, stall_s
         self._outstanding: dict[int, None] = {}  # tasks without a result, in the order of submission
@@ -139,6 +145,8 @@ class WorkerPool(Generic[Result]):
         return [worker.process.pid or 0 for worker in self._workers]
 
     def _start(self) -> None:
+        if is_importing_main_module():
+            os._exit(_UNGUARDED)  # `_replace` says why
         context = multiprocessing.get_context("spawn")
         self._memory.doing[:], self._memory.stop[:] = 0, 0
         # This process keeps the end that workers read from, too: writing must not fail when the last of them is dead.
@@ -149,7 +157,7 @@ class WorkerPool(Generic[Result]):
         for place in range(self._num_workers):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=serve, args=(place, self._memory, self._queue, writer), daemon=True)
-            with holding_signals():
+            with holding_signals(), nullcontext() if self._needs_main else hiding_main_module():
                 process.start()
             writer.close()  # a dead worker then leaves a pipe with an end
             self._workers.append(_Worker(place, process, Inbox(reader)))
@@ -185,6 +193,12 @@ class WorkerPool(Generic[Result]):
             task = self._task_of(worker)
             doing = self._describe(task) if task in self._outstanding else "nothing to do"
             said = f"worker process {worker.process.pid} {how[worker.place]} while it had {doing}"
+            if worker.process.exitcode == _UNGUARDED:
+                self._is_closed = True
+                raise WorkersFailed(
+                    "worker processes import the script that was started, because it defines what they run: put all "
+                    "else in it below a line `if __name__ == \"__main__\":`"
+                )
             if self._barren >= _BARREN_DEATHS:
                 self._is_closed = True
                 raise WorkersFailed(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 # Signals to a whole job: Ctrl-C, the polite kill, the terminal that closes, and the warning that Slurm sends before a
 # time limit. A run saves and stops; its workers leave that to it.
@@ -16,6 +19,28 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def hiding_main_module() -> Iterator[None]:
+    """Inside the block, processes are spawned that do not import the program's main module.
+
+    multiprocessing has each of them import it, for functions that it may define. A script would then need a guard
+    (`if __name__ == "__main__":`), one read from stdin could not run, and all that it imports, such as torch, would be
+    imported in every process.
+    """
+    main = vars(sys.modules["__main__"])
+    found = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main |= dict.fromkeys(found)
+    try:
+        yield
+    finally:
+        main |= found
+
+
+def is_importing_main_module() -> bool:
+    """Return whether this is a spawned process that is still importing the main module of its parent."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def make_pool(num_workers: int) -> ProcessPoolExecutor:

@@ -13,7 +13,7 @@ import tyro
 from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, Command, name_some
 
-if TYPE_CHECKING:  # both import torch, which --help and decode workers do without
+if TYPE_CHECKING:  # both import torch, which --help does without
     from tgmae.masks.maps.writer import BuildResult
     from tgmae.training.parallel import World
 

@@ -8,7 +8,7 @@ Dimensions: B clips, E text embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -58,8 +58,8 @@ class TrainingBatch:
         return f"TrainingBatch(clips {self.clips!r}, masks {self.masks!r}, text {text})"
 
 
-class Loader:
-    """Gives training batches, one by one, through `next_batch`.
+class Loader(Iterator[TrainingBatch]):
+    """An endless iterator over training batches: `for batch in loader`.
 
     skipped   videos that could not be read, by row of the manifest; each is named once on the terminal
     clock     times the stages load (waiting for decoded clips), score and mask
@@ -92,6 +92,9 @@ class Loader:
     def waited_s(self) -> float:
         """Seconds that training has waited for input, in all: a CPU's host, or an idle GPU (`BatchLifetime`)."""
         return self._lifetime.waited_s
+
+    def __next__(self) -> TrainingBatch:
+        return self.next_batch()
 
     def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
         """Return the next batch, and start on the one after it. On CUDA the host waits while two passes are queued.

@@ -196,3 +196,38 @@ def test_no_room_in_dev_shm_is_needed(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}, check=False,
     )  # fmt: skip
     assert done.stdout == f"{(1 << 24) - 2} {((1 << 23) - 1) % 251}\n", done.stderr
+
+
+SCRIPT = """
+from dali_pipelines.workers.pool import WorkerPool
+{work}
+pool = WorkerPool({name}, 1, str, room_bytes=8)
+pool.submit(3)
+print(pool.take()[1])
+pool.close()
+"""
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_script_needs_no_guard_and_no_file(is_file: bool, tmp_path: Path) -> None:
+    """Workers do not import it. On stdin, as notebooks and shells have it, there is nothing to import."""
+    script = SCRIPT.format(work="from tests.dali_pipelines.workers.test_pool import double", name="double")
+    (tmp_path / "script.py").write_text(script)
+    done = run_script(tmp_path / "script.py" if is_file else "-", script)
+    assert (done.stdout, done.stderr) == ("6\n", "")
+
+
+def test_a_script_that_workers_must_import_is_told_to_guard_itself(tmp_path: Path) -> None:
+    script = SCRIPT.format(work="def work(task, room):\n    return task", name="work")
+    (tmp_path / "script.py").write_text(script)
+    done = run_script(tmp_path / "script.py")
+    [message] = [line for line in done.stderr.splitlines() if "worker processes" in line]
+    assert message.endswith('put all else in it below a line `if __name__ == "__main__":`')
+    assert done.stderr.count("Traceback") == 1
+
+
+def run_script(script: Path | str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, script], input=text, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+    )  # fmt: skip
