@@ -7,11 +7,16 @@ import gc
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
 from dali_pipelines.workers.processes import STOPPING
+
+# `timeout` sends its signal to the program and then to the program's group, and batch systems do the like. Within this
+# time, in seconds, it is one request.
+_ECHO_S = 0.5
 
 
 @contextmanager
@@ -49,10 +54,19 @@ class StopRequest:
     """
 
     number = 0
+    _since_s = 0.0  # time of that signal
 
     @property
     def requested(self) -> bool:
         return self.number != 0
+
+    def note(self, number: int) -> None:
+        if number != self.number:
+            self.number, self._since_s = number, time.monotonic()
+
+    def is_echo(self, number: int) -> bool:
+        """Return whether this signal is the first one, sent twice."""
+        return number == self.number and time.monotonic() - self._since_s < _ECHO_S
 
 
 @contextmanager
@@ -65,9 +79,12 @@ def stop_requests() -> Iterator[StopRequest]:
     def request(number: int, _frame: object) -> None:
         if number == signal.SIGHUP:
             _leave_terminal()
-        if stop.requested and not is_repeated:
-            _end(number, "at once, because it was the second signal; steps after the last checkpoint are lost")
-        stop.number = number
+        if stop.requested and not is_repeated and not stop.is_echo(number):
+            _end(
+                number, "at once, because it was the second signal; the same command resumes from the last checkpoint, "
+                "if there is one",
+            )  # fmt: skip
+        stop.note(number)
 
     with _handled_by(request):
         yield stop

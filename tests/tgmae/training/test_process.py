@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tgmae.training import process
 from tgmae.training.process import STOPPING, Stopped, ending_at_once, manual_garbage_collection, stop_requests
 
 
@@ -65,7 +66,8 @@ def _same_handlers_afterwards() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.usefixtures("_same_handlers_afterwards")
-def test_the_first_signal_is_noted_and_the_second_ends(number: signal.Signals) -> None:
+def test_the_first_signal_is_noted_and_the_second_ends(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_ECHO_S", 0.0)
     before = handlers()
     with stop_requests() as stop:
         assert not stop.requested
@@ -74,10 +76,17 @@ def test_the_first_signal_is_noted_and_the_second_ends(number: signal.Signals) -
     assert handlers() == before
     with stop_requests():
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match=f"stopped by {number.name} at once, .* are lost") as caught:
+        with pytest.raises(Stopped, match=f"stopped by {number.name} at once, .* if there is one") as caught:
             os.kill(os.getpid(), number)
     assert caught.value.number == number
     assert handlers() == [signal.SIG_DFL] * 4  # a third one kills
+
+
+def test_timeout_sends_its_signal_twice() -> None:
+    with stop_requests() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
 
 
 def test_torchrun_may_pass_a_signal_on(monkeypatch: pytest.MonkeyPatch) -> None:
