@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from tgmae import __version__
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
 from tgmae.cli.parser.subcommands import exit_for_usage
+from tgmae.cli.parser.values import convert_values
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import from_dict
 from tgmae.presets import DESCRIPTIONS, PRESETS
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.process import Stopped, ending_at_once, manual_garbage_collection
 
-if TYPE_CHECKING:  # decode workers import this module again, and do without torch
+if TYPE_CHECKING:  # --help does without torch
     from tgmae.train import TrainResult
 
 PROG = "tgmae-train"
@@ -63,17 +62,31 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
         if {"-h", "--help"} & set(flags):
             print_help(draw_train_help(base, source))
             sys.exit(0)
-        typed = find_typed(PROG, flags, [*list_flags(TrainConfig), *list_flags(_Start)])
+        known = list_flags(TrainConfig)
+        typed = find_typed(PROG, flags, [*known, *list_flags(_Start)])
         if (late := _find_late_preset(flags)) is not None:
             raise UsageError(f"the preset comes first: {PROG} {late} --flag value ...")
-        config = tyro.cli(TrainConfig, prog=PROG, default=base, args=flags)
+        config = convert_values(PROG, TrainConfig, base, flags, known)
         check_effects(PROG, typed, list_flags(TrainConfig, config))
+        if "device-batch-size" not in {flag.name for flag in typed}:
+            config, source = _divide_batch(config, source)
         near = difflib.get_close_matches(config.resume, ("auto", "never"), n=1)
         if near and config.resume != near[0] and not Path(config.resume).exists():
             raise UsageError(f"there is no checkpoint {config.resume!r}; did you mean --resume {near[0]}?")
     except UsageError as error:
         exit_for_usage(PROG, error)
     return config, source
+
+
+def _divide_batch(config: TrainConfig, source: str) -> tuple[TrainConfig, str]:
+    """Make the device batch smaller where the batch has fewer clips for each process; say so in the source."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+    share, rest = divmod(config.batch_size, num_processes)
+    if rest or not 0 < share < config.device_batch_size or share % config.data.repeat:
+        return config, source
+    over = f" over {num_processes} processes" if num_processes > 1 else ""
+    said = f"{source} with --device-batch-size {share} ({config.batch_size} clips{over})"
+    return dataclasses.replace(config, device_batch_size=share), said
 
 
 def _split(arguments: list[str]) -> tuple[TrainConfig, str, list[str]]:
@@ -148,7 +161,8 @@ def draw_train_help(base: TrainConfig, source: str) -> str:
 
 def run(config: TrainConfig) -> TrainResult:
     """Train; the demo's data set is made first if it is missing."""
-    provide_demo(config.data.manifest)
+    with ending_at_once("while the demo's data set was made; the same command makes it again"):
+        provide_demo(config.data.manifest)
     # Imports make objects by the hundred thousand, which stay. Looking for garbage among them takes .4 s.
     with manual_garbage_collection():
         from tgmae.train import train

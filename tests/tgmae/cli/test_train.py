@@ -68,6 +68,28 @@ def test_flags_without_a_preset_change_the_demo() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "num_processes", "size", "said"),
+    [
+        ([], 2, 8, " with --device-batch-size 8 (16 clips over 2 processes)"),
+        (["--batch-size", "4"], 1, 4, " with --device-batch-size 4 (4 clips)"),
+        (["--device-batch-size", "16"], 2, 16, ""),
+        (["--device-batch-size=16"], 2, 16, ""),
+        ([], 3, 16, ""),  # 16 clips are no multiple of 3: an error says so
+        (["--data.repeat", "16"], 2, 16, ""),
+        (["--batch-size", "64"], 2, 16, ""),
+    ],
+)
+def test_processes_share_a_batch(
+    flags: list[str], num_processes: int, size: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device batch that was typed stays."""
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    config, source = train.parse(flags)
+    assert config.device_batch_size == size
+    assert source == f"preset demo{said}"
+
+
+@pytest.mark.parametrize(
     ("typed", "meant"), [("demoo", "demo"), ("ssv", "ssv2"), ("K400", "k400"), ("ucf10", "ucf101")]
 )
 def test_a_misspelt_preset_names_the_nearest(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:

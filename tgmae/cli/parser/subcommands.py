@@ -17,6 +17,7 @@ import tyro
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import describe_flag, draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
+from tgmae.cli.parser.values import convert_values
 from tgmae.config.run import InputConfig
 from tgmae.presets import PRESETS, PresetName
 from tgmae.training.process import Stopped
@@ -145,8 +146,8 @@ def exit_for_usage(prog: str, error: UsageError) -> None:
 def parse_command(prog: str, command: type[C], arguments: Sequence[str]) -> C:
     """Return the command with the values that were typed, or print its help and exit.
 
-    Raises UsageError for a flag that the command does not read, or that has no effect beside the others. Exits with
-    tyro's message for impossible values.
+    Raises UsageError for a flag that the command does not read or that has no effect beside the others, and for values
+    that cannot be.
     """
     default: Any = command.make_default(arguments)
     flags = list_flags(command, default)
@@ -154,7 +155,7 @@ def parse_command(prog: str, command: type[C], arguments: Sequence[str]) -> C:
         print_help(draw_command_help(prog, command, default))
         sys.exit(0)
     typed = find_typed(prog, arguments, flags, command.HINTS)
-    parsed: C = tyro.cli(command, prog=prog, default=default, args=arguments)
+    parsed = convert_values(prog, command, default, arguments, flags)
     check_effects(prog, typed, list_flags(command, parsed))
     return parsed
 
