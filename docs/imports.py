@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("bench", "tgmae", "dali_pipelines", "engines", "kernels")
-BEGIN, END = "<!-- made by docs/imports.py -->\n```\n", "```\n"
+BEGIN, END = "<!-- made by docs/imports.py -->\n```text\n", "```\n"
 
 
 def name_room(module: str) -> str:

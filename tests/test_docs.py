@@ -1,23 +1,14 @@
-"""The documentation names things that exist: links and anchors, files, commands, flags; and its example runs."""
+"""The documentation names things that exist: links and anchors, files, commands, flags."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import dataclasses
 import importlib.util
-import os
 import re
-import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-
-from tgmae.shapes.scenes import make_shapes
-from tgmae.training.loader import TrainingBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,27 +87,6 @@ def test_commands_and_flags_exist(page: Path) -> None:
     assert {part for part in parts if part not in known and f"no-{part}" not in known} == set()
 
 
-@every_page
-def test_commands_in_code_blocks_are_accepted(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The parsers take every command line as it stands; nothing is run."""
-    from tgmae.cli import data, engine, train, viz
-    from tgmae.cli.parser import subcommands
-
-    modules = {"tgmae-data": data, "tgmae-engine": engine, "tgmae-viz": viz}
-    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if not line.startswith("tgmae-"):
-                continue
-            program, *arguments = shlex.split(line, comments=True)
-            with contextlib.suppress(SystemExit):  # the code and the message are judged below
-                if program == "tgmae-train":
-                    train.parse(arguments)
-                elif program in modules:
-                    command = modules[program].COMMANDS[arguments[0]]
-                    subcommands.parse_command(f"{program} {arguments[0]}", command, arguments[1:])
-            assert capsys.readouterr().err == "", line
-
-
 @pytest.mark.slow
 def test_the_table_of_imports_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("imports", ROOT / "docs" / "imports.py")
@@ -126,20 +96,3 @@ def test_the_table_of_imports_is_up_to_date() -> None:
     spec.loader.exec_module(imports)
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     assert imports.BEGIN + imports.draw_table() + imports.END in page, "run: python docs/imports.py --write"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "text" not in {field.name for field in dataclasses.fields(TrainingBatch)}, reason="the batch carries no text yet"
-)
-def test_the_example_in_the_readme_runs(tmp_path: Path) -> None:
-    """It prints what the README says, but for the request that comes first, which depends on the data set's size."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [(example, printed)] = re.findall(r"```python\n(.*?)```.*?```\n(.*?)```", readme, flags=re.DOTALL)
-    make_shapes(tmp_path / "data/shapes", count=24, seed=0, codec="h264", num_objects=1, num_workers=1)
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert run.stdout.splitlines()[1:] == printed.splitlines()[1:]

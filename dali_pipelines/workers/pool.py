@@ -154,15 +154,15 @@ class WorkerPool(Generic[Result]):
         os.set_blocking(self._tasks.fileno(), False)
         self._unsent = deque(self._outstanding)
         self._workers: list[_Worker] = []
-        for place in range(self._num_workers):
-            reader, writer = context.Pipe(duplex=False)
-            process = context.Process(target=serve, args=(place, self._memory, self._queue, writer), daemon=True)
-            with holding_signals(), nullcontext() if self._needs_main else hiding_main_module():
+        with holding_signals(), nullcontext() if self._needs_main else hiding_main_module():
+            for place in range(self._num_workers):
+                reader, writer = context.Pipe(duplex=False)
+                process = context.Process(target=serve, args=(place, self._memory, self._queue, writer), daemon=True)
                 process.start()
-            writer.close()  # a dead worker then leaves a pipe with an end
-            self._workers.append(_Worker(place, process, Inbox(reader)))
-        # Also runs before Python joins its daemons at exit, which would wait for processes that ignore SIGTERM.
-        self._finalizer = util.Finalize(self, _kill, args=(self._workers,), exitpriority=20)
+                writer.close()  # a dead worker then leaves a pipe with an end
+                self._workers.append(_Worker(place, process, Inbox(reader)))
+            # Also runs before Python joins its daemons at exit, which would wait for processes that ignore SIGTERM.
+            self._finalizer = util.Finalize(self, _kill, args=(self._workers,), exitpriority=20)
 
     def _send(self) -> None:
         """Write queued tasks to the pipe until it is full."""
@@ -197,7 +197,7 @@ class WorkerPool(Generic[Result]):
                 self._is_closed = True
                 raise WorkersFailed(
                     "worker processes import the script that was started, because it defines what they run: put all "
-                    "else in it below a line `if __name__ == \"__main__\":`"
+                    'else in it below a line `if __name__ == "__main__":`'
                 )
             if self._barren >= _BARREN_DEATHS:
                 self._is_closed = True

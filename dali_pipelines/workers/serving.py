@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import struct
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +27,20 @@ def holding_signals() -> Iterator[None]:
 
     A worker ignores them only once it has imported everything, and Ctrl-C before that would leave a traceback.
     """
+    held: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # it runs the handlers, whichever thread gets a signal
+        numbers = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 class SharedMemory:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dali_pipelines.workers.pool import Death, WorkerPool, WorkersFailed, map_in_workers
+from dali_pipelines.workers.serving import holding_signals
 
 pytestmark = pytest.mark.slow
 
@@ -231,3 +232,25 @@ def run_script(script: Path | str, text: str = "") -> subprocess.CompletedProces
         [sys.executable, script], input=text, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
     )  # fmt: skip
+
+
+def test_a_signal_waits_while_workers_start_whichever_thread_gets_it() -> None:
+    """The kernel gives it to a thread that does not block it, and Python runs its handler in the main thread."""
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    done = []
+
+    def start_workers() -> None:
+        with holding_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            done.append("start")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_workers()
+    finally:
+        end.set()
+        other.join()
+    assert done == ["start"]

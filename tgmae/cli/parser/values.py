@@ -37,7 +37,7 @@ def convert_values(prog: str, command: type[C], default: Any, arguments: Sequenc
 
 
 def _open_box(text: str) -> str:
-    """Return the first paragraph in tyro's box as one line. Where there is no UTF-8, the box has dashes and no sides."""
+    """Return the first paragraph in tyro's box as one line. Without UTF-8 the box has dashes and no sides."""
     lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()[1:]]  # without the title
     return " ".join(takewhile(_has_words, dropwhile(lambda line: not _has_words(line), lines)))
 

@@ -1,0 +1,175 @@
+"""Every code block of the documentation runs as it stands: page by page, in order, in a folder such as a reader has.
+
+A block's language says what it is:
+
+bash     typed line by line. Of README's first block on one's own videos a real shell runs every line to its end. In
+         the others, flags behind a line (`shrink`) make networks tiny and runs short; what needs a GPU is only parsed.
+python   a script; the block behind it is what it prints
+csv      captions.csv, which commands on the pages read
+text     output or a drawing; not run
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.clip_models import save_small_clip
+from tgmae.cli import data, engine, info, train, viz
+from tgmae.cli.parser.subcommands import parse_command
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = {"tgmae-data": data, "tgmae-engine": engine, "tgmae-info": info, "tgmae-train": train, "tgmae-viz": viz}
+TINY = shlex.split(
+    "--device cpu --model.width 48 --model.depth 1 --model.decoder-width 24 --model.decoder-depth 1 --batch-size 2 "
+    "--device-batch-size 2 --data.num-workers 1 --log.no-tensorboard --log.no-progress"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}, line {self.line}"
+
+
+def find_blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in found]
+
+
+def is_run(block: Block) -> bool:
+    return block.language in ("bash", "python")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    assert [str(block) for block in find_blocks(page) if block.language not in ("bash", "python", "csv", "text")] == []
+    assert not re.search(r"^\n {4}\S", page.read_text(encoding="utf-8"), flags=re.MULTILINE), "an indented block"
+
+
+@pytest.fixture(scope="module")
+def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages take for granted: videos, captions.csv, the demo's data, an indexed data set."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(shapes.parent, folder / "data" / "shapes")
+    [captions] = [block for page in PAGES for block in find_blocks(page) if block.language == "csv"]
+    (folder / "captions.csv").write_text(captions.text)
+    clips = sorted((shapes.parent / "videos").rglob("*.mp4"))
+    for clip, path in zip(clips, re.findall(r"^[^,\s]+\.mp4", captions.text, flags=re.MULTILINE), strict=False):
+        (folder / "videos" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder / "videos" / path)
+    save_small_clip(folder / "clip")
+    scripts = folder / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (scripts / "activate").write_text(f'PATH="{scripts}:$PATH"\n')
+    for program, module in PROGRAMS.items():
+        (scripts / program).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module.__name__} "$@"\n')
+        (scripts / program).chmod(0o755)
+    data.Index(folder / "videos", folder / "data" / "mine.parquet", workers=1).run()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, find_blocks(page)))], ids=lambda p: p.name)
+def test_blocks_run(page: Path, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(reader, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # of caches
+    blocks = find_blocks(page)
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        text = block.text.replace("/path/to/videos", "videos")
+        if block.language == "python":
+            printed = run([sys.executable, "-"], text)
+            assert after is not None
+            assert drop_request(printed) == drop_request(after.text), block
+        elif block.language == "bash" and page.name == "README.md" and text.startswith("source"):
+            run(["bash", "-e"], text)
+        elif block.language == "bash":
+            for line in text.replace("\\\n", " ").splitlines():
+                type_line(shlex.split(line, comments=True), block, monkeypatch)
+
+
+def run(command: list[str], text: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def drop_request(printed: str) -> list[str]:
+    """Leave out which clip comes first: that depends on the size of the data set."""
+    return [line for line in printed.splitlines() if not line.startswith("epoch")]
+
+
+def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    match words:
+        case [] | ["source", ".venv/bin/activate"]:
+            pass
+        case ["python3", "-m", "venv", ".venv"]:
+            pass
+        case [".venv/bin/pip", "install", "-c", constraints, "-e", target]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert (ROOT / constraints).exists()
+            assert target.removeprefix(".[").removesuffix("]") in extras
+        case ["make", target]:
+            command = ["make", "-C", str(ROOT), "-n", "PYTHON=python3", target]
+            planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for flags in re.findall(r"-m tgmae\.cli\.train(.*)", planned):
+                train.parse(shlex.split(flags))
+        case ["nsys", "stats", *_]:
+            pass
+        case ["nsys", "profile", *_]:
+            train.parse(words[words.index("tgmae-train") + 1 :])
+        case ["tgmae-engine", "build", *flags]:
+            parse_command("tgmae-engine build", engine.Build, flags)
+        case ["python", "-m", module, *_, "--help"]:
+            monkeypatch.setattr(sys, "argv", words[2:])
+            with pytest.raises(SystemExit) as left:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            assert left.value.code == 0
+        case [program, *_] if program in PROGRAMS:
+            monkeypatch.setattr(sys, "argv", shrink(words))
+            try:
+                PROGRAMS[program].main()
+            except SystemExit as left:
+                if left.code:
+                    pytest.fail(f"{block}: {shlex.join(words)}: {left.code}")
+        case _:
+            pytest.fail(f"{block}: no test knows how to run {shlex.join(words)!r}")
+
+
+def shrink(words: Sequence[str]) -> list[str]:
+    """Add flags that make a command small; later flags win. The number of steps stays where it is named."""
+    clip = ["--clip.model", "clip"]  # the weights of a real one are on a hub
+    clip_of_preset = clip if "ssv2" in words and "--mask.kind" not in words else []
+    match words:
+        case ["tgmae-train", *flags]:
+            steps = [] if "--max-steps" in flags else ["--max-steps", "1"]
+            return [*words, *TINY, *steps, *clip_of_preset]
+        case ["tgmae-engine", "distill", *_]:
+            small = "--hidden 16 --rounds 1 --clips 2 --check-clips 2 --batch 64 --data.num-workers 1"
+            return [*words, *small.split()]
+        case ["tgmae-engine", "agree", *_]:
+            return [*words, "--clips", "2", "--batch", "2"]
+        case ["tgmae-engine", "export" | "check", *_]:
+            return [*words, *clip]
+        case _:
+            return [*words, *clip_of_preset]
