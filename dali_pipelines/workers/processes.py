@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 # Signals to a whole job: Ctrl-C, the polite kill, the terminal that closes, and the warning that Slurm sends before a
 # time limit. A run saves and stops; its workers leave that to it.
@@ -30,7 +31,7 @@ def hiding_main_module() -> Iterator[None]:
     imported in every process.
     """
     main = vars(sys.modules["__main__"])
-    found = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    found: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main |= dict.fromkeys(found)
     try:
         yield

@@ -31,7 +31,7 @@ def holding_signals() -> Iterator[None]:
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # it runs the handlers, whichever thread gets a signal
         numbers = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-        handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+        handlers = {number: signal.signal(number, lambda signum, _: held.append(signum)) for number in numbers}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -39,8 +39,8 @@ def holding_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
+        for signum in held:
+            signal.raise_signal(signum)
 
 
 class SharedMemory:

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_help_names_every_group_and_preset(capsys: pytest.CaptureFixture[str]) -
     ):  # fmt: skip
         assert flag in text
     assert all(name in text for name in PRESETS)
+
+
+def test_ctrl_c_during_imports_leaves_no_traceback() -> None:
+    code = (
+        "import os, signal, sys; sys.argv[0] = 'tgmae-train'; import tgmae.cli; os.kill(os.getpid(), signal.SIGINT); "
+        "print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.slow

@@ -113,6 +113,8 @@ def name_some(words: str, videos: Sequence[Any], more: str = "") -> None:
 
 def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Mapping[str, type[Any]]) -> None:
     """Run the subcommand that sys.argv names. An error that the user can fix becomes one line and an exit code."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # tgmae/cli/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         name, *arguments = sys.argv[1:] or [""]
         if name in ("-h", "--help"):

@@ -29,7 +29,7 @@ def convert_values(prog: str, command: type[C], default: Any, arguments: Sequenc
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            values = tyro.cli(command, prog=prog, default=default, args=arguments)
+            values: C = tyro.cli(command, prog=prog, default=default, args=arguments)
     except SystemExit as refused:
         raise UsageError(_shorten(_open_box(printed.getvalue()), prog, arguments, flags)) from refused
     sys.stderr.write(printed.getvalue())
