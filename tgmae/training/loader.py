@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from dali_pipelines.types import ClipBatch, ClipPipeline, SkippedVideo, describe_tensor
+from dali_pipelines.workers.serving import holding_signals
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
@@ -85,8 +86,9 @@ class Loader(Iterator[TrainingBatch]):
             # The scorer's tensors were put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._lifetime = BatchLifetime(device)
-        self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
-        self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
+        with holding_signals():  # one that ends a run while the thread starts would leave a thread that nobody ends
+            self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
+            self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
     @property
     def waited_s(self) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import itertools
+import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -129,3 +133,26 @@ def test_input_that_ends_is_an_input_error(config: TrainConfig, manifest: Manife
         pytest.raises(InputError, match=r"none of the videos of 16 batches could be read; the first:\n  .*#\d+-\d+: "),
     ):
         loader.next_batch()
+
+
+def test_a_signal_waits_until_the_loaders_thread_has_started(
+    config: TrainConfig, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python waits at its end for a thread that nobody tells to stop."""
+    start, executor = threading.Thread.start, ThreadPoolExecutor(1, "loader")
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    bound = bind_scorer(config, manifest, CPU)
+    monkeypatch.setattr("tgmae.training.loader.ThreadPoolExecutor", lambda *_, **__: executor)
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_loader(config, manifest, bound, 0, CPU)
+        started = [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+        assert started
+        assert set(started) <= set(concurrent.futures.thread._threads_queues)  # these are told to
+    finally:
+        executor.shutdown(wait=False)
