@@ -61,6 +61,7 @@ class StopRequest:
         return self.number != 0
 
     def note(self, number: int) -> None:
+        """Take note of a signal."""
         if number != self.number:
             self.number, self._since_s = number, time.monotonic()
 

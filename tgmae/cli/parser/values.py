@@ -61,8 +61,6 @@ def _shorten(said: str, prog: str, arguments: Sequence[str], flags: Sequence[Fla
 def _find_words(flag: Flag, arguments: Sequence[str]) -> str:
     """Return a flag and its values as they were typed last."""
     names = [argument.partition("=")[0].removeprefix("--").replace("_", "-") for argument in arguments]
-    if flag.name not in names:  # a positional argument
-        return flag.name.upper()
     place = len(names) - 1 - names[::-1].index(flag.name)
     values = takewhile(lambda argument: not argument.startswith("--"), arguments[place + 1 :])
     return " ".join([arguments[place], *values])
