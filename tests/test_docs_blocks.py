@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 
+from bench.gpu import Options
 from tests.support.clip_models import save_small_clip
 from tgmae.cli import data, engine, info, train, viz
 from tgmae.cli.parser.subcommands import parse_command
@@ -129,11 +131,13 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert (ROOT / constraints).exists()
             assert target.removeprefix(".[").removesuffix("]") in extras
-        case ["make", target]:
-            command = ["make", "-C", str(ROOT), "-n", "PYTHON=python3", target]
+        case ["make", *target]:
+            command = ["make", "-C", str(ROOT), "-n", "PYTHON=python3", *target]
             planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             for flags in re.findall(r"-m tgmae\.cli\.train(.*)", planned):
                 train.parse(shlex.split(flags))
+            for flags in re.findall(r"-m bench\.gpu(.*)", planned):
+                tyro.cli(Options, args=shlex.split(flags))
         case ["nsys", "stats", *_]:
             pass
         case ["nsys", "profile", *_]:
