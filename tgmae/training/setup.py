@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from engines.files import write_atomically
 from tgmae.captions.policy import require_captions
 from tgmae.config.run import TrainConfig
-from tgmae.config.saved import to_dict
+from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention
@@ -189,4 +187,4 @@ def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:
     for path in set_aside_newer(config.run_dir / "checkpoints", first_step):
         world.say(f"set aside {path}: this run starts from step {first_step}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.run_dir / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
+    write_config(config, config.run_dir / "config.json")

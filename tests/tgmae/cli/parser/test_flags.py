@@ -211,7 +211,7 @@ def test_help_begins_with_two_examples_and_the_flags_used_most(
 @pytest.mark.parametrize("name", [*COMMANDS, "tgmae-train"])
 def test_the_examples_are_command_lines_that_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = train.EXAMPLES if name == "tgmae-train" else COMMANDS[name].EXAMPLES
-    monkeypatch.setattr(train, "read_config", lambda file: PRESETS["demo"])
+    monkeypatch.setattr(train, "read_config", lambda file: (PRESETS["demo"], True))
     for example in examples:
         arguments = example.partition("  # ")[0].removeprefix(name).split()
         parse(name, arguments)
