@@ -18,7 +18,7 @@ from tgmae.config.run import TrainConfig
 
 FORMAT = 1  # of to_dict
 # Settings that came after the first configurations were saved, and what those meant.
-_LATER = {"clip.tag": None, "clip.trust_code": False}
+_LATER = {"clip.tag": None, "clip.trust_code": False, "mask.no_motion": "error"}
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from tgmae.captions.policy import require_captions
+from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
+from tgmae.masks.motion_field import leave_out_motionless
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
@@ -100,6 +102,9 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     notes: list[str] = []
     if config.mask.kind == "tgm":
         manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
+        notes.append(note)
+    if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
+        manifest, note = leave_out_motionless(manifest)
         notes.append(note)
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size

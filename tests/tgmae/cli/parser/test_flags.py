@@ -55,7 +55,8 @@ FLAGS = {
     f"{SAMPLING} {CLIP} clip.cuda-graph mask.ratio mask.frames-per-tubelet mask.no-caption "
     "data.decode data.num-workers data.prefetch data.pipelines data.threads",
     "tgmae-viz masks": f"manifest preset out count text {SAMPLING} {CLIP} clip.cuda-graph mask.ratio mask.scorer "
-    "mask.frames-per-tubelet mask.dense mask.scores mask.student mask.motion mask.flow mask.no-caption",
+    "mask.frames-per-tubelet mask.dense mask.scores mask.student mask.motion mask.flow mask.no-caption "
+    "mask.no-motion",
     "tgmae-viz loss": "run-dir",
     "tgmae-info": "json",
 }

@@ -30,7 +30,7 @@ REFUSED = [
             "mask.student": "x", "mask.no-caption": "label", "clip.model": "shapes", "clip.weights": "openai",
             "clip.tag": "openai", "clip.trust-code": "",
             "clip.engine": "torch", "clip.precision": "fp32", "clip.batch": "8", "clip.cache-dir": "x",
-            "mask.motion": "x", "mask.flow": "x", "data.captions": "first",
+            "mask.motion": "x", "mask.flow": "x", "mask.no-motion": "exclude", "data.captions": "first",
         }.items()
     ),
     ("tgmae-train", [*TUBE, "--clip.no-cuda-graph"], "clip.cuda-graph", "mask.kind tube"),
