@@ -201,7 +201,7 @@ def test_the_format_is_not_a_changed_setting() -> None:
     old = to_dict(PRESETS["demo"])
     new = replace(PRESETS["demo"], epochs=61)
     for saved in (old, {key: value for key, value in old.items() if key != "format"}):
-        assert changed_settings({"config": saved}, new) == ["epochs 60 → 61"]
+        assert changed_settings({"config": saved}, new) == ["--epochs 60 → 61"]
 
 
 @pytest.mark.parametrize(

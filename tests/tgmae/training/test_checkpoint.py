@@ -291,7 +291,7 @@ def test_a_scorer_that_was_made_again_is_noticed(tmp_path: Path, scorer: str) ->
     state = load_checkpoint(save_checkpoint(tmp_path, 1, *trained(), config, NUM_VIDEOS))
     assert changed_settings(state, config) == []
     file.write_text("two")
-    assert changed_settings(state, config) == [f"content of mask.{name}"]
+    assert changed_settings(state, config) == [f"content of --mask.{name}"]
     del state["scorer"]  # as in checkpoints that were written before
     assert changed_settings(state, config) == []
 
