@@ -1,11 +1,11 @@
 """What do faults cost: killed workers and runs, damaged and replaced videos, flipped bits, full disks?
 
     python -m bench.faults
-    python -m bench.faults --only "flipped bits" "full disks"
+    python -m bench.faults --only "flipped bits" "full disks"    # the report keeps its other parts
 
 Runs the tests that try each kind of fault, as often as docs/results.md says, and keeps what they counted. Takes about
-half an hour on two cores. Writes bench/results/faults.cpu.json after every part. A test that fails is named there, and
-the exit status is then 1.
+half an hour on two cores. Writes bench/results/faults.cpu.json after every part, each with its own commit. A test that
+fails is named there, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.command_line import run_from_shell
-from bench.harness.environment import BENCH
-from bench.harness.report import save_report
+from bench.harness.environment import BENCH, environment
+from bench.harness.report import RESULTS, save_report
 
 # What pytest is given for each kind of fault.
 PARTS = {
@@ -82,10 +82,12 @@ def run_part(arguments: tuple[str, ...]) -> dict[str, Any]:
 def run(options: Options) -> None:
     if unknown := set(options.only) - PARTS.keys():
         raise ValueError(f"there is no part {', '.join(map(repr, sorted(unknown)))}; the parts: {', '.join(PARTS)}")
-    results: dict[str, Any] = {}
+    before = RESULTS / "faults.cpu.json"
+    results: dict[str, Any] = json.loads(before.read_text())["results"] if options.only and before.exists() else {}
     for name in options.only or PARTS:
         print(f"{name}:", flush=True)
-        results[name] = run_part(PARTS[name])
+        origin = {key: value for key, value in environment().items() if key in ("commit", "date")}
+        results[name] = {**origin, **run_part(PARTS[name])}
         path = save_report("faults", [], results=results)
     print(f"written to {path}")
     if failed := [test for part in results.values() for test in part["failed"]]:

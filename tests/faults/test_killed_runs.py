@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,13 @@ def test_killed_runs_resume_bit_identically(
     # The processes are forked from one that has torch already, so that a kill takes a second and not ten.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tgmae.train", "tests.support.runs"])
+    started = time.monotonic()
     whole = context.Process(target=_train, args=(config,))
     whole.start()
     whole.join()
+    longest_s = 1.2 * (time.monotonic() - started)
     expected = state(config.run_dir)
-    killed, runs = 0, 0
+    killed, runs, where = 0, 0, Counter[str]()
     while killed < kills:
         run = replace(config, run_dir=tmp_path / f"killed_{runs}")
         runs += 1
@@ -45,12 +48,15 @@ def test_killed_runs_resume_bit_identically(
             process = context.Process(target=_train, args=(run,))
             process.start()
             # From before the run's first file to after its last.
-            process.join(choose.uniform(0, 5) if killed < kills else None)
+            process.join(choose.uniform(0, longest_s) if killed < kills else None)
             if process.exitcode is None:
                 time.sleep(choose.uniform(0, 0.01))
                 process.kill()
                 process.join()
                 killed += 1
+                lines = read_metrics(run.run_dir)
+                last = lines[-1]["step"] if lines else 0
+                where["before the first step" if not last else "after the last" if last == STEPS else "between"] += 1
             elif process.exitcode == 0:
                 break
         found = state(run.run_dir)
@@ -59,7 +65,14 @@ def test_killed_runs_resume_bit_identically(
         assert [line["step"] for line in read_metrics(run.run_dir)] == list(range(1, STEPS + 1))
         assert (run.run_dir / "hf" / "model.safetensors").exists()
         assert (run.run_dir / "loss.png").exists()
-    record_counts("kills −9 of the run", tried=killed, runs=runs, steps_of_a_run=STEPS, runs_with_other_results=0)
+    record_counts(
+        "kills −9 of the run",
+        tried=killed,
+        kills=dict(where),
+        runs=runs,
+        steps_of_a_run=STEPS,
+        runs_with_other_results=0,
+    )
 
 
 def _train(config: TrainConfig) -> None:
