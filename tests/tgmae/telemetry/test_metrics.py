@@ -127,8 +127,8 @@ def test_a_full_disk_is_one_error_that_names_the_file(
     writer.write(1, {"loss": 1.0})
 
     def fill() -> None:
-        for step in range(2, 15 if tensorboard else 5):
-            writer.write(step, {"loss": 1.0})
+        for step in range(2, 12 if tensorboard else 5):
+            writer.write(step, {"loss": 1.0, "rate": 1.0, "norm": 1.0})
         writer.close()
 
     with full_disk(limit):

@@ -38,6 +38,10 @@ REFUSED = [
     ("tgmae-train", ["--mask.flow", "x"], "mask.flow", "mask.kind tgm"),
     ("tgmae-train", ["--mask.kind", "mgm", "--mask.motion", "x", "--mask.flow", "y"], "mask.flow", "mask.kind mgm"),
     ("tgmae-train", [*MGMAE, "--mask.flow", "y"], "mask.motion", "mask.flow y"),
+    (
+        "tgmae-train", ["--mask.kind", "mgmae", "--mask.flow", "y", "--mask.no-motion", "exclude"], "mask.no-motion",
+        "mask.flow y",
+    ),
     ("tgmae-train", ["--mask.dense", "sclip"], "mask.dense", "mask.scorer patch"),
     ("tgmae-train", ["--mask.student", "x"], "mask.student", "mask.scorer patch"),
     ("tgmae-train", ["--mask.scores", "x"], "mask.scores", "mask.scorer patch"),
