@@ -2,7 +2,7 @@
 # make check   lint, types and the quick tests: under two minutes on 2 cores, for the work in between
 # make test    lint, types and all tests: about ten minutes on 2 cores; ARGS="tests/engines -k student" runs some
 # make gpu     qualify a GPU: its tests, then the benchmarks, about eight minutes: bench/results/gpu.*.md
-# make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and a picture of them
+# make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and pictures of them
 # make tiny-clip   train the demo's own CLIP again into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
 #
 # The first of them sets up .venv. PYTHON=python3 uses that interpreter instead and installs nothing, for machines

@@ -19,8 +19,8 @@ requests and runs alone, in turn in every round. Start-up does not count, and no
 On CUDA dali's batches have 64 clips, as in training. Batches that its pipelines prepared during the others' turns are
 discarded, and a turn ends after two seconds even if not all its clips are done.
 
-On a CPU the stages of a loader are timed one by one in a separate process. "hand-over" is what the whole loader, with
-all its processes, takes beyond them: planning, collating, queues, copies between processes.
+On a CPU the stages of a loader are timed one by one in a separate process. The whole loader, with all its processes,
+also plans, collates, queues, and copies between processes.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _production_cost() -> dict[str, float]:
     """Count each scorer's GFLOP per clip with CLIP ViT-B/32 on 16 frames of 224²."""
     clip, shape = make_random_clip(), ModelConfig()
     with torch.inference_mode():
-        enlarged = count_flops(lambda: clip.visual(torch.zeros(1, 3, 224, 224)))
+        enlarged = count_flops(lambda: clip.open_clip.visual(torch.zeros(1, 3, 224, 224)))
     frames, patches = shape.num_frames, shape.patches_per_slot
     cost = {"patch, enlarging each patch": enlarged * frames * patches / 1e9}
     cost["patch"] = count_gflop(clip, shape, MaskConfig(scorer="patch"))

@@ -1,48 +1,72 @@
-"""Load a CLIP with open_clip, from files or by download, and encode captions with it."""
+"""A CLIP: its image encoder, and the embeddings of captions.
+
+open_clip loads it. Where a folder holds the usual kind, the image encoder is read without open_clip, which is then
+imported only for captions that are not in the cache and for the fingerprint: the import takes longer than torch's.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
-from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engines.clip_weights import find_weights
 from engines.config import SHAPES_CLIP as SHAPES_CLIP
 from engines.config import CLIPConfig
-from engines.torch_files import first_line
+from engines.towers.image_encoder import Encoder, read_image_encoder
+
+if TYPE_CHECKING:
+    from engines.open_clip_model import OpenCLIP
 
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPModel:
     """A CLIP in evaluation mode, float32, on the CPU.
 
-    tokenizer    texts → int64 [n, context_length]
+    visual       the image encoder
     mean, std    pixel normalisation per channel, of values in 0 … 1
-    fingerprint  hash of everything that scores and embeddings depend on: weights, architecture and normalisation
+    load         loads all of it with open_clip
+    files        digest of the files that say all about it; "" where there are none
     is_demos     the tiny CLIP that knows nothing but the demo's shapes
     """
 
-    model: nn.Module
-    tokenizer: Any
+    visual: Encoder
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    fingerprint: str
+    load: Callable[[], OpenCLIP]
+    files: str = ""
     is_demos: bool = False
 
+    @cached_property
+    def open_clip(self) -> OpenCLIP:
+        """All of it, loaded when it is first asked for."""
+        return self.load()
+
     @property
-    def visual(self) -> VisionTransformer:
-        """The image encoder."""
-        visual = self.model.visual
-        assert isinstance(visual, VisionTransformer)
-        return visual
+    def model(self) -> nn.Module:
+        """Image and text encoder."""
+        return self.open_clip.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """Maps texts → int64 [n, context_length]."""
+        return self.open_clip.tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that scores and embeddings depend on: weights, architecture and normalisation."""
+        about = f"{self.mean} {self.std} {describe_network(self.model)}"
+        return fingerprint(self.model.state_dict(), name=about)
+
+    @property
+    def captions_key(self) -> str:
+        """A name for the embeddings of captions, which changes with everything that they depend on."""
+        return self.files or self.fingerprint
 
     def too_long(self, captions: Sequence[str]) -> list[bool]:
         """Return which captions exceed the context, so that the tokenizer cuts them off."""
@@ -72,55 +96,29 @@ class CLIPModel:
             model.cpu()
         return torch.cat(parts)
 
+    @classmethod
+    def of(cls, loaded: OpenCLIP, is_demos: bool = False) -> CLIPModel:
+        """Return what open_clip has loaded."""
+        return cls(visual=loaded.visual, mean=loaded.mean, std=loaded.std, load=lambda: loaded, is_demos=is_demos)
+
 
 def load_clip(config: CLIPConfig) -> CLIPModel:
-    """Load the CLIP that `config` names. Prints what had to be assumed about a file of weights.
+    """Load the CLIP that `config` names; where its image encoder can be read from a folder, only that.
 
-    Raises ValueError if there is no such model or weights, if the weights cannot be downloaded, if the file is not a
-    checkpoint of that model or would run code, or if the image encoder is not a ViT with a class token.
+    Prints what had to be assumed about a file of weights. Raises ValueError as `load_open_clip` does.
     """
-    weights = find_weights(config)
-    training = weights.training
-    preprocessing = None if training is None else {"mean": training.mean, "std": training.std}
-    try:
-        # A TorchScript archive is not a pickle and cannot be loaded as "weights only".
-        model = open_clip.create_model(
-            weights.name, pretrained=weights.pretrained, weights_only=not weights.is_code, require_pretrained=True,
-            force_preprocess_cfg=preprocessing,
-        )  # fmt: skip
-        tokenizer = open_clip.get_tokenizer(weights.name)
-    except Exception as error:  # from KeyError to the errors of pickle, open_clip raises anything
-        source = weights.pretrained or config.model
-        raise ValueError(f"{source} is not a checkpoint of the CLIP {config.model}: {first_line(error)}") from error
-    visual = getattr(model, "visual", None)
-    if not (isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"):
-        raise ValueError(
-            f"expected a CLIP whose image encoder is a ViT with a class token, such as ViT-B-32; {config.model} has "
-            f"{type(visual).__name__}"
-        )
-    if training is not None:
-        _check_activation(config, training.quick_gelu, model)
-    if weights.note:
-        tqdm.write(f"tgmae: {weights.note}", file=sys.stderr)
-    mean, std = tuple(visual.preprocess_cfg["mean"]), tuple(visual.preprocess_cfg["std"])
-    model.eval().requires_grad_(False)
-    return CLIPModel(
-        model=model, tokenizer=tokenizer, mean=mean, std=std,
-        fingerprint=fingerprint(model.state_dict(), name=f"{mean} {std} {describe_network(model)}"),
-        is_demos=config.is_demos,
-    )  # fmt: skip
 
+    def load() -> OpenCLIP:
+        from engines.open_clip_model import load_open_clip  # and open_clip
 
-def _check_activation(config: CLIPConfig, quick_gelu: bool, model: nn.Module) -> None:
-    """Raise ValueError if the model computes another activation than its weights were trained with."""
-    if quick_gelu == any(isinstance(part, QuickGELU) for part in model.modules()):
-        return
-    other = config.model.removesuffix("-quickgelu") if not quick_gelu else f"{config.model}-quickgelu"
-    uses = ("which {} does not use" if quick_gelu else "and {} uses QuickGELU").format(config.model)
-    raise ValueError(
-        f"the weights {config.weights} were trained with {'QuickGELU' if quick_gelu else 'GELU'}, {uses}; use "
-        f"--clip.model {other}"
-    )
+        return load_open_clip(config)
+
+    read = read_image_encoder(config.folder) if config.folder is not None else None
+    if read is None:
+        return CLIPModel.of(load(), config.is_demos)
+    visual, mean, std = read
+    files = hashlib.sha256(config.identity().encode()).hexdigest()[:16]
+    return CLIPModel(visual=visual, mean=mean, std=std, load=load, files=files, is_demos=config.is_demos)
 
 
 def fingerprint(state: dict[str, Tensor], name: str) -> str:

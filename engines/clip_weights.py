@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import get_hf_file_metadata
 
-from engines.config import HUB_PREFIX, SHAPES_CLIP, CLIPConfig
+from engines.config import HUB_PREFIX, CLIPConfig
 from engines.torch_files import first_line
 
 _ZIP = b"PK\x03\x04"  # the first bytes of a zip; only then torch.load takes a file for an archive
@@ -66,8 +66,8 @@ def find_weights(config: CLIPConfig) -> Weights:
     Raises ValueError for names that open_clip does not know, for weights that would run code, for those whose training
     is not known, and where the hub does not answer.
     """
-    folder = SHAPES_CLIP if config.model == "shapes" else Path(config.model)
-    if folder.is_dir():
+    folder = config.folder
+    if folder is not None:
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise ValueError(f"{folder} holds no weights (expected open_clip_model.safetensors, as open_clip saves it)")
         return Weights(f"local-dir:{folder}")

@@ -41,6 +41,12 @@ class CLIPConfig:
         return self.precision
 
     @property
+    def folder(self) -> Path | None:
+        """The folder that holds the CLIP; None where `model` names one in another way."""
+        folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
+        return folder if folder.is_dir() else None
+
+    @property
     def is_demos(self) -> bool:
         """Whether this is the tiny CLIP that knows nothing but the demo's shapes."""
         return self.model == "shapes" or Path(self.model).resolve() == SHAPES_CLIP
@@ -48,17 +54,16 @@ class CLIPConfig:
     @property
     def is_local(self) -> bool:
         """Whether it can be loaded without a network."""
-        return self.is_demos or Path(self.model).is_dir() or Path(self.weights).is_file()
+        return self.folder is not None or Path(self.weights).is_file()
 
     def identity(self) -> str:
         """Name the CLIP without loading it: model, weights, and a digest of local files. Reads these files.
 
         An equal identity means the same CLIP. A copied folder has the same one.
         """
-        folder = SHAPES_CLIP if self.model == "shapes" else Path(self.model)
-        if folder.is_dir():
+        if self.folder is not None:
             parts = ("*.safetensors", "*.bin", "open_clip_config.json")  # the last names architecture and normalisation
-            return " ".join(["folder", *(_digest(path) for part in parts for path in sorted(folder.glob(part)))])
+            return " ".join(["folder", *(_digest(path) for part in parts for path in sorted(self.folder.glob(part)))])
         if self.model.startswith(HUB_PREFIX):
             return self.model
         if Path(self.weights).is_file():

@@ -37,12 +37,12 @@ def embed_captions(
 ) -> tuple[Tensor, list[bool]]:
     """Return L2-normalised embeddings float32 [C, E] on the CPU, and which captions are too long for CLIP.
 
-    cache_dir   holds captions-FINGERPRINT.parquet, one file per CLIP; created or extended if captions are missing
+    cache_dir   holds captions-KEY.parquet, one file per CLIP; created or extended if captions are missing
     device      where missing captions are encoded
 
     Captions may repeat. Processes that share a cache take turns: the first encodes the captions, the others read them.
     """
-    path = cache_dir.expanduser() / f"captions-{clip_model.fingerprint}.parquet"
+    path = cache_dir.expanduser() / f"captions-{clip_model.captions_key}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path):
         cached = _read(path)

@@ -91,8 +91,8 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 # Report, draw and save, each at its own interval.
                 if step % config.log.metrics_every == 0 or step == steps.last or stopping:
                     log.report(step, rate, len(skipped), loader, run.step)
-                if world.is_main and (step % config.log.picture_every == 0 or step == steps.last):
-                    _draw(config, batch, prediction, step)
+                if world.is_main and (step == 1 or step % config.log.picture_every == 0 or step == steps.last):
+                    log.show(step, _draw(config, batch, prediction, step))
                 if step % config.log.checkpoint_every == 0:
                     run.save(step)
 
@@ -146,18 +146,14 @@ def _write_results(run_dir: Path, model: VideoMAE, step: int) -> None:
         export_hf(model, run_dir / "hf", step)
 
 
-def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: int) -> None:
-    """Draw originals, masks and reconstructions of the first clips of a batch."""
+def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: int) -> Path:
+    """Draw originals, masks, predictions and reconstructions of the first clips of a batch, and return the PNG."""
     from tgmae.pictures.reconstructions import draw_reconstructions
 
-    clips = zip(batch.clips.videos[:3], batch.clips.captions()[:3], strict=True)
+    path = config.run_dir / "pictures" / f"step_{step:08d}.png"
     order = f", {config.mask.order}" if config.mask.kind == "tgm" else ""
     draw_reconstructions(
-        config.run_dir / "pictures" / f"step_{step:08d}.png",
-        config.model,
-        batch.clips.frames,
-        batch.masks,
-        prediction,
-        [caption or video.label or video.name for video, caption in clips],
+        path, config.model, batch.clips, batch.masks, prediction,
         f"step {step}, {config.mask.kind} mask{order}, ratio {config.mask.ratio}",
-    )
+    )  # fmt: skip
+    return path

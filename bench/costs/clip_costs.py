@@ -163,7 +163,7 @@ def scorer_stages(model: ModelConfig, batch: int, frames_per_tubelet: Literal[1,
     scores = 4 * model.num_tokens
     frames = clip_bytes(model) * frames_per_tubelet / model.tubelet_size
     stages = {"cached": Stage("scores, cached", "PCIe", scores)}  # read and cropped on the host
-    values, embed = 3 * model.patch_size**2, int(clip.visual.output_dim)
+    values, embed = 3 * model.patch_size**2, clip.visual.proj.shape[1]
     student = StudentTower(model.patch_size, distill.hidden, embed)
     patches = model.num_slots * frames_per_tubelet * model.patches_per_slot
     products = 2 * patches * (values * distill.hidden + distill.hidden**2 + distill.hidden * embed)

@@ -1,37 +1,33 @@
-"""One picture of a machine's benchmarks: a panel for each table, bars of medians with whiskers from lowest to highest.
+"""Pictures of a machine's benchmarks, one a topic: bars of medians, and ratios around a line at 1, with their spread.
 
 A report is what bench/harness/report.py writes: NAME.DEVICE.json with "tables". Other files in the folder are ignored,
-and so are reports that were counted, not measured (bench/roofline.py draws its own).
+and so are reports that were counted, not measured (bench/roofline.py draws its own). A topic is what a NAME begins
+with, up to a dot: loader.shapes and loader.fight_surv are drawn together.
 
-All lengths are in inches. Panels are laid out in columns below their report's name, each in the shortest column so far.
+All lengths are in inches. Every axis is linear and shows 0, so that lengths can be compared; small values are read off
+the numbers beside them.
 """
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bench.harness.tables import format_number
-from tgmae.pictures.figures import shorten
+from tgmae.pictures.figures import Page, fit, text_width, wrap
 
-_COLUMNS, _COLUMN, _GAP, _MARGIN = 3, 5.2, 0.35, 0.3
+_COLUMNS, _COLUMN, _GAP, _MARGIN = 2, 7.5, 0.5, 0.25
 _WIDTH = _COLUMNS * _COLUMN + (_COLUMNS - 1) * _GAP + 2 * _MARGIN
-_ROW, _LINE, _NUMBERS = 0.2, 0.145, 1.05  # height of a bar, of a line of text; width of the numbers beside the bars
-_SMALL, _TEXT, _TITLE, _NAME = 7, 8, 9, 13  # points
-_LOG_FROM = 50  # above this ratio of largest to smallest bar, a linear axis would hide the small ones
-_BAR, _BASE, _LIMIT = "#7fa8d1", "#33608c", "#b03030"
+_ACROSS = _WIDTH - 2 * _MARGIN
+_ROW, _LINE = 0.19, 0.15  # heights of a bar and of a line of text
+_NAMES, _RATIOS = 2.4, 1.3  # widths: of names at most, and of the axis of ratios
+_SMALL, _TEXT, _TITLE, _NAME = 7, 8, 9, 12  # points
+_BAR, _BASE, _LIMIT, _GRID = "#7fa8d1", "#33608c", "#b03030", "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -64,152 +60,151 @@ def read_reports(folder: Path, device: str | None = None) -> list[Report]:
     return found
 
 
+def topics(reports: Sequence[Report]) -> dict[str, list[Report]]:
+    """Return the reports that are drawn together, by topic."""
+    names = dict.fromkeys(report.name.partition(".")[0] for report in reports)
+    return {name: [report for report in reports if report.name.partition(".")[0] == name] for name in names}
+
+
 def draw_reports(reports: Sequence[Report], path: Path) -> None:
     """Write a PNG of the reports' headlines and tables."""
     sections = [_Section(report) for report in reports]
-    height = sum(section.height for section in sections) + 2 * _MARGIN
-    figure = plt.figure(figsize=(_WIDTH, height))
+    page = Page(_WIDTH, sum(section.height for section in sections) + 2 * _MARGIN)
     top = _MARGIN
     for section in sections:
-        section.draw(figure, top)
+        section.draw(page, top)
         top += section.height
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    page.save(path)
 
 
 class _Section:
-    """A report's name, headline and panels, and the height they need."""
+    """A report's name, headline and panels, and the height they need. Panels go into the shorter column."""
 
     def __init__(self, report: Report) -> None:
         self.report, content = report, report.content
         lines = [f"{name}: {_plain(value)}" for name, value in content.get("headline", {}).items()]
-        across = _WIDTH - 2 * _MARGIN
-        self.headline = [
-            part for line in lines for part in textwrap.wrap(line, _fit(across, _TEXT), subsequent_indent="    ")
-        ]
-        panels = [_Panel(table) for table in content["tables"]]
-        self.panels_top = 0.5 + _LINE * len(self.headline) + 0.15
-        ends = [0.0] * _COLUMNS
+        self.headline = [part for line in lines for part in wrap(line, _COLUMN, _TEXT)]
+        self.half = -(-len(self.headline) // _COLUMNS)  # lines in a column
+        ends = [0.48 + _LINE * self.half + 0.12] * _COLUMNS
         self.places: list[tuple[_Panel, int, float]] = []
-        for panel in panels:
+        for panel in map(_Panel, content["tables"]):
             column = ends.index(min(ends))
-            self.places.append((panel, column, self.panels_top + ends[column]))
+            self.places.append((panel, column, ends[column]))
             ends[column] += panel.height
-        self.height = self.panels_top + max(ends) + 0.2
+        self.height = max(ends)
 
-    def draw(self, figure: Figure, top: float) -> None:
+    def draw(self, page: Page, top: float) -> None:
         content = self.report.content
-        _write(figure, _MARGIN, top, f"{self.report.name}, {self.report.device}", size=_NAME, weight="bold")
+        page.write(_MARGIN, top, f"{self.report.name}, {self.report.device}", _NAME, weight="bold")
         machine = ", ".join([*map(str, content.get("gpu", [])), str(content.get("cpu", ""))])
-        source = "   ".join(filter(None, [str(content.get(key, "")) for key in ("command", "commit", "date")]))
-        about = f"{machine}   {source}"
-        room = _fit(_WIDTH - 2 * _MARGIN, _SMALL)
-        _write(figure, _MARGIN, top + 0.27, about[:room], size=_SMALL, color="grey")
+        about = [machine, *(str(content.get(key, "")) for key in ("command", "commit", "date"))]
+        page.write(_MARGIN, top + 0.25, fit("   ".join(filter(None, about)), _ACROSS, _SMALL), _SMALL, faint=True)
         for number, line in enumerate(self.headline):
-            _write(figure, _MARGIN, top + 0.5 + number * _LINE, line, size=_TEXT)
+            side, below = divmod(number, self.half)
+            page.write(_MARGIN + side * (_COLUMN + _GAP), top + 0.48 + below * _LINE, line, _TEXT)
         for panel, column, place in self.places:
-            panel.draw(figure, _MARGIN + column * (_COLUMN + _GAP), top + place)
+            panel.draw(page, _MARGIN + column * (_COLUMN + _GAP), top + place)
 
 
 class _Panel:
-    """A table: its title, bars and notes."""
+    """A table: its title, bars, ratios and notes."""
 
     def __init__(self, table: dict[str, Any]) -> None:
-        self.table, self.rows, self.limit = table, table["rows"], table.get("limit")
-        self.title = textwrap.wrap(table["title"], _fit(_COLUMN, _TITLE))
-        notes = [part for line in table.get("note", "").splitlines() for part in _wrap_note(line)]
+        self.rows, self.limit, self.unit = table["rows"], table.get("limit"), table["unit"]
+        self.base = next((row["ratio"]["to"] for row in self.rows if "ratio" in row), None)
+        self.title = wrap(table["title"], _COLUMN, _TITLE)
+        notes = [part for line in table.get("note", "").splitlines() for part in wrap(line, _COLUMN, _SMALL)]
         self.notes = notes if len(notes) <= 4 else [*notes[:3], f"{notes[3][:-2]} …"]
-        self.names = [shorten(row["name"]) for row in self.rows]
-        self.head = 0.2 * len(self.title) + (0.16 if self.limit is not None else 0.04)
-        self.bars = _ROW * len(self.rows) + 0.08
-        self.height = self.head + self.bars + 0.45 + 0.12 * len(self.notes) + 0.15
+        self.names = [fit(row["name"], _NAMES, _TEXT) for row in self.rows]
+        self.head = 0.17 * len(self.title) + 0.22
+        self.bars = _ROW * len(self.rows)
+        self.height = self.head + self.bars + 0.25 + 0.13 * len(self.notes) + 0.15
 
-    def draw(self, figure: Figure, left: float, top: float) -> None:
-        for number, line in enumerate(self.title):
-            _write(figure, left, top + 0.2 * number, line, size=_TITLE, weight="bold")
-        labels = max(len(name) for name in self.names) * _TEXT * 0.56 / 72 + 0.2
-        axis = _add_axes(figure, left + labels, top + self.head, _COLUMN - labels - _NUMBERS, self.bars)
-        self._draw_bars(axis)
-        below = top + self.head + self.bars + 0.45
-        for number, line in enumerate(self.notes):
-            _write(figure, left, below + 0.12 * number, line, size=_SMALL, color="grey")
+    def draw(self, page: Page, left: float, top: float) -> None:
+        page.write(left, top, "\n".join(self.title), _TITLE, weight="bold")
+        y = top + self.head
+        for number, name in enumerate(self.names):
+            page.write(left, y + number * _ROW + 0.02, name, _TEXT)
+        values = [_spread(row) for row in self.rows]
+        begin = left + max((text_width(name, _TEXT) for name in self.names), default=0) + 0.12
+        end = left + _COLUMN - max((text_width(value, _TEXT) for value in values), default=0)
+        if self.base is not None:
+            ratios = [_spread(row["ratio"]) if row["name"] != self.base else "1" for row in self.rows]
+            after = left + _COLUMN - max(text_width(ratio, _TEXT) for ratio in ratios)
+            self._draw_ratios(page, after - 0.08 - _RATIOS, left + _COLUMN, y, ratios)
+            end -= left + _COLUMN - after + 0.08 + _RATIOS + 0.2
+        self._draw_bars(page, begin, end - 0.08, y, values)
+        page.write(left, y + self.bars + 0.25, "\n".join(self.notes), _SMALL, faint=True)
 
-    def _draw_bars(self, axis: Axes) -> None:
-        lows, medians, highs = ([row[key] for row in self.rows] for key in ("low", "median", "high"))
-        base = next((row["ratio"]["to"] for row in self.rows if "ratio" in row), None)
-        places = list(range(len(self.rows)))
-        colours = [_BASE if row["name"] == base else _BAR for row in self.rows]
-        axis.barh(places, medians, height=0.7, color=colours)
-        whiskers = [[m - low for m, low in zip(medians, lows, strict=True)],
-                    [high - m for m, high in zip(medians, highs, strict=True)]]  # fmt: skip
-        axis.errorbar(medians, places, xerr=whiskers, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
-        everything = [*lows, *highs, *([] if self.limit is None else [self.limit])]
-        is_log = min(everything) > 0 and max(everything) > _LOG_FROM * min(everything)
-        if is_log:
-            axis.set_xscale("log")
-            axis.set_xlim(min(everything) / 2, max(everything) * 1.5)
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axis.set_xlim(min(0, 1.05 * min(everything)), 1.05 * max(*everything, 1e-12))
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.set_ylim(len(self.rows) - 0.4, -0.6)
-        axis.set_yticks(places, self.names, fontsize=_TEXT, parse_math=False)
-        axis.tick_params(axis="x", labelsize=_SMALL)
-        axis.tick_params(axis="y", length=0)
-        axis.set_xlabel(self.table["unit"] + ", log scale" * is_log, fontsize=_TEXT, labelpad=1, parse_math=False)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-        for place, row in enumerate(self.rows):
-            _beside(axis, 0.5, place, format_number(row["median"]), "black")
-            if "ratio" in row and row["name"] != base:
-                _beside(axis, _NUMBERS, place, _ratio(row["ratio"]["median"]), "grey")
-        if base is not None:
-            x = 1 + _NUMBERS / _inches(axis)
-            axis.text(x, 1, "× dark bar", size=_SMALL, color="grey", transform=axis.transAxes, ha="right", va="bottom")
+    def _draw_bars(self, page: Page, left: float, right: float, top: float, values: Sequence[str]) -> None:
+        lows, highs = [row["low"] for row in self.rows], [row["high"] for row in self.rows]
+        axis = _Axis(page, left, right, top, self.bars, min([0, *lows]), max([*highs, self.limit or 0]))
+        unit = self.unit
         if self.limit is not None:
-            axis.axvline(self.limit, color=_LIMIT, linestyle="--", linewidth=1)
-            axis.text(
-                0, 1.0, f"limit {format_number(self.limit)} (dashed)", size=_SMALL, color=_LIMIT,
-                transform=axis.transAxes, va="bottom",
-            )  # fmt: skip
+            axis.line(self.limit, _LIMIT)
+            unit += f" (dashed: limit {format_number(self.limit)})"
+        page.write(left, top - 0.19, unit, _SMALL, faint=True)
+        for number, (row, value) in enumerate(zip(self.rows, values, strict=True)):
+            axis.bar(number, row["median"], _BASE if row["name"] == self.base else _BAR)
+            axis.whisker(number, row["low"], row["high"])
+            page.write(right + 0.08, top + number * _ROW + 0.02, value, _TEXT)
+
+    def _draw_ratios(self, page: Page, left: float, right: float, top: float, ratios: Sequence[str]) -> None:
+        axis = _Axis(page, left, left + _RATIOS, top, self.bars, 0, max(row["ratio"]["high"] for row in self.rows))
+        axis.line(1, _BASE)
+        page.write(left, top - 0.19, fit(f"relative to {self.base}", right - left, _SMALL), _SMALL, faint=True)
+        for number, (row, ratio) in enumerate(zip(self.rows, ratios, strict=True)):
+            axis.whisker(number, row["ratio"]["low"], row["ratio"]["high"])
+            axis.dot(number, row["ratio"]["median"], _BASE)
+            page.write(left + _RATIOS + 0.08, top + number * _ROW + 0.02, ratio, _TEXT)
 
 
-def _beside(axis: Axes, right: float, place: int, text: str, colour: str) -> None:
-    """Write text in the row of a bar, ending `right` inches beyond the axes."""
-    x = 1 + right / _inches(axis)
-    axis.text(x, place, text, size=_TEXT, color=colour, ha="right", va="center", transform=axis.get_yaxis_transform())
+class _Axis:
+    """A linear axis with its ticks below, and what stands on it: a row of a table every `_ROW` inches."""
+
+    def __init__(
+        self, page: Page, left: float, right: float, top: float, height: float, low: float, high: float
+    ) -> None:
+        self.page, self.top, self.bottom = page, top, top + height
+        high = high if high > low else low + 1
+        self.left, self.low, self.scale = left, low, (right - left) / (high - low)
+        for tick in MaxNLocator(min(4, int(2.4 * (right - left))), steps=[1, 2, 5, 10]).tick_values(low, high):
+            if low <= tick <= high:
+                page.axes.plot([self.x(tick)] * 2, [top, self.bottom], color=_GRID, linewidth=0.8, zorder=0)
+                label = f"{tick:g}" if abs(tick) < 10_000 else f"{tick / 1000:,g}k"
+                page.write(self.x(tick), self.bottom + 0.02, label, _SMALL, faint=True, ha="center")
+
+    def x(self, value: float) -> float:
+        return self.left + (value - self.low) * self.scale
+
+    def _middle(self, number: int) -> float:
+        return self.top + (number + 0.5) * _ROW
+
+    def line(self, value: float, colour: str) -> None:
+        self.page.axes.plot([self.x(value)] * 2, [self.top, self.bottom], color=colour, linewidth=1, linestyle="--")
+
+    def bar(self, number: int, value: float, colour: str) -> None:
+        width = value * self.scale
+        self.page.axes.barh(self._middle(number), width, height=0.7 * _ROW, left=self.x(0), color=colour)
+
+    def dot(self, number: int, value: float, colour: str) -> None:
+        self.page.axes.plot(self.x(value), self._middle(number), "o", color=colour, markersize=3.5)
+
+    def whisker(self, number: int, low: float, high: float) -> None:
+        if low == high:
+            return
+        ends, y = [self.x(low), self.x(high)], self._middle(number)
+        self.page.axes.plot(ends, [y, y], color="black", linewidth=0.8, marker="|", markersize=4)
 
 
-def _inches(axis: Axes) -> float:
-    """Return the width of the axes."""
-    return float(axis.get_position().width) * _WIDTH
+def _spread(figures: dict[str, Any]) -> str:
+    """Format a median with the lowest and highest, where there are several."""
+    median, low, high = (_short(figures[key]) for key in ("median", "low", "high"))
+    return median if low == high else f"{median} ({low} to {high})"
 
 
-def _add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    total = figure.get_figheight()
-    return figure.add_axes((left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total))
-
-
-def _write(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
-    total = figure.get_figheight()
-    figure.text(left / _WIDTH, 1 - top / total, text, va="top", parse_math=False, **style)
-
-
-def _wrap_note(line: str) -> list[str]:
-    return textwrap.wrap(line, _fit(_COLUMN, _SMALL))
-
-
-def _fit(width: float, points: float) -> int:
-    """Return how many characters fit; one is about .56 of its font size wide."""
-    return int(width * 72 / (0.56 * points))
-
-
-def _ratio(value: float) -> str:
-    """Format a ratio as precisely as there is room for."""
-    if not 0.1 <= value < 10_000:
-        return f"×{value:.1g}"
-    return f"×{value:.2f}" if value < 10 else f"×{format_number(value)}"
+def _short(value: float) -> str:
+    return format_number(value).replace("-", "−")
 
 
 def _plain(value: Any) -> str:

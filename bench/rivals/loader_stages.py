@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,25 +19,32 @@ from tgmae.data.manifest import Manifest
 from tgmae.masks.noise_scorer import NoiseScorer
 from tgmae.masks.select import select_masks
 
-STAGES = ("decode", "to RGB", "crop and resize", "to float, normalise", "mask")
+STAGES = ("decode", "to RGB", "decode, to RGB", "crop and resize", "to float, normalise", "mask")
 _BATCH = 8  # clips whose masks are drawn together
 
 
 def stage_table(name: str, stages: dict[str, list[float]], whole: list[float]) -> Table:
-    """Make the table of one loader: its stages, and what the whole loader takes beyond them, in CPU ms per clip."""
-    timed = sum(statistics.mean(values) for values in stages.values())  # each round times different clips
-    note = "to RGB is part of crop and resize; frames stay uint8" if name == "dali" else ""
-    if name == "VideoMAE, decord":
-        note = "decord converts to RGB while it decodes"
-    rest = Row("hand-over", [value - timed for value in whole])
-    rows = [*(Row(stage, values) for stage, values in stages.items()), rest, Row("whole", whole)]
-    return Table(f"stages of {name}", "ms of CPU a clip", rows, note=note)
+    """Make the table of one loader: its stages, their sum, and the whole loader, in CPU ms per clip.
+
+    The stages are timed alone and at other times than the whole, so their difference would be mostly noise: it came
+    out below 0 at times.
+    """
+    notes = {
+        "dali": "converts to RGB while it resizes; frames stay uint8",
+        "VideoMAE, decord": "decord converts to RGB while it decodes",
+    }
+    together = Row("stages together", [sum(values) for values in zip(*stages.values(), strict=True)])
+    rows = [*(Row(stage, values) for stage, values in stages.items()), together, Row("whole loader", whole)]
+    return Table(f"stages of {name}", "ms of CPU a clip", rows, note=notes.get(name, ""))
 
 
 def time_stages(
     decoders: Sequence[Decoder], manifest: Manifest, requests: Sequence[ClipRequest], model: ModelConfig
 ) -> dict[str, dict[str, float]]:
-    """Return the CPU milliseconds per clip that each stage of each loader takes in this process."""
+    """Return the CPU milliseconds per clip that each stage of each loader takes in this process.
+
+    Loaders differ in the stages that they have.
+    """
     torch.set_num_threads(1)  # as in DataLoader's workers
     tube = MaskConfig(kind="tube")
     clock: dict[tuple[str, str], float] = {}
@@ -63,10 +69,13 @@ def time_stages(
         clips = ClipBatch(frames=frames, requests=batch, videos=tuple(manifest[request.row] for request in batch))
         timed("dali", "mask", partial(_draw_tube_masks, noise, clips, model))
     names = ["dali", *(f"VideoMAE, {decoder}" for decoder in decoders)]
-    for name in names[1:]:
-        clock[name, "to RGB"] = clock.pop((name, "decode, to RGB")) - clock[name, "decode"]
+    if (pyav := "VideoMAE, PyAV") in names:
+        clock[pyav, "to RGB"] = clock.pop((pyav, "decode, to RGB")) - clock[pyav, "decode"]
     clock["dali", "crop and resize"] = clock.pop(("dali", "decode, crop and resize")) - clock["dali", "decode"]
-    return {name: {stage: 1000 * clock.get((name, stage), 0.0) / len(requests) for stage in STAGES} for name in names}
+    return {
+        name: {stage: 1000 * clock[name, stage] / len(requests) for stage in STAGES if (name, stage) in clock}
+        for name in names
+    }
 
 
 def _draw_tube_masks(noise: NoiseScorer, clips: ClipBatch, model: ModelConfig) -> None:

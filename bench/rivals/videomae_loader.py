@@ -91,12 +91,12 @@ def time_clip(
     decoder: Decoder, videos: VideoTable, request: ClipRequest, model: ModelConfig, mask: MaskConfig,
     timed: Callable[[str, Callable[[], Any]], Any],
 ) -> None:  # fmt: skip
-    """Pass every stage of one clip to `timed(stage, work)`, which must return what `work` returns. Decodes twice."""
-    file = videos.file(request.row)
-    if decoder == "decord":
-        timed("decode", partial(decode_with_decord, file, request.frames))
-    else:
-        timed("decode", partial(decode_only, file, videos[request.row], request))
+    """Pass every stage of one clip to `timed(stage, work)`, which must return what `work` returns.
+
+    PyAV also decodes without converting to RGB; decord cannot.
+    """
+    if decoder == "PyAV":
+        timed("decode", partial(decode_only, videos.file(request.row), videos[request.row], request))
     frames = timed("decode, to RGB", partial(read_frames, decoder, videos, request))
     small = timed("crop and resize", partial(crop_and_resize, frames, request.crop, model.image_size))
     timed("to float, normalise", partial(to_normalised, small))

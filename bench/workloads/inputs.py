@@ -14,8 +14,9 @@ import torch
 
 from bench.harness.report import source_name
 from dali_pipelines.workers.processes import count_cores
-from engines.clip_model import CLIPModel, fingerprint, load_clip
+from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig, TowerSpec
+from engines.open_clip_model import OpenCLIP
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import save_student
 from tgmae.captions.policy import require_captions
@@ -107,8 +108,7 @@ def make_random_clip() -> CLIPModel:
     model = open_clip.create_model(_LARGE_CLIP, pretrained=None).eval().requires_grad_(False)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
     tokenizer = open_clip.get_tokenizer(_LARGE_CLIP)
-    name = fingerprint(model.state_dict(), "random")
-    return CLIPModel(model=model, tokenizer=tokenizer, mean=mean, std=std, fingerprint=name)
+    return CLIPModel.of(OpenCLIP(model=model, tokenizer=tokenizer, mean=mean, std=std))
 
 
 def make_random_student(path: Path, clip: CLIPModel, patch_size: int) -> None:

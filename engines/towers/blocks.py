@@ -1,6 +1,6 @@
 """The blocks of CLIP's image encoder, laid out for speed. Matrix products are linear layers, so FP8 can replace them.
 
-A block holds copies of open_clip's weights and computes the same function as open_clip's block. QuickGELU, x ·
+A block holds copies of CLIP's weights and computes the same function as open_clip's block. QuickGELU, x ·
 sigmoid(1.702 x), is written as SiLU, x · sigmoid(x), with 1.702 folded into the layer before it and 1 / 1.702 into the
 layer after it: one pass over the widest activations of the network instead of three.
 
@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from engines.towers.image_encoder import Encoder, ResidualBlock
+
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
+
+EncoderBlock: TypeAlias = "ResidualAttentionBlock | ResidualBlock"
 _QUICK_GELU = 1.702
 
 
@@ -27,10 +33,10 @@ class Block(nn.Module):
                   activation
     """
 
-    def __init__(self, block: ResidualAttentionBlock) -> None:
+    def __init__(self, block: EncoderBlock) -> None:
         super().__init__()
         attention, mlp = block.attn, block.mlp
-        quick = isinstance(mlp.gelu, QuickGELU)
+        quick = type(mlp.gelu).__name__ == "QuickGELU"  # open_clip's or ours
         scale = _QUICK_GELU if quick else 1.0
         self.num_heads: int = attention.num_heads
         self.ln_1, self.ln_2 = copy.deepcopy(block.ln_1), copy.deepcopy(block.ln_2)
@@ -69,7 +75,7 @@ class Block(nn.Module):
 class ClassBlock(Block):
     """A block that computes the class token only, which attends to all tokens: [n, L, D] → [n, 1, D]."""
 
-    def __init__(self, block: ResidualAttentionBlock) -> None:
+    def __init__(self, block: EncoderBlock) -> None:
         super().__init__(block)
         del self.qkv
         weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
@@ -87,7 +93,7 @@ class ClassBlock(Block):
 class Trunk(nn.Module):
     """The layers around the blocks: class token, positions (float [L, D]) and first norm; last norm and projection."""
 
-    def __init__(self, visual: VisionTransformer, positions: Tensor) -> None:
+    def __init__(self, visual: Encoder, positions: Tensor) -> None:
         super().__init__()
         self.class_embedding, self.positions = _keep(visual.class_embedding), _keep(positions)
         self.ln_pre, self.ln_post = copy.deepcopy(visual.ln_pre), copy.deepcopy(visual.ln_post)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from engines.config import LastBlock
 from engines.towers.blocks import Block, ClassBlock, Trunk, attend, normalize
+from engines.towers.image_encoder import Encoder
 
 # Standard deviation of NACLIP's neighbourhood prior, in tokens (Hajimiri et al. 2024, section 4.1).
 _NACLIP_DEVIATION = 5.0
@@ -50,7 +50,7 @@ class PatchTower(Tower):
     for that token only.
     """
 
-    def __init__(self, visual: VisionTransformer, patch_size: int) -> None:
+    def __init__(self, visual: Encoder, patch_size: int) -> None:
         super().__init__()
         self.name, self.input_shape = f"patch{patch_size}", (patch_size**2 * 3,)
         self.embed = nn.Parameter(fold_embedding(visual, patch_size), requires_grad=False)  # [G·D, P]
@@ -79,9 +79,7 @@ class FrameTower(Tower):
     naclip     softmax(k·k + a Gaussian of the distance), without residual and MLP     (Hajimiri et al., WACV 2025)
     """
 
-    def __init__(
-        self, visual: VisionTransformer, height: int, width: int, patch_size: int, last_block: LastBlock
-    ) -> None:
+    def __init__(self, visual: Encoder, height: int, width: int, patch_size: int, last_block: LastBlock) -> None:
         super().__init__()
         self.last_block = last_block
         rows, columns = height // patch_size, width // patch_size
@@ -158,7 +156,7 @@ def resize_matrix(size: int, target: int) -> Tensor:
     return F.interpolate(eye, (target, size), mode="bicubic", antialias=True)[0, 0]
 
 
-def fold_embedding(visual: VisionTransformer, patch_size: int) -> Tensor:
+def fold_embedding(visual: Encoder, patch_size: int) -> Tensor:
     """Fold the bicubic resize of a raw patch and CLIP's patch embedding into one matrix, float32 [G·D, P].
 
     Computed in float64.
@@ -172,7 +170,7 @@ def fold_embedding(visual: VisionTransformer, patch_size: int) -> Tensor:
     return folded.reshape(rows * columns * kernel.shape[0], -1).float()
 
 
-def resize_positions(visual: VisionTransformer, rows: int, columns: int) -> Tensor:
+def resize_positions(visual: Encoder, rows: int, columns: int) -> Tensor:
     """Resize CLIP's position embeddings to another grid, float32 [1 + rows·columns, D].
 
     Bicubic, as open_clip does it. The class token's embedding stays.

@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engines.backends.onnx_engine import graph_fingerprint
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
-from engines.towers.clip_towers import PatchTower
+from engines.text_cache import embed_captions
+from engines.towers.clip_towers import FrameTower, PatchTower
+from engines.towers.image_encoder import ImageEncoder, read_image_encoder
 from tests.support.clip_models import MEAN, STD, save_small_clip, small_clip, small_config
 
 CPU = torch.device("cpu")
@@ -111,6 +114,63 @@ def test_the_demos_clip_is_there() -> None:
     assert clip.visual.grid_size == (3, 3)
 
 
+# The image encoder without open_clip
+
+
+@pytest.mark.parametrize(
+    ("quick_gelu", "vision"),
+    [(True, {}), (False, {}), (True, {"mlp_ratio": 2.5, "head_width": 16, "image_size": 24, "layers": 1})],
+)
+def test_the_image_encoder_is_open_clips(quick_gelu: bool, vision: dict[str, Any], tmp_path: Path) -> None:
+    save_small_clip(tmp_path, quick_gelu=quick_gelu, **vision)
+    read = read_image_encoder(tmp_path)
+    assert read is not None
+    ours, mean, std = read
+    assert (mean, std) == (MEAN, STD)
+    model = open_clip.create_model(f"local-dir:{tmp_path}").eval().requires_grad_(False)
+    for make in (lambda visual: PatchTower(visual, 8), lambda visual: FrameTower(visual, 32, 48, 8, "sclip")):
+        one, other = make(ours), make(model.visual)
+        assert graph_fingerprint(one) == graph_fingerprint(other)  # weights, activation, norms and heads
+        x = torch.randn(2, *one.input_shape)
+        assert torch.equal(one(x), other(x))
+
+
+def test_the_demos_image_encoder_is_open_clips() -> None:
+    clip = load("shapes")
+    state = clip.model.visual.state_dict()
+    assert isinstance(clip.visual, ImageEncoder)
+    assert clip.visual.state_dict().keys() == state.keys()
+    assert all(torch.equal(weight, state[name]) for name, weight in clip.visual.state_dict().items())
+    assert (clip.mean, clip.std) == (clip.open_clip.mean, clip.open_clip.std)
+
+
+@pytest.mark.parametrize(
+    "vision", [{"ls_init_value": 0.1}, {"no_ln_pre": True}, {"act_kwargs": {"approximate": "tanh"}, "quick": False}]
+)
+def test_what_is_unusual_is_left_to_open_clip(vision: dict[str, Any], tmp_path: Path) -> None:
+    quick_gelu = vision.pop("quick", True)
+    model = save_small_clip(tmp_path, quick_gelu=quick_gelu, **vision)
+    assert read_image_encoder(tmp_path) is None
+    patches = torch.randn(3, 192)
+    assert torch.equal(PatchTower(load(tmp_path).visual, 8)(patches), PatchTower(model.visual, 8)(patches))
+
+
+def test_captions_that_are_kept_need_no_open_clip(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = embed_captions(load(folder), CAPTIONS, tmp_path, CPU)
+
+    def refuse(config: CLIPConfig) -> None:
+        raise AssertionError("open_clip was asked")
+
+    monkeypatch.setattr("engines.open_clip_model.load_open_clip", refuse)
+    again, too_long = embed_captions(load(folder), CAPTIONS, tmp_path, CPU)
+    assert torch.equal(again, first)
+    assert sum(too_long) == 1
+    with pytest.raises(AssertionError, match="open_clip was asked"):
+        embed_captions(load(folder), ["a caption of its own"], tmp_path, CPU)
+
+
 # Files that do not
 
 
@@ -193,21 +253,22 @@ def test_fingerprint_changes_with_any_weight(folder: Path, tmp_path: Path) -> No
     first = load(tmp_path).fingerprint
     assert load(tmp_path).fingerprint == first
     weights = load_file(tmp_path / "open_clip_model.safetensors")
-    prints = {first}
+    prints, keys = {first}, {load(tmp_path).captions_key}
     names = ["logit_scale", "visual.conv1.weight", "transformer.resblocks.1.mlp.c_fc.bias", "token_embedding.weight"]
     for name in names:
         changed = {key: weight.clone() for key, weight in weights.items()}
         changed[name].view(-1)[-1] += 1e-3
         save_file(changed, tmp_path / "open_clip_model.safetensors")
         prints.add(load(tmp_path).fingerprint)
-    assert len(prints) == 1 + len(names)
+        keys.add(load(tmp_path).captions_key)
+    assert len(prints) == len(keys) == 1 + len(names)
 
 
 def test_fingerprint_changes_with_what_weights_do_not_tell(folder: Path, tmp_path: Path) -> None:
     """Caption embeddings kept for ViT-B-32 must not serve ViT-B-32-quickgelu with the same weights."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((folder / "open_clip_config.json").read_text())
-    prints = {load(folder).fingerprint}
+    prints, keys = {load(folder).fingerprint}, {load(folder).captions_key}
     model, preprocess = config["model_cfg"], config["preprocess_cfg"]
     for other in (
         {"model_cfg": {**model, "quick_gelu": False}, "preprocess_cfg": preprocess},
@@ -217,7 +278,8 @@ def test_fingerprint_changes_with_what_weights_do_not_tell(folder: Path, tmp_pat
     ):
         (tmp_path / "open_clip_config.json").write_text(json.dumps(other))
         prints.add(load(tmp_path).fingerprint)
-    assert len(prints) == 5
+        keys.add(load(tmp_path).captions_key)
+    assert len(prints) == len(keys) == 5
 
 
 # Captions

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 class FakeModel:
     """Embeds a caption as its length, and remembers what it was asked for."""
 
-    fingerprint = "0123456789abcdef"
+    captions_key = "0123456789abcdef"
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -52,7 +52,7 @@ def test_a_file_written_before_is_read(tmp_path: Path) -> None:
     columns = {
         "caption": ["x", "y"], "embedding": pa.FixedSizeListArray.from_arrays(flat, 2), "too_long": [True, False],
     }  # fmt: skip
-    pq.write_table(pa.table(columns), tmp_path / f"captions-{FakeModel.fingerprint}.parquet", write_page_checksum=True)
+    pq.write_table(pa.table(columns), tmp_path / f"captions-{FakeModel.captions_key}.parquet", write_page_checksum=True)
     model = FakeModel()
     table, too_long = embed(model, ["y", "x"], tmp_path)
     assert table.tolist() == [[3.0, 4.0], [1.0, 2.0]]
@@ -75,7 +75,7 @@ def test_a_changed_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
     model = FakeModel()
     captions = [f"caption {number}" for number in range(50)]
     expected, _ = embed(model, captions, tmp_path)
-    path = tmp_path / f"captions-{FakeModel.fingerprint}.parquet"
+    path = tmp_path / f"captions-{FakeModel.captions_key}.parquet"
     whole = bytearray(path.read_bytes())
     place = bytes(whole).index(expected[0].numpy().tobytes())
     whole[place + 6] ^= 1  # in the second number: a wrong embedding that is still a number

@@ -38,7 +38,7 @@ def saved_step(run_dir: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("run.lock", 0), ("config.json", 0), ("metrics.jsonl", 0), ("tensorboard", 1), ("pictures", 2), ("checkpoints", 0),
+    [("run.lock", 0), ("config.json", 0), ("metrics.jsonl", 0), ("tensorboard", 1), ("pictures", 1), ("checkpoints", 0),
      ("loss.png", 3), ("hf", 3)],
 )  # fmt: skip
 def test_something_is_in_the_way(shapes: Path, tmp_path: Path, name: str, steps: int) -> None:

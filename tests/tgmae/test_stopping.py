@@ -227,7 +227,7 @@ def test_what_ends_one_process_ends_the_other(shapes: Path, tmp_path: Path) -> N
     assert not any("Traceback" in output for output in outputs), outputs
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
-    assert newest.name == "step_00000002.pt"
+    assert newest.name == "step_00000001.pt"  # after which the first picture is drawn
 
 
 # The end of a run

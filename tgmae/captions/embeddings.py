@@ -32,10 +32,12 @@ class CaptionEmbeddings:
         self._rows = {text: row for row, text in enumerate(distinct)}
         table, too_long = embed_captions(clip, distinct, cache_dir, device)
         self.table = table.to(device)
-        self.note = (
-            f"{sum(too_long)} of {len(distinct)} captions are longer than CLIP's {clip.tokenizer.context_length} "
-            "tokens; the rest of them is cut off"
-        ) * any(too_long)
+        self.note = ""
+        if any(too_long):
+            self.note = (
+                f"{sum(too_long)} of {len(distinct)} captions are longer than CLIP's "
+                f"{clip.tokenizer.context_length} tokens; the rest of them is cut off"
+            )
 
     def __call__(self, clips: ClipBatch) -> Tensor:
         """Return the embeddings of the captions that a batch drew, float32 [B, E]."""

@@ -62,7 +62,7 @@ class Masks(ClipCommand):
         [clips] = load_clips(config, manifest, self.count, self.count, device)
         scores = {kind: scorer(clips).float().cpu() for kind, scorer in scorers.items()}
         out = self.out or self.manifest.with_suffix(".masks.png")
-        draw_masks(out, config, manifest, clips, scores)
+        draw_masks(out, config, clips, scores)
         print(f"masks of {self.count} clip{'s' * (self.count != 1)}: {out}")
 
     def choose_kinds(self, mask: MaskConfig) -> list[MaskKind]:

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engines.files import naming_errors, write_atomically
 from engines.sealed import open_fields, seal_fields
 
@@ -55,11 +57,23 @@ class MetricsWriter:
             self._file.write(_to_text({"step": step, **values}))
             self._file.flush()
         with naming_errors(self._folder):
-            if self._make_board is not None and self._board is None:
-                self._board = self._make_board()
-            if self._board is not None:
+            if (board := self._open()) is not None:
                 for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
+                    board.add_scalar(name, value, step)
+
+    def write_picture(self, step: int, path: Path) -> None:
+        """Show a PNG that was drawn after optimiser step `step` in TensorBoard, if there is one."""
+        with naming_errors(self._folder):
+            if (board := self._open()) is not None:
+                from PIL import Image  # as TensorBoard's writer does
+
+                with Image.open(path) as picture:
+                    board.add_image(path.parent.name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def _open(self) -> SummaryWriter | None:
+        if self._board is None and self._make_board is not None:
+            self._board = self._make_board()
+        return self._board
 
     def sync(self) -> None:
         """Flush the reports to disk, so that they survive a power cut."""

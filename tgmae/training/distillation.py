@@ -55,13 +55,13 @@ def distill(
     trained again. Raises ValueError where a round has too few patches, where OUT.partial is damaged or `out` is another
     file, or where the pipeline cannot run here; OSError where a file cannot be written.
     """
-    torch.manual_seed(config.seed)
     model, size = config.model, config.model.image_size
     clip = load_clip(config.clip)
     teacher = make_patch_similarity(clip, config.clip, TowerSpec(kind="patch"), model.patch_size, size, size, device)
     captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
     for note in filter(None, [advise_clip(clip.is_demos, manifest), captions.note]):
         print(note)
+    torch.manual_seed(config.seed)  # after CLIP, which draws initial weights where open_clip has to be asked
     texts = captions.table
     texts = texts[torch.randperm(len(texts))[:_MAX_TEXTS].to(device)]
     tower = StudentTower(model.patch_size, options.hidden, texts.shape[1]).to(device)

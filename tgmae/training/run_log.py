@@ -84,6 +84,11 @@ class RunLog:
             f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
         )
 
+    def show(self, step: int, picture: Path) -> None:
+        """Put a PNG of the run into TensorBoard."""
+        if self.metrics is not None:
+            self.metrics.write_picture(step, picture)
+
     def summarise(self, step: int, total: int, num_skipped: int, loader: Loader) -> str:
         """Sum up the whole run in one line."""
         return (

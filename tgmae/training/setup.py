@@ -10,6 +10,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,6 @@ from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
-from tgmae.masks.motion_field import leave_out_motionless
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
@@ -104,42 +104,37 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
         notes.append(note)
     if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
+        from tgmae.masks.motion_field import leave_out_motionless
+
         manifest, note = leave_out_motionless(manifest)
         notes.append(note)
+
+    # Where to start.
+    start = _find_start(config)
+    notes += start.notes
+    if world.max(start.step, -start.step) != (start.step, -start.step):
+        raise ValueError(
+            f"process {world.rank} of {world.size} would start from step {start.step}, another one from another step: "
+            f"all of them must read the same checkpoints in {config.run_dir}"
+        )
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total = math.ceil(config.epochs * per_epoch)
-
-    # The network and its optimiser, as they were at the checkpoint.
-    torch.manual_seed(config.seed)
-    attention = choose_attention(config.model.attention, world.device)
-    model = VideoMAE(config.model, attention)
-    if config.init_from is not None:
-        import_hf(model, config.init_from)
-    model.to(world.device)
-    optimizer = make_optimizer(model, config.optim)
-    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
-    first, resume_notes = _resume(config, checkpoints)
-    notes += resume_notes
-    if world.max(first, -first) != (first, -first):
-        raise ValueError(
-            f"process {world.rank} of {world.size} would start from step {first}, another one from another step: all "
-            f"of them must read the same checkpoints in {config.run_dir}"
-        )
     steps = Steps(
-        first=first, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
+        first=start.step, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
         accumulation=accumulation,
     )  # fmt: skip
     if steps.first >= steps.last:
+        model, _ = _make_network(config, world, manifest, start)
         for note in filter(None, notes):
             world.say(note)
         world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
         return Finished(steps=steps, model=model)
 
-    # The pipeline first: its worker processes take seconds to start, in which CLIP is loaded.
+    # The pipeline first: its worker processes take seconds to start, in which network, optimiser and CLIP are made.
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
+        model, optimizer = _make_network(config, world, manifest, start)
         scorer = bind_scorer(config, manifest, world.device)
         notes += [scorer.note, advise_scorer(config)]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
@@ -153,6 +148,9 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     except BaseException:
         pipeline.close()
         raise
+    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
+    checkpoints.saved_step = steps.first
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
     return Run(
         world=world, manifest=manifest, model=model, step=step, schedule=schedule, steps=steps, loader=loader, log=log,
@@ -160,26 +158,51 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     )  # fmt: skip
 
 
-def _resume(config: TrainConfig, checkpoints: Checkpoints) -> tuple[int, list[str]]:
-    """Load the checkpoint that `config.resume` names, if any; return the steps done and what the user should know."""
+@dataclass(frozen=True)
+class _Start:
+    """The checkpoint that a run starts from; path None and an empty state for none. `notes` are for the user."""
+
+    path: Path | None
+    state: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state["step"]) if self.state else 0
+
+
+def _find_start(config: TrainConfig) -> _Start:
+    """Read the checkpoint that `config.resume` names, if any."""
     if config.resume == "never":
-        return 0, []
+        return _Start(None, {}, [])
     if config.resume == "auto":
-        path, state, problems = load_newest(checkpoints.folder)
+        path, state, problems = load_newest(config.run_dir / "checkpoints")
     else:
         path, problems = Path(config.resume), []
         state = load_checkpoint(path)
     if path is None:
-        return 0, []
-    first = restore(state, path, checkpoints.model, checkpoints.optimizer, config, checkpoints.videos)
-    checkpoints.saved_step = first
-    notes = [
-        *problems,
-        f"resuming from {path}" + (f"; --init-from {config.init_from} is not used" if config.init_from else ""),
-    ]
+        return _Start(None, {}, [])
+    unused = f"; --init-from {config.init_from} is not used" if config.init_from else ""
+    notes = [*problems, f"resuming from {path}{unused}"]
     if changed := changed_settings(state, config):
         notes.append(f"changed since that checkpoint: {', '.join(changed)}")
-    return first, notes
+    return _Start(path, state, notes)
+
+
+def _make_network(
+    config: TrainConfig, world: World, manifest: Manifest, start: _Start
+) -> tuple[VideoMAE, torch.optim.AdamW]:
+    """Make network and optimiser, as they were at the checkpoint."""
+    torch.manual_seed(config.seed)
+    model = VideoMAE(config.model, choose_attention(config.model.attention, world.device))
+    if config.init_from is not None:
+        import_hf(model, config.init_from)
+    model.to(world.device)
+    optimizer = make_optimizer(model, config.optim)
+    if start.path is not None:
+        restore(start.state, start.path, model, optimizer, config, manifest.fingerprint)
+    return model, optimizer
 
 
 def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:

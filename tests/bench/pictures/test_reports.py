@@ -1,4 +1,4 @@
-"""The picture of benchmarks has the right reports, bars as long as their medians, and no overlapping text."""
+"""The pictures of benchmarks have the right reports, bars as long as their medians, and no overlapping text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
 
 from bench.harness.tables import Row, Table
 from bench.pictures.__main__ import Options, run
-from bench.pictures.reports import Report, draw_reports, read_reports
+from bench.pictures.reports import Report, draw_reports, read_reports, topics
+from tgmae.pictures.figures import Page
 
 
 def table(rows: int, limit: float | None = None, title: str = "a table", name: str = "row", spread: float = 5) -> Table:
@@ -43,7 +43,7 @@ def write(
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures that were saved, kept open for inspection."""
     figures: list[Figure] = []
-    monkeypatch.setattr("bench.pictures.reports.plt.close", figures.append)
+    monkeypatch.setattr("tgmae.pictures.figures.plt.close", figures.append)
     return figures
 
 
@@ -74,41 +74,80 @@ def test_a_folder_without_tables_is_an_error_that_says_what_makes_them(tmp_path:
         run(Options(tmp_path))
 
 
-def test_the_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_picture_for_each_topic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "step.cpu", [table(3), table(2)], 1, {"ratio": 1.25})
     write(tmp_path, "loader.shapes.cpu", [table(4)], 2)
+    write(tmp_path, "loader.mine.cpu", [table(4)], 3)
     run(Options(tmp_path))
-    assert "3 tables of 2 reports" in capsys.readouterr().out
-    picture = Image.open(tmp_path / "bench.cpu.png")
-    assert picture.width > picture.height / 3
-    run(Options(tmp_path, device="cpu", out=tmp_path / "new" / "other.png"))
-    assert (tmp_path / "new" / "other.png").exists()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/loader.cpu.png: 2 tables of 2 reports",
+        f"{tmp_path}/step.cpu.png: 2 tables of 1 reports",
+    ]
+    run(Options(tmp_path, device="cpu", out=tmp_path / "new"))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["loader.cpu.png", "step.cpu.png"]
 
 
-@pytest.mark.parametrize(("spread", "scale"), [(1.2, "linear"), (5, "log")])
-def test_bars_whiskers_and_limit_show_the_numbers(
-    tmp_path: Path, drawn: list[Figure], spread: float, scale: str
+@pytest.mark.slow
+def test_committed_reports_fit_a_screen_and_take_no_negative_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[Page] = []
+    monkeypatch.setattr(Page, "save", lambda page, path: pages.append(page))
+    monkeypatch.setattr(Page, "write", lambda *_, **__: None)
+    reports = read_reports(Path("bench/results"), "cpu")
+    assert all(row["low"] >= 0 for report in reports for one in report.content["tables"] for row in one["rows"])
+    for topic, chosen in topics(reports).items():
+        draw_reports(chosen, Path(topic))
+    assert all(page.width <= 16 and page.height <= 24 for page in pages)
+
+
+def segments(axis: Any, **style: Any) -> list[tuple[list[float], list[float]]]:
+    """Return the places of lines that were drawn in a style, in inches."""
+    lines = [line for line in axis.lines if all(getattr(line, f"get_{name}")() == of for name, of in style.items())]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+
+@pytest.mark.parametrize("limit", [None, 30.0])
+def test_bars_ratios_whiskers_and_limit_show_the_numbers(
+    tmp_path: Path, drawn: list[Figure], limit: float | None
 ) -> None:
-    one = table(5, limit=700.0, spread=spread)
-    if scale == "linear":
-        one = Table(one.title, one.unit, one.rows, one.relative_to, limit=3.0)
-    draw_reports([as_report([one])], tmp_path / "x.png")
+    """On linear axes from 0, however far apart the numbers are."""
+    rows = [
+        Row("base", [2, 1, 4]),
+        Row("half", [0.5, 1, 2]),
+        Row("tiny", [0.01, 0.02, 0.01]),
+        Row("large", [18, 20, 25]),
+    ]
+    draw_reports([as_report([Table("a table", "clips/s", rows, "base", limit)])], tmp_path / "x.png")
     axis: Any = drawn[0].axes[0]
-    assert axis.get_xscale() == scale
-    assert [bar.get_width() for bar in axis.patches] == [sorted(row.values)[1] for row in one.rows]
-    assert [label.get_text() for label in axis.get_yticklabels()] == [row.name for row in one.rows]
-    whiskers = np.array([segment[:, 0] for segment in axis.collections[0].get_segments()])
-    assert np.allclose(whiskers, [[min(row.values), max(row.values)] for row in one.rows])
-    assert any(list(line.get_xdata()) == [one.limit] * 2 and line.get_linestyle() == "--" for line in axis.lines)
-    low, high = axis.get_xlim()
-    assert low <= whiskers.min() < max(whiskers.max(), one.limit or 0) < high
+    bars = [bar for bar in axis.patches if bar.get_width()]
+    inch = bars[0].get_width() / 2  # of 1 clip/s
+    zero = bars[0].get_x()
+    assert [bar.get_width() / inch for bar in bars] == pytest.approx([2, 1, 0.01, 20])
+    assert {bar.get_x() for bar in bars} == {zero}
+    assert len({bar.get_facecolor() for bar in bars}) == 2  # the base is darker
+    whiskers = segments(axis, marker="|")
+    spans = [[(x - zero) / inch for x in ends] for ends, _ in whiskers[-4:]]
+    np.testing.assert_allclose(spans, [[1, 4], [0.5, 2], [0.01, 0.02], [18, 25]], atol=1e-9)
+    # Ratios within rounds, around a line at 1.
+    dashed = segments(axis, linestyle="--")
+    assert len(dashed) == (1 if limit is None else 2)
+    one = dashed[0][0][0]
+    dots = [x[0] for x, _ in segments(axis, marker="o")]
+    assert dots[0] == one
+    assert [(dot - dots[2]) / (one - dots[2]) for dot in dots] == pytest.approx([1, 0.498, 0, 9.04], abs=0.01)
+    if limit is not None:
+        assert dashed[1][0] == pytest.approx([zero + 30 * inch] * 2)
+    words = [text.get_text() for text in axis.texts]
+    assert {"20 (18 to 25)", "9 (6.25 to 20)", "relative to base", "1"} <= set(words)
 
 
 def test_negative_and_empty_bars_are_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
-    """Differences, such as what a whole takes beyond its stages, may be negative."""
+    """A difference may be negative: it is shown as what it is."""
     rows = [Row("below", [-2.0, -1.0]), Row("nothing", [0.0, 0.0]), Row("above", [1.0, 3.0])]
     draw_reports([as_report([Table("rest", "ms", rows), Table("zeros", "ms", rows[1:2])])], tmp_path / "x.png")
-    assert drawn[0].axes[0].get_xlim()[0] < -2
+    axis: Any = drawn[0].axes[0]
+    below, _, above, *_ = axis.patches
+    assert below.get_width() < 0 < above.get_width()
+    assert "−1.5 (−2 to −1)" in [text.get_text() for text in axis.texts]
 
 
 @pytest.mark.slow
@@ -127,7 +166,6 @@ def test_nothing_overlaps_on_a_full_page(tmp_path: Path, drawn: list[Figure]) ->
     canvas.draw()  # at the figure's own resolution
     renderer = canvas.get_renderer()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    texts = [text for text in texts if not is_hidden_tick(text)]
     boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
     assert len(boxes) > 15 * 10
     assert (boxes[:, :2] >= 0).all()
@@ -139,12 +177,3 @@ def test_nothing_overlaps_on_a_full_page(tmp_path: Path, drawn: list[Figure]) ->
     clash = (across > 0.5) & (down > 0.25 * np.minimum(top - bottom, (top - bottom)[:, None]))
     np.fill_diagonal(clash, False)
     assert [(texts[one].get_text(), texts[other].get_text()) for one, other in np.argwhere(clash)] == []
-
-
-def is_hidden_tick(text: Text) -> bool:
-    """Tell whether a tick label lies beyond its axis's limits, where it exists but is not drawn."""
-    axis = text.axes
-    if axis is None or text not in axis.get_xticklabels():
-        return False
-    low, high = axis.get_xlim()
-    return not low <= text.get_position()[0] <= high

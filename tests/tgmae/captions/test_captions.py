@@ -54,8 +54,8 @@ def clip() -> CLIPModel:
 class CountingClip:
     """A CLIP whose embedding of a text is known, and which remembers what it was asked."""
 
-    def __init__(self, clip: CLIPModel, fingerprint: str = "0123456789abcdef") -> None:
-        self.tokenizer, self.fingerprint, self.too_long = clip.tokenizer, fingerprint, clip.too_long
+    def __init__(self, clip: CLIPModel, key: str = "0123456789abcdef") -> None:
+        self.tokenizer, self.captions_key, self.too_long = clip.tokenizer, key, clip.too_long
         self.asked: list[list[str]] = []
 
     def encode_text(self, captions: Sequence[str], device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import json
 import os
@@ -201,6 +202,12 @@ def test_info_explains_itself_and_speaks_json() -> None:
     assert set(facts) == {"tgmae", "python", "platform", "devices", "versions", "backends", "conflicts"}
     assert facts["versions"].keys() == set(PACKAGES)
     assert facts["backends"] == backends()
+
+
+def test_no_garbage_is_looked_for_while_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tgmae.train.train", lambda config: gc.isenabled())
+    assert train.run(PRESETS["ssv2"]) is False
+    assert gc.isenabled()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks torch about the GPU")

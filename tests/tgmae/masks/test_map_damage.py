@@ -308,7 +308,7 @@ def test_a_clip_that_gives_nan_names_video_and_caption(
     index_folder(tmp_path, tmp_path / "m.parquet", csv_path=tmp_path / "list.csv", num_workers=1)
     spoiled = load_clip(CLIP)
     spoiled.visual.proj.data[0, 0] = torch.nan  # type: ignore[union-attr,operator]
-    spoiled = replace(spoiled, fingerprint="spoiled")
+    spoiled = replace(spoiled, files="spoiled")
     monkeypatch.setattr("tgmae.masks.maps.build_scores.load_clip", lambda config: spoiled)
     assert engines.clip_model.load_clip is load_clip
     with pytest.raises(

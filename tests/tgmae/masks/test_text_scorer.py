@@ -20,6 +20,7 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import Caption, ClipBatch
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig
+from engines.open_clip_model import OpenCLIP
 from engines.towers.clip_towers import FrameTower
 from tests.support.videos import clip_batch
 from tgmae.config.data import DataConfig
@@ -171,9 +172,8 @@ def test_patch_with_the_real_network(config: InputConfig, manifest: Manifest, cl
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-B-32-quickgelu").eval().requires_grad_(False)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    big = CLIPModel(
-        model=model, tokenizer=open_clip.get_tokenizer("ViT-B-32"), mean=mean, std=std, fingerprint="random"
-    )
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    big = CLIPModel.of(OpenCLIP(model=model, tokenizer=tokenizer, mean=mean, std=std))
     assert big.visual.image_size == (224, 224)
     config = replace(
         config, model=replace(config.model, image_size=64, num_frames=2), mask=MaskConfig(frames_per_tubelet=1)
@@ -283,7 +283,7 @@ def attend(
 
 def dense_naively(clip: CLIPModel, frame: torch.Tensor, caption: str, last_block: str) -> NDArray[np.float64]:
     """One frame uint8 [H, W, 3] → cosines [N]: open_clip's own blocks up to the last, that one by hand, in float64."""
-    visual = copy.deepcopy(clip.visual).double()
+    visual = copy.deepcopy(clip.open_clip.visual).double()
     cell = visual.conv1.kernel_size[0]
     rows, columns = frame.shape[0] // PATCH, frame.shape[1] // PATCH
     pixels = resize(frame.numpy().astype(np.float32), rows * cell, columns * cell)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,6 +152,33 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     got = sorted((event.step, event.value) for event in board.Scalars("loss"))
     assert got == [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
     assert {event.value for event in board.Scalars("wait_share")} == {0.25}
+
+
+def test_tensorboard_has_the_same_pictures(tmp_path: Path) -> None:
+    """Beside the numbers, without those that a resumed run draws again."""
+    (tmp_path / "pictures").mkdir()
+    drawn = {}
+    for first, steps in ((0, (1, 5)), (3, (5, 7))):
+        with closing(MetricsWriter(tmp_path, first, tensorboard=True)) as writer:
+            for step in steps:
+                path = tmp_path / "pictures" / f"{step}.png"
+                drawn[step] = np.random.default_rng(first + step).integers(0, 256, (20, 30, 3), np.uint8)
+                Image.fromarray(drawn[step]).save(path)
+                writer.write_picture(step, path)
+            writer.write(steps[-1], {"loss": 1.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0}).Reload()
+    assert board.Tags()["scalars"] == ["loss"]
+    events = board.Images("pictures")
+    assert [event.step for event in events] == [1, 5, 7]
+    for event in events:
+        shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+        np.testing.assert_array_equal(shown, drawn[event.step])
+
+
+def test_without_tensorboard_no_picture_is_read(tmp_path: Path) -> None:
+    with closing(MetricsWriter(tmp_path, 0, tensorboard=False)) as writer:
+        writer.write_picture(1, tmp_path / "missing.png")
+    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_draw_loss_writes_a_picture(tmp_path: Path) -> None:
