@@ -1,7 +1,7 @@
 # make train   make the demo data set and train on it; ARGS="ssv2 --epochs 200" trains something else
 # make check   lint, types and the quick tests: under two minutes on 2 cores, for the work in between
 # make test    lint, types and all tests: about ten minutes on 2 cores; ARGS="tests/engines -k student" runs some
-# make gpu     qualify a GPU: its tests, then the benchmarks, about eight minutes: bench/results/gpu.*.md
+# make gpu     qualify a GPU: its tests, then the benchmarks, twenty minutes: bench/results/gpu.*.md; ARGS="--third 1"
 # make bench   every benchmark, about ten minutes on 2 cores: bench/results/*.json, and pictures of them
 # make tiny-clip   train the demo's own CLIP again into engines/tiny_clip: minutes on 2 cores; ARGS="--seed 1"
 #

@@ -83,6 +83,7 @@ class Options:
     # Short sides of the variants, in pixels. If the videos are smaller, their own short side and half of it.
     short_sides: tuple[int, ...] = (128, 256)
     work_dir: Path = Path("data/bench/decode")  # folder for the re-encoded videos
+    prepare: bool = False  # re-encode what the tables codec and turns need, and measure nothing
 
 
 class Bench:
@@ -265,6 +266,10 @@ def run(options: Options) -> None:
     bench = Bench(options)
     tables: list[Table] = []
     with bench.pool:
+        if options.prepare:
+            for codec in CODECS:
+                bench.variant(codec, bench.sides[-1], BASE_GOP)
+            return
         for kind in options.tables:
             tables.append(make_table(bench, kind))
             save_report(f"decode.{source_name(options.manifest)}", tables, None, bench.device)

@@ -70,6 +70,7 @@ class Options:
     large: bool = True  # measure production size too, not only the demo's
     seconds: float = 0.3  # seconds of scoring in a round, and as many of top-k; at least one batch
     work_dir: Path = Path("data/bench")  # folder for motion vectors, score maps and caches
+    prepare: bool = False  # make motion vectors and score maps, and measure nothing
 
 
 @dataclass
@@ -127,7 +128,7 @@ def measure_size(
     strategies = {}
     for name in names:
         config = replace(seen, mask=choose_mask(name, preset.mask, videos, options.ratio))
-        scorer = make_strategy_scorer(config, videos, device, options.engine, None if is_demo else clip)
+        scorer = make_strategy_scorer(config, videos, device, options.engine, batch, None if is_demo else clip)
         gflop = count_gflop(clip, preset.model, config.mask) if clip and name in WITH_CLIP else None
         strategies[name] = Strategy(config, scorer, batches, options.seconds, gflop)
     work: dict[str, Callable[[], float]] = {name: strategy.run for name, strategy in strategies.items()}
@@ -149,6 +150,10 @@ def measure_size(
 def run(options: Options) -> None:
     device = choose_device("auto")
     demo, large = PRESETS["demo"], PRESETS["ssv2"]
+    if options.prepare:
+        for preset in (demo, large):
+            prepare_videos(options.work_dir, options.manifest, preset.model, device)
+        return
     tables = [measure_size("demo's clips, 8×96²", demo, STRATEGIES, options.batch or demo.batch_size, options, device)]
     save_report("masks", tables, None, device)
     if options.large:

@@ -89,7 +89,9 @@ class Overlap:
         self.scorers: dict[str, BoundScorer] = {}
         for name in self.names:
             mask = choose_mask(name, preset.mask, videos, options.ratio)
-            self.scorers[name] = make_strategy_scorer(replace(seen, mask=mask), videos, device, options.engine, clip)
+            self.scorers[name] = make_strategy_scorer(
+                replace(seen, mask=mask), videos, device, options.engine, self.batch, clip
+            )
         self.mask = MaskConfig(kind="tube", ratio=options.ratio)  # says how many patches to mask, for all scorers
         self.step = make_step(self.config, device)
         self.own, self.high = (self._stream(priority) for priority in (0, -1))

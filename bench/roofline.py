@@ -9,9 +9,11 @@ do at most, by its data sheet (bench/harness/chips.py). A stage's limit is what 
 it met that bound. NVDEC, PCIe and the SMs work side by side, so the slowest of them binds; on the SMs the times of the
 stages add up.
 
-The column "of a step" is a stage's time as a share of a step's at the target, 45 % of the tensor cores' peak,
-and "reached" what the reports in bench/results measured on such a GPU. Writes bench/results/roofline.<name>.<gpu>.json
-and .png, named after the manifest or its folder, and prints the tables, with --markdown as Markdown.
+The column "of a step" is a stage's time as a share of a step's at the target, 46 % of the tensor cores' peak,
+and "reached" what the reports in bench/results measured on such a GPU. A third table predicts the step
+(bench/costs/prediction.py), at published speeds of attention and assumed ones of all else. Writes
+bench/results/roofline.<name>.<gpu>.json and .png, named after the manifest or its folder, and prints the tables, with
+--markdown as Markdown.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ import torch
 import tyro
 
 from bench.costs.clip_costs import SCORERS, STEP, Footage, Stage, loading_stages, scorer_stages, step_stages, survey
+from bench.costs.prediction import prediction_table
 from bench.costs.traffic import count_traffic
-from bench.gpu_report.targets import STEP_SHARE
+from bench.gpu_report.targets import COMPILED_SHARE
 from bench.harness.chips import FULL_HD, Chip, find_chip, short_name
 from bench.harness.command_line import run_from_shell
 from bench.harness.environment import environment
 from bench.harness.figures import Reports, best, find_rows, load_reports, values
 from bench.harness.report import RESULTS, source_name
 from bench.harness.tables import Row, Table, markdown, print_table
+from bench.workloads.kernel_operations import Size
 from tgmae.config.data import DEMO_MANIFEST
 from tgmae.data.manifest import read_manifest
 from tgmae.presets import PRESETS
@@ -70,7 +74,7 @@ def _percent(share: float) -> str:
 def target_clips_s(stages: Sequence[Stage], chip: Chip) -> float:
     """Return the clips/s of a step whose matrix products reach the target share of the tensor cores' peak."""
     (products,) = (stage.operations for stage in stages if stage.name == "matrix products")
-    return STEP_SHARE * chip.tensor_tflops * 1e12 / products
+    return COMPILED_SHARE * chip.tensor_tflops * 1e12 / products
 
 
 def stage_table(
@@ -120,7 +124,7 @@ def binding_table(
             "reached": reached.get(name, NOT_RUN),
         }
         rows.append(Row(name, [limit], facts))
-    note = f"The target is {STEP_SHARE:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
+    note = f"The target is {COMPILED_SHARE:.0%} of {chip.tensor_tflops:,.0f} TFLOP/s: {target:,.0f} clips/s."
     return Table(title, "clips/s", rows, note=note)
 
 
@@ -179,9 +183,12 @@ def run(options: Options) -> None:
     reached = find_reached(load_reports(RESULTS, device, options.since), options.ratio, options.batch)
     stages = [*loading, *scorers.values(), *step]
     setting = f"γ {options.ratio}, batch {options.batch}, {chip.name}"
+    size = Size("", config.model, options.batch, options.ratio, torch.bfloat16)
+    halved = count_traffic(config.model, options.ratio, options.batch, half_residual=True)
     tables = [
         stage_table(stages, chip, target, reached, f"stages of a clip, {setting}", describe(footage, chip, target)),
         binding_table(loading, scorers, step, chip, target, reached, f"what binds, {setting}"),
+        prediction_table(step, halved.others, size, chip, f"the step, predicted, {setting}"),
     ]
     plain = [table.to_dict() for table in tables]
     if options.markdown:

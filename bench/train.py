@@ -112,7 +112,8 @@ class Contest:
         configs = {name: replace(self.config, mask=mask) for name, mask in masks.items()}
         # All scorers before the first loader: its thread would replay a CUDA graph while another is being captured.
         scorers = {
-            name: make_strategy_scorer(config, videos, device, options.engine, clip) for name, config in configs.items()
+            name: make_strategy_scorer(config, videos, device, options.engine, batch, clip)
+            for name, config in configs.items()
         }
         self.loaders: dict[str, Loader] = {}
         for name, config in configs.items():

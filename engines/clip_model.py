@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from engines.config import SHAPES_CLIP as SHAPES_CLIP
 from engines.config import CLIPConfig
+from engines.progress import progress_bar
 from engines.towers.image_encoder import Encoder, read_image_encoder
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class CLIPModel:
         parts = []
         try:
             starts = range(0, len(captions), batch)
-            for start in tqdm(starts, desc="encoding captions", unit="batch", disable=len(starts) < 4):
+            for start in progress_bar(starts, desc="encoding captions", unit="batch", disable=len(starts) < 4):
                 tokens = self.tokenizer(list(captions[start : start + batch])).to(device)
                 with torch.inference_mode():
                     parts.append(model.encode_text(tokens, normalize=True).float().cpu())  # type: ignore[operator]  # nn.Module's attributes are untyped

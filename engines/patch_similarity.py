@@ -58,7 +58,10 @@ class PatchSimilarity:
         return passes[0] if len(passes) == 1 else torch.cat(passes)
 
     def cosines(self, frames: Tensor, texts: Tensor) -> Tensor:
-        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N]."""
+        """Return cosines of patches and texts: uint8 [F, H, W, 3], float32 [F, C, E] → float32 [F, C, N].
+
+        Every frame has its own; who masks tubelets takes the mean over their frames.
+        """
         step = self.frames_per_pass(frames)
         parts = []
         for start in range(0, len(frames), step):
@@ -107,13 +110,17 @@ def make_patch_similarity(
     height: int,
     width: int,
     device: torch.device,
+    frames_per_batch: int | None = None,
 ) -> PatchSimilarity:
     """Make what a scorer (patch, dense or student) runs on `device`, for frames of `height` × `width` pixels.
+
+    frames_per_batch   how many frames will be scored at once, where that is known
 
     Raises as `make_tower` does, and ValueError if the engine cannot run on `device`.
     """
     tower = make_tower(clip_model, spec, patch_size, height, width)
     patches = (height // patch_size) * (width // patch_size)
-    batch = inputs_per_pass(tower, config, patches, choose_dtype(config, device).itemsize, device)
+    itemsize = choose_dtype(config, device).itemsize
+    batch = inputs_per_pass(tower, config, patches, itemsize, device, frames_per_batch)
     engine = open_engine(tower, config, device, batch)
     return PatchSimilarity(engine, clip_model, tower.name, patch_size, batch, isinstance(tower, FrameTower))

@@ -13,7 +13,6 @@ from dali_pipelines.types import ClipRequest
 from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf, read_step
 from tgmae.model.videomae import VideoMAE
-from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.training import parallel
 from tgmae.training.loader import InputError, InputStalled, TrainingBatch
 from tgmae.training.parallel import World
@@ -68,8 +67,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 losses: list[Tensor] = []
                 requests: list[ClipRequest] = []
                 for micro in range(steps.accumulation):
-                    with named_range("wait"):
-                        batch = loader.next_batch(lambda: stop.requested)
+                    batch = loader.next_batch(lambda: stop.requested)
                     loss, prediction = run.step.add_gradients(
                         batch.clips.frames, batch.masks, is_last=micro == steps.accumulation - 1
                     )
@@ -88,9 +86,12 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 if found_skipped:
                     skipped = world.union(set(loader.skipped))
 
-                # Report, draw and save, each at its own interval.
+                # Validate, report, draw and save, each at its own interval.
+                if run.validation.is_due(step) and not stopping:
+                    run.validate(step, lambda: stop.requested)
                 if step % config.log.metrics_every == 0 or step == steps.last or stopping:
                     log.report(step, rate, len(skipped), loader, run.step)
+                log.sum_up_epochs(step, loader)
                 if world.is_main and (step == 1 or step % config.log.picture_every == 0 or step == steps.last):
                     log.show(step, _draw(config, batch, prediction, step))
                 if step % config.log.checkpoint_every == 0:

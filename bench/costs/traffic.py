@@ -8,7 +8,7 @@ bench/workloads/kernel_operations.py counts them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.workloads.training_step import halve_residual
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
@@ -75,26 +76,35 @@ def _stored(x: Tensor) -> int:
 
 
 @cache
-def count_traffic(config: ModelConfig, ratio: float, batch: int) -> Traffic:
+def count_traffic(config: ModelConfig, ratio: float, batch: int, half_residual: bool = False) -> Traffic:
     """Count the traffic per clip of forward and backward on `batch` clips.
 
     Runs under bfloat16 autocast with float32 parameters, and with scaled_dot_product_attention's fused kernel. Weights
     are read once a batch.
     """
-    num_masked = MaskConfig(ratio=ratio).masked_per_slot(config.patches_per_slot) * config.num_slots
-    num_visible = config.num_tokens - num_masked
-    size = config.image_size
-
     with FakeTensorMode():
-        network = _WithoutKernels(config)
-        frames = torch.empty(batch, config.num_frames, size, size, 3, dtype=torch.uint8)
-        visible, masked = (torch.empty(batch, n, dtype=torch.int32) for n in (num_visible, num_masked))
+        network, run = make_pass(config, ratio, batch)
+        if half_residual:
+            halve_residual(network)
         with _Counter() as counter:
-            with torch.autocast("cpu", torch.bfloat16):
-                mean, _ = network(frames, TokenMasks(visible=visible, masked=masked))
-            mean.backward()
+            run()
     by_operator = {name: moved / batch for name, moved in counter.others.most_common()}
     return Traffic(counter.products / batch, sum(by_operator.values()), counter.values / batch, by_operator)
+
+
+def make_pass(config: ModelConfig, ratio: float, batch: int) -> tuple[VideoMAE, Callable[[], None]]:
+    """Return the network without its Triton kernels, and a function that runs forward and backward on `batch` clips."""
+    num_masked = MaskConfig(ratio=ratio).masked_per_slot(config.patches_per_slot) * config.num_slots
+    size, network = config.image_size, _WithoutKernels(config)
+    frames = torch.empty(batch, config.num_frames, size, size, 3, dtype=torch.uint8)
+    visible, masked = (torch.empty(batch, n, dtype=torch.int32) for n in (config.num_tokens - num_masked, num_masked))
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, _ = network(frames, TokenMasks(visible=visible, masked=masked))
+        mean.backward()
+
+    return network, run
 
 
 class _WithoutKernels(VideoMAE):

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ LEAST_S = 10.0  # a part gets, however late it is
 
 @dataclass(frozen=True)
 class Part:
-    """A command, the question it answers, and its share of the time."""
+    """A command, the question it answers, and the time it needs."""
 
     name: str
     question: str
     command: tuple[str, ...]
-    share: float
+    minutes: float  # that it needs; where there is more time or less, it gets the same share of it
     reports: str = ""  # glob of the reports it writes to bench/results, without the device
+    third: int = 1  # of the whole report
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ class Outcome:
 
 def allot(parts: Sequence[Part], left_s: float) -> float:
     """Return seconds for the first of `parts`: its share of the time left for all of them, less the time to stop it."""
-    return max(left_s * parts[0].share / sum(part.share for part in parts) - GRACE_S, LEAST_S)
+    return max(left_s * parts[0].minutes / sum(part.minutes for part in parts) - GRACE_S, LEAST_S)
 
 
-def run_part(part: Part, folder: Path, limit_s: float) -> Outcome:
-    """Run a part in its own process group, and stop the group after `limit_s`."""
+def run_part(part: Part, folder: Path, limit_s: float, environment: Mapping[str, str] | None = None) -> Outcome:
+    """Run a part in its own process group, with `environment` beside this process's, and stop it after `limit_s`."""
     log, started = folder / f"{part.name}.log", time.perf_counter()
     print(f"{part.name}: {' '.join(part.command[1:])} (at most {limit_s:.0f} s)", flush=True)
     with GpuWatch(folder / f"{part.name}.csv") as watched, log.open("w") as output:
         process = subprocess.Popen(
             part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "TGMAE_REQUIRE_GPU": "1"},
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
         try:
             code = process.wait(limit_s)

@@ -12,8 +12,12 @@ from bench.gpu_report.targets import judge, memory_markdown, peak_memory, target
 from bench.harness.environment import environment
 from bench.harness.report import RESULTS
 from bench.harness.tables import markdown
+from engines.files import write_atomically
 
 MEMORY = "memory.used, most"  # MiB, as bench/gpu_report/watch.py names it
+
+
+Record = dict[str, Any]  # what is known of a part, as JSON types
 
 
 def read_reports(part: Part, device: str, since: float) -> dict[str, dict[str, Any]]:
@@ -30,24 +34,44 @@ def read_reports(part: Part, device: str, since: float) -> dict[str, dict[str, A
     return found
 
 
-def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> tuple[Path, str]:
+def read_records(path: Path) -> list[Record]:
+    """Return what an earlier report says of its parts; nothing where there is none, or none that this version reads."""
+    try:
+        records = json.loads(path.read_text())["parts"]
+        return records if all(isinstance(one["reports"], dict) and one["commit"] for one in records) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def make_record(outcome: Outcome, device: str, since: float, about: Mapping[str, Any]) -> Record:
+    """Return what a part found, and where: commit, date and driver."""
+    part = outcome.part
+    return {
+        "name": part.name, "question": part.question, "command": " ".join(part.command[1:]), "status": outcome.status,
+        "seconds": outcome.seconds, "tail": outcome.tail[-1500:], "utilisation": outcome.utilisation,
+        "reports": read_reports(part, device, since), **{key: about[key] for key in ("commit", "date", "driver")},
+    }  # fmt: skip
+
+
+def write_summary(
+    outcomes: Sequence[Outcome], device: str, since: float, order: Sequence[str] = ()
+) -> tuple[Path, str]:
     """Write gpu.<device>.md and .json; return the path and the targets.
 
+    Parts of an earlier report stay where they were not run again. Each says of which commit and day it is.
+
     since   seconds since 1970; older reports do not count
+    order   names of all parts, as they stand in the report
     """
     RESULTS.mkdir(exist_ok=True)
-    about, lines, plain = environment(), [], []
-    reports: dict[str, dict[str, Any]] = {}
-    for outcome in outcomes:
-        found = read_reports(outcome.part, device, since)
-        reports |= found
-        lines += describe(outcome, list(found.values()))
-        plain.append({
-            "name": outcome.part.name, "question": outcome.part.question, "status": outcome.status,
-            "seconds": outcome.seconds, "utilisation": outcome.utilisation, "reports": list(found.values()),
-        })  # fmt: skip
+    path, about = RESULTS / f"gpu.{device}.json", environment()
+    records = {record["name"]: record for record in read_records(path)}
+    records |= {outcome.part.name: make_record(outcome, device, since, about) for outcome in outcomes}
+    places = {name: place for place, name in enumerate(order)}
+    sections = sorted(records.values(), key=lambda record: places.get(record["name"], len(places)))
+    reports = {name: content for record in sections for name, content in record["reports"].items()}
     targets = judge(reports)
-    seen = {o.part.name: o.utilisation[MEMORY] for o in outcomes if MEMORY in o.utilisation}
+    seen = {one["name"]: one["utilisation"][MEMORY] for one in sections if MEMORY in one["utilisation"]}
     memory = peak_memory(seen, reports)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     head = [
@@ -56,27 +80,32 @@ def write_summary(outcomes: Sequence[Outcome], device: str, since: float) -> tup
         f"Python {about['python']}; {versions}.\n",
         "## Targets\n", (wanted := targets_markdown(targets)),
     ]  # fmt: skip
-    if failed := [f"{o.part.name} ({o.status})" for o in outcomes if o.status != "ok"]:
+    if failed := [f"{one['name']} ({one['status']})" for one in sections if one["status"] != "ok"]:
         head.append(f"Parts that failed or were stopped: {', '.join(failed)}.\n")
-    path = RESULTS / f"gpu.{device}.md"
-    path.write_text("\n".join([*head, *lines, "## Peak memory\n", memory_markdown(memory)]))
-    whole = {**about, "targets": targets, "parts": plain, "peak_memory": memory}
-    path.with_suffix(".json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    return path, wanted
+    if others := [f"{one['name']} ({one['commit']})" for one in sections if one["commit"] != about["commit"]]:
+        head.append(f"Parts of other commits: {', '.join(others)}.\n")
+    if missing := [name for name in order if name not in records]:
+        head.append(f"Parts that have not run: {', '.join(missing)}.\n")
+    lines = [line for record in sections for line in describe(record)]
+    whole = {**about, "targets": targets, "parts": sections, "peak_memory": memory}
+    write_atomically(path, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+    text = path.with_suffix(".md")
+    text.write_text("\n".join([*head, *lines, "## Peak memory\n", memory_markdown(memory)]))
+    return text, wanted
 
 
-def describe(outcome: Outcome, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def describe(record: Record) -> list[str]:
     """Format a part's section: its question, its command, and what it found."""
     lines = [
-        f"## {outcome.part.question}\n",
-        f"`{' '.join(outcome.part.command[1:])}`: {outcome.status}, {outcome.seconds:.0f} s.\n",
+        f"## {record['question']}\n",
+        f"`{record['command']}`: {record['status']}, {record['seconds']:.0f} s, {record['date']}.\n",
     ]
-    if outcome.utilisation:
-        seen = ", ".join(f"{name} {value:.0f}" for name, value in outcome.utilisation.items())
+    if record["utilisation"]:
+        seen = ", ".join(f"{name} {value:.0f}" for name, value in record["utilisation"].items())
         lines.append(f"nvidia-smi meanwhile: {seen}.\n")
-    for report in reports:
+    for report in record["reports"].values():
         lines += [f"- {name}: {value}" for name, value in report.get("headline", {}).items()]
         lines += ["", *(markdown(table) for table in report.get("tables", []))]
-    if outcome.status != "ok" or not reports:
-        lines.append(f"```\n{outcome.tail[-1500:].strip()}\n```\n")
+    if record["status"] != "ok" or not record["reports"]:
+        lines.append(f"```\n{record['tail'].strip()}\n```\n")
     return lines

@@ -11,7 +11,8 @@ from bench.harness.figures import Reports, best, find_rows, values
 # topk_mask moves too little to be memory-bound.
 KERNELS = ("gather_tokens", "masked_mse forward", "masked_mse backward")
 LOADER_CLIPS_S = 5 * 171  # five times SPDL's published rate per GPU: 1,368 clips/s of K400 on eight H100 with NVDEC
-STEP_SHARE = 0.45  # of the tensor cores' peak, reached by the step's matrix products
+# Of the tensor cores' peak, reached by the step's matrix products: as train.py runs by default, and at best.
+EAGER_SHARE, COMPILED_SHARE = 0.34, 0.46
 OWN_RATIOS, ONE_RATIO = "^training, .*own ratios$", r"^training, .*γ 0\.\d+$"
 
 
@@ -51,10 +52,10 @@ TARGETS = (
     Target("end to end / ceiling, tgm cached, γ .6", "≥", 0.95, "%",
            lambda reports: best(find_rows(reports, "train", OWN_RATIOS, "^tgm cached,"), "of ceiling")),
     Target("wall clock of TGM (cached) / MGM, one ratio", "≤", 1.03, "", _wall_clock),
-    Target("step / data sheet's peak, γ .6, batch 64, train.py's defaults", "≥", STEP_SHARE, "%",
+    Target("step / data sheet's peak, γ .6, batch 64, train.py's defaults", "≥", EAGER_SHARE, "%",
            lambda reports: best(find_rows(reports, "step", "by mask ratio$", "^γ 0.6,"), "of peak")),
-    Target("the same, compiled, as a CUDA graph, or both", "≥", STEP_SHARE, "%",
-           lambda reports: best(find_rows(reports, "step_modes", "ViT-B", "compiled|graph"), "of peak")),
+    Target("the same at best: compiled, as a CUDA graph, bf16 residual", "≥", COMPILED_SHARE, "%",
+           lambda reports: best(find_rows(reports, "step_modes", "ViT-B", "(compiled|graph|residual)$"), "of peak")),
     *(Target(f"{name} / copy bandwidth, 64 clips, γ .6", "≥", 0.8, "%", _kernel(name)) for name in KERNELS),
     Target("loader on the given manifest", "≥", LOADER_CLIPS_S, "clips/s",
            lambda reports: best(find_rows(reports, "loader.*", "^loaders", "^dali$"))),

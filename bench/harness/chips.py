@@ -1,11 +1,12 @@
 """Upper limits of GPUs, from data sheets, and of NVDEC.
 
-NVIDIA's data sheets of H200, H100, A100, L40S, L4 and A10 give dense bfloat16 on tensor cores, memory bandwidth,
-float32 without tensor cores, the number of NVDEC engines, and PCIe (one direction: half the figure for both).
+NVIDIA's data sheets of H200, H100, A100, L40S, L4 and A10 give dense bfloat16 on tensor cores, the memory's size and
+bandwidth, float32 without tensor cores, the number of NVDEC engines, and PCIe (one direction: half the figure for
+both).
 
-NVDEC's frame rate is not in data sheets. For Hopper this project estimates 4,480 H.264 frames/s of 1920×1080 over seven
-engines (640 an engine); no publication at hand states it. Other chips and codecs have no estimate, so their limit stays
-open. Smaller frames are scaled by pixels, which flatters them: the fixed cost of a frame is not known.
+NVDEC's frame rate is not in data sheets. Published for one engine of an H200 NVL: 1,002 H.264 frames/s of 1600×900. All
+of Hopper's chips are taken to have seven engines as fast. Other chips and codecs have no figure, so their limit stays
+open. Other sizes are scaled by pixels, which flatters small frames: the fixed cost of a frame is not known.
 """
 
 from __future__ import annotations
@@ -26,25 +27,26 @@ class Chip:
     float32_tflops: float
     nvdec_engines: int
     pcie_gb_s: float
+    memory_gb: int
     h264_frames_s: float | None = None  # of 1920×1080, all engines
 
 
-_HOPPER = 7 * 640.0
+_HOPPER = 7 * 1002 * (1600 * 900) / FULL_HD
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("H200", 989, 4.8, 67, 7, 64, _HOPPER),
-        Chip("H200 NVL", 835, 4.8, 60, 7, 64, _HOPPER),
-        Chip("H100", 989, 3.35, 67, 7, 64, _HOPPER),
-        Chip("H100 NVL", 835, 3.9, 60, 7, 64, _HOPPER),
-        Chip("H100 PCIe", 756, 2.0, 51, 7, 64, _HOPPER),
-        Chip("A100", 312, 2.039, 19.5, 5, 32),  # 80 GB, SXM
-        Chip("A100 PCIe", 312, 1.935, 19.5, 5, 32),
-        Chip("A100 40GB", 312, 1.555, 19.5, 5, 32),
-        Chip("A100 PCIe 40GB", 312, 1.555, 19.5, 5, 32),
-        Chip("L40S", 362, 0.864, 91.6, 3, 32),
-        Chip("L4", 121, 0.3, 30.3, 4, 32),
-        Chip("A10", 125, 0.6, 31.2, 2, 32),
+        Chip("H200", 989, 4.8, 67, 7, 64, 141, _HOPPER),
+        Chip("H200 NVL", 835, 4.8, 60, 7, 64, 141, _HOPPER),
+        Chip("H100", 989, 3.35, 67, 7, 64, 80, _HOPPER),
+        Chip("H100 NVL", 835, 3.9, 60, 7, 64, 94, _HOPPER),
+        Chip("H100 PCIe", 756, 2.0, 51, 7, 64, 80, _HOPPER),
+        Chip("A100", 312, 2.039, 19.5, 5, 32, 80),  # 80 GB, SXM
+        Chip("A100 PCIe", 312, 1.935, 19.5, 5, 32, 80),
+        Chip("A100 40GB", 312, 1.555, 19.5, 5, 32, 40),
+        Chip("A100 PCIe 40GB", 312, 1.555, 19.5, 5, 32, 40),
+        Chip("L40S", 362, 0.864, 91.6, 3, 32, 48),
+        Chip("L4", 121, 0.3, 30.3, 4, 32, 24),
+        Chip("A10", 125, 0.6, 31.2, 2, 32, 24),
     )
 }
 

@@ -21,9 +21,23 @@ def command_name() -> str:
 def run_from_shell(run: Callable[[Options], None], options: type[Options], description: str | None) -> None:
     """Parse the command line and run. An error that the user can fix ends with one line and exit status 1."""
     try:
-        run(tyro.cli(options, prog=f"python -m {command_name()}", description=description))
+        given = tyro.cli(options, prog=f"python -m {command_name()}", description=description)
+        _keep_from_workers()  # only now: tyro reads the program's file for its help
+        run(given)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"{command_name()}: {error}")
+
+
+def _keep_from_workers() -> None:
+    """Let worker processes start without the benchmark's own module, with which each would import torch: 800 MB.
+
+    multiprocessing imports a program's main module again in every spawned worker, unless that has neither a spec nor a
+    file. Whatever a benchmark sends to workers is therefore defined in another module.
+    """
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None and main.__spec__.name.partition(".")[0] == "bench":
+        main.__spec__ = None
+        del main.__file__
 
 
 def first_line(error: Exception) -> str:

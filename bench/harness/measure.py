@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
+
+from engines.progress import progress_bar
 
 Case = TypeVar("Case")
 
@@ -43,7 +44,7 @@ def measure(
     after_round  is called after every round with the values so far, to save them
     """
     found: dict[str, list[float]] = {name: [] for name in work}
-    with tqdm(total=rounds * len(work), desc=description, unit="run") as bar:
+    with progress_bar(total=rounds * len(work), desc=description, unit="run") as bar:
         for _ in range(rounds):
             for name, run in work.items():
                 bar.set_postfix_str(name)
@@ -55,7 +56,7 @@ def measure(
 
 def prepare_each(cases: Mapping[str, Case], description: str) -> Iterator[tuple[str, Case]]:
     """Yield each case with its name, under a progress bar that shows the current one."""
-    with tqdm(cases.items(), desc=description, leave=False) as bar:
+    with progress_bar(cases.items(), desc=description, leave=False) as bar:
         for name, case in bar:
             bar.set_postfix_str(name)
             yield name, case

@@ -87,9 +87,14 @@ def choose_mask(strategy: str, preset: MaskConfig, videos: Videos, ratio: float)
 
 
 def make_strategy_scorer(
-    config: InputConfig, videos: Videos, device: torch.device, engine: Engine, clip: CLIPModel | None = None
+    config: InputConfig,
+    videos: Videos,
+    device: torch.device,
+    engine: Engine,
+    num_clips: int,
+    clip: CLIPModel | None = None,
 ) -> BoundScorer:
-    """Make the scorer of `config.mask`. Text-guided scorers use the tiny CLIP, or `clip` if it is given.
+    """Make the scorer of `config.mask` for batches of `num_clips`. Text-guided ones use the tiny CLIP, or `clip`.
 
     Scorer student has random weights; its cost does not depend on them.
     """
@@ -98,8 +103,8 @@ def make_strategy_scorer(
         make_random_student(videos.student, clip or load_clip(config.clip), config.model.patch_size)
     if clip is not None and config.mask.kind == "tgm" and config.mask.scorer != "cached":
         large = replace(config, clip=replace(config.clip, model=_LARGE_CLIP))
-        return bind_scorer(large, videos.manifest, device, clip)
-    return bind_scorer(config, videos.manifest, device)
+        return bind_scorer(large, videos.manifest, device, clip, num_clips)
+    return bind_scorer(config, videos.manifest, device, num_clips=num_clips)
 
 
 def make_random_clip() -> CLIPModel:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from bench.harness.measure import now
+from bench.workloads.attention import Kernel, using_attention
 from kernels.topk_mask import topk_mask
 from tgmae.config.masks import MaskConfig
 from tgmae.config.run import TrainConfig
-from tgmae.model.attention import Backend, choose_attention
+from tgmae.model.attention import choose_attention
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Attention, VideoMAE
 from tgmae.training.async_losses import AsyncLosses
@@ -20,7 +24,7 @@ from tgmae.training.optim import make_optimizer
 from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
 
-Mode = Literal["graph", "compiled", "compiled graph"]
+Mode = Literal["graph", "compiled", "compiled graph", "half residual", "compiled half residual"]
 
 
 @dataclass
@@ -30,7 +34,7 @@ class StepCase:
     preset: TrainConfig
     batch: int
     ratio: float
-    attention: Backend
+    attention: Kernel
     steps: int  # timed in a round
     warmup: int  # steps before the timed ones
     mode: Literal["plain"] | Mode = "plain"
@@ -68,6 +72,24 @@ class Step:
         assert all(seen.is_finite for seen in self.losses.pop(wait=False))
 
 
+def halve_residual(model: VideoMAE) -> None:
+    """Keep sums and layer norms of the tokens in bfloat16, where autocast keeps them in float32."""
+
+    def halve(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens, *others = given
+        return tokens.bfloat16(), *others
+
+    def normalise(norm: LayerNorm, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, norm.normalized_shape, norm.weight.bfloat16(), norm.bias.bfloat16(), norm.eps)
+
+    for blocks in (model.encoder, model.decoder):
+        blocks[0].register_forward_pre_hook(halve)
+    for module in model.modules():
+        if isinstance(module, LayerNorm):
+            module.forward = partial(normalise, module)  # type: ignore[method-assign]
+
+
 def make_step(config: TrainConfig, device: torch.device) -> Step:
     """Make the step of a new network, with the attention that `config` names."""
     torch.manual_seed(0)
@@ -91,11 +113,14 @@ class StepTimer:
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         self.scores = torch.rand(largest_batch, config.num_slots, config.patches_per_slot, device=device)
         torch.manual_seed(0)
-        with device:  # initial weights are drawn on the GPU, which is quicker
-            self.model = VideoMAE(config, case.attention)
-        started = now(device)
-        self.step = Step(self.model, self.config, device)
-        self.step(*self._batch(case))
+        with using_attention(case.attention) as backend:
+            with device:  # initial weights are drawn on the GPU, which is quicker
+                self.model = VideoMAE(config, backend)
+            if "half residual" in case.mode:
+                halve_residual(self.model)
+            started = now(device)
+            self.step = Step(self.model, self.config, device)
+            self.step(*self._batch(case))
         self.prepare_s = now(device) - started
         self.held = _allocated(device) - held
         # A replayed graph allocates nothing; the memory it holds shows only while it is captured.
@@ -106,9 +131,13 @@ class StepTimer:
 
         Records in `case` the share of each stage and the peak of memory.
         """
-        for module in self.model.modules():
-            if isinstance(module, Attention):
-                module.backend = case.attention
+        with using_attention(case.attention) as backend:
+            for module in self.model.modules():
+                if isinstance(module, Attention):
+                    module.backend = backend
+            return self._run(case)
+
+    def _run(self, case: StepCase) -> float:
         batch, on_cuda = self._batch(case), self.device.type == "cuda"
         if on_cuda:
             torch.cuda.empty_cache()

@@ -19,6 +19,8 @@ _SPACES = {0, 1, 2, 4, 5, 6, 7, 9}
 _PRIMARIES = {1, 2, *range(4, 13), 22}
 _TRANSFERS = {1, 2, *range(4, 9), *range(11, 19)}
 _UNTAGGED, _BT2020, _BT2020_CONSTANT = 2, 9, 10
+# swscale's names of the matrices other than BT.601, by AVColorSpace.
+SWSCALE_MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 
 
 def use_known_tags(frame: VideoFrame) -> None:

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipRequest, CropBox, Video
-from dali_pipelines.video.colours import use_known_tags
+from dali_pipelines.video.colours import SWSCALE_MATRICES, use_known_tags
 from dali_pipelines.video.geometry import coded_crop, turn_upright
 from dali_pipelines.video.opening import DecodeError as DecodeError  # also for those who decode frames
 from dali_pipelines.video.opening import open_video
@@ -143,17 +143,14 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
     """
     frames = requests[0].frames
     clips = np.empty((len(requests), len(frames), size, size, 3), np.uint8)
-    crops = [coded_crop(video, request.crop) for request in requests]
-    resizers: list[Graph] = []
+    resizers = [_Resizer(coded_crop(video, request.crop), size, size) for request in requests]
     try:
         with nvtx.annotate("decode", domain="tgmae"):
             for number, frame in decode_frames(file, video, frames, seek=True):
-                resizers = resizers or [_crop_and_resize(frame, crop, size, size) for crop in crops]
                 places = [place for place, wanted in enumerate(frames) if wanted == number]
                 with nvtx.annotate("augment", domain="tgmae"):
                     for clip, resizer in zip(clips, resizers, strict=True):
-                        resizer.push(frame)
-                        clip[places] = resizer.pull().to_ndarray()
+                        clip[places] = resizer(frame)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot crop frames of {video.width}×{video.height}: {error.strerror}") from error
     return clips
@@ -169,31 +166,50 @@ def decode_whole_frames(
     turned = video.rotation % 180 != 0
     whole = coded_crop(video, CropBox(x=0, y=0, width=video.width, height=video.height))
     coded_height, coded_width = (width, height) if turned else (height, width)
-    resizer: Graph | None = None
+    resizer = _Resizer(whole, coded_height, coded_width)
     try:
         for _, frame in decode_frames(file, video, frames, seek=video.segment is not None):
-            resizer = resizer or _crop_and_resize(frame, whole, coded_height, coded_width)
-            resizer.push(frame)
-            yield turn_upright(np.asarray(resizer.pull().to_ndarray(), np.uint8), video)
+            yield turn_upright(resizer(frame), video)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot resize frames of {video.width}×{video.height}: {error.strerror}") from error
+
+
+class _Resizer:
+    """Crops and resizes the frames of a video with FFmpeg's filters, which are made again where the matrix changes."""
+
+    def __init__(self, crop: CropBox, height: int, width: int) -> None:
+        self.crop, self.height, self.width = crop, height, width
+        self.graph: Graph | None = None
+        self.space: int | None = None
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return the crop of a frame as uint8 [height, width, 3]. Raises av.FFmpegError."""
+        if self.graph is None or frame.colorspace != self.space:
+            self.graph = _crop_and_resize(frame, self.crop, self.height, self.width)
+            self.space = frame.colorspace
+        self.graph.push(frame)
+        return np.asarray(self.graph.pull().to_ndarray(), np.uint8)
 
 
 def _crop_and_resize(frame: VideoFrame, crop: CropBox, height: int, width: int) -> Graph:
     """Make the FFmpeg filters: crop, bilinear resize (over an area when it shrinks), conversion to RGB.
 
     Frames are resized as YUV and converted afterwards: swscale has vector code for each step, but not for both at once.
+    A scale filter converts tagged frames even from YUV to YUV, which darkens them and takes as long again. So the
+    matrix that `frame` is tagged with is taken off first and named in the conversion to RGB.
     """
+    matrix = SWSCALE_MATRICES.get(frame.colorspace)
     graph = Graph()
     graph.threads = 1  # by default FFmpeg starts a thread per core for every frame, which costs more than the frame
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     chain = [
         source,
+        *([graph.add("setparams", "colorspace=unknown")] if matrix else []),
         graph.add("format", f"pix_fmts={'|'.join(_CROPPED)}"),
         graph.add("crop", f"{crop.width}:{crop.height}:{crop.x}:{crop.y}:exact=1"),
         graph.add("scale", f"{width}:{height}:flags=bilinear"),
         graph.add("format", "pix_fmts=yuv422p"),
-        graph.add("scale", "flags=bilinear"),
+        graph.add("scale", "flags=bilinear" + (f":in_color_matrix={matrix}" if matrix else "")),
         graph.add("format", "pix_fmts=rgb24"),
         graph.add("buffersink"),
     ]

@@ -95,7 +95,7 @@ def test_a_small_run(shapes: Path, results: Path, monkeypatch: pytest.MonkeyPatc
     report = read_report(results, "loader.*")
     loaders, masks, *stages = report["tables"]
     assert [row["name"] for row in loaders["rows"]] == ["VideoMAE, PyAV", "pyav", "dali"]
-    assert [row["name"] for row in masks["rows"]] == ["dali", "dali, no masks", "dali, random", "dali, tgm"]
+    assert [row["name"] for row in masks["rows"]] == ["dali, tube", "dali, no masks", "dali, random", "dali, tgm"]
     assert all(row["median"] > 0 and row["ms of CPU a clip"] > 0 for row in loaders["rows"] + masks["rows"])
     titles = [] if torch.cuda.is_available() else ["stages of VideoMAE, PyAV", "stages of dali"]
     assert [table["title"] for table in stages] == titles

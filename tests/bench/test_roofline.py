@@ -24,7 +24,7 @@ def test_limits_are_bytes_and_operations_by_the_chips() -> None:
     assert roofline.seconds(Stage("", "SMs", 1.0, 989e6, "tensor cores"), h200) == pytest.approx(1e-6)
     assert roofline.seconds(Stage("", "SMs", 1.0, 67e6), h200) == pytest.approx(1e-6)
     assert roofline.seconds(Stage("", "PCIe", 64e3), h200) == pytest.approx(1e-6)
-    assert roofline.seconds(Stage("", "NVDEC", 1.0, pixels=FULL_HD), h200) == pytest.approx(1 / 4480)
+    assert roofline.seconds(Stage("", "NVDEC", 1.0, pixels=1600 * 900), h200) == pytest.approx(1 / 7014)
     assert roofline.seconds(Stage("", "NVDEC", 1.0, pixels=FULL_HD), a100) is None
 
 
@@ -39,7 +39,7 @@ def test_the_busiest_resource_binds() -> None:
     assert rows["step alone"].values == pytest.approx([1e6 / 3])
     assert rows["step alone"].facts["binds"] == "SMs: other operators"
     assert rows["tgm cached"].facts["binds"] == "NVDEC: decode"
-    assert rows["tgm cached"].values == pytest.approx([4480])
+    assert rows["tgm cached"].values == pytest.approx([chip.h264_frames_s])
     assert rows["tgm patch"].facts["binds"] == "SMs: scores, patch"
     assert rows["tgm patch"].values == pytest.approx([1e6 / 1004])
     assert (rows["tgm patch"].facts["reached"], rows["tgm cached"].facts["reached"]) == (7.0, "not run")
@@ -88,10 +88,11 @@ def test_roofline_runs_through(shapes: Path, tmp_path: Path, monkeypatch: pytest
     roofline.run(roofline.Options(shapes, gpu="L40S", ratio=0.75))
     name = f"roofline.{shapes.parent.name}.l40s"
     report = json.loads((tmp_path / f"{name}.json").read_text())
-    stages, binding = report["tables"]
+    stages, binding, predicted = report["tables"]
     assert report["counted"] is True
     assert "decode" not in {row["name"] for row in stages["rows"]}  # its frames/s are not known
     assert "No limit of decoding" in stages["note"]
     assert [row["name"] for row in binding["rows"]][:2] == ["step alone", "tgm cached"]
-    assert {row["reached"] for table in report["tables"] for row in table["rows"]} == {"not run"}
+    assert {row["reached"] for table in (stages, binding) for row in table["rows"]} == {"not run"}
+    assert len(predicted["rows"]) == 9
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from dali_pipelines.pyav_pipeline import read_clip
 from dali_pipelines.types import ClipRequest, CropBox, Video
 from dali_pipelines.video.colours import colour_matrix, use_known_tags
-from dali_pipelines.video.decode import _crop_and_resize, decode_clips, decode_frames
+from dali_pipelines.video.decode import _crop_and_resize, _Resizer, decode_clips, decode_frames
 from tests.support.videos import write_numbered
 from tgmae.data.coders import CompactConfig
 from tgmae.data.listing import Entry
@@ -96,3 +98,50 @@ def test_every_tag_can_be_converted(name: str) -> None:
         graph.push(frame)
         for rgb in (graph.pull().to_ndarray(), frame.to_ndarray(format="rgb24")):
             assert np.abs(rgb.astype(int) - 90).max() <= 6, (name, value)
+
+
+# Weights of red and blue in luma (ITU-T H.273, table 4), by AVColorSpace.
+WEIGHTS = {UNTAGGED: (0.299, 0.114), 1: (0.2126, 0.0722), 6: (0.299, 0.114), BT2020: (0.2627, 0.0593)}
+
+
+def flat_frames(
+    space: int, full: bool, pixel_format: str, width: int, height: int
+) -> Iterator[tuple[av.VideoFrame, NDArray[np.float64]]]:
+    """Yield frames of one colour each, and the RGB that their YUV means in float64 (H.273, equations 20 to 50)."""
+    scale = 4 if pixel_format.endswith("10le") else 1
+    top, dtype = (256 * scale - 1, np.uint16 if scale > 1 else np.uint8)
+    black, luma, chroma = (0, top, top) if full else (16 * scale, 219 * scale, 224 * scale)
+    red, blue = WEIGHTS[space]
+    for rgb in np.random.default_rng(0).uniform(0.1, 0.9, (12, 3)):
+        y = rgb @ [red, 1 - red - blue, blue]
+        differences = np.array([(rgb[2] - y) / (2 - 2 * blue), (rgb[0] - y) / (2 - 2 * red)])
+        coded = np.round([black + luma * y, *(128 * scale + chroma * differences)])
+        y, u, v = (coded - [black, 128 * scale, 128 * scale]) / [luma, chroma, chroma]
+        r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
+        frame = av.VideoFrame(width, height, pixel_format)
+        for plane, value in zip(frame.planes, coded, strict=True):
+            plane.update(np.full(plane.buffer_size // dtype().itemsize, value, dtype))
+        frame.time_base, frame.colorspace, frame.color_range = Fraction(1, 25), space, 2 if full else 1
+        yield frame, 255 * np.array([r, (y - red * r - blue * b) / (1 - red - blue), b])
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("space", WEIGHTS)
+def test_no_tag_darkens(space: int, full: bool, pixel_format: str) -> None:
+    """swscale rounds down, about a level and a quarter; converting tagged frames twice cost another one."""
+    for width, height, crop in ((340, 256, CropBox(x=41, y=13, width=224, height=211)), (161, 121, BOX)):
+        error = [
+            _Resizer(crop, 96, 224)(frame).mean((0, 1)) - truth
+            for frame, truth in flat_frames(space, full, pixel_format, width, height)
+        ]
+        assert -1.4 < np.mean(error) < 0
+        assert np.abs(error).max() < 3.5
+
+
+def test_a_matrix_that_changes_is_followed() -> None:
+    """Files that were joined may be tagged in parts."""
+    resize = _Resizer(BOX, 48, 48)
+    frames = [next(flat_frames(space, False, "yuv420p", 160, 120)) for space in (UNTAGGED, 1, BT2020, UNTAGGED)]
+    for frame, truth in frames:
+        assert np.abs(resize(frame).mean((0, 1)) - truth).max() < 2.5

@@ -87,6 +87,22 @@ def test_whole_frames_where_one_fits(h200: None) -> None:
             assert inputs_per_pass(frames, asked, 36, 2, device) == max(1, batch // 36)
 
 
+def test_a_batch_is_split_into_equal_passes(h200: None) -> None:
+    """A CUDA graph is recorded for one size: one that is larger than a batch would never be replayed."""
+    student = StudentTower(16, 1024, 512)
+    assert inputs_per_pass(student, CLIPConfig(), 196, 2, CUDA) == 270_284
+    for clips, expected in ((64, 200_704), (32, 100_352), (128, 200_704)):
+        assert inputs_per_pass(student, CLIPConfig(), 196, 2, CUDA, clips * 8 * 2) == expected
+    assert inputs_per_pass(student, CLIPConfig(), 300_000, 2, CUDA, 8) == 270_336  # no whole frame
+    assert inputs_per_pass(student, replace(CLIPConfig(), batch=5 * 196), 196, 2, CUDA, 8) == 5 * 196  # as asked
+
+
+@pytest.mark.slow
+def test_whole_frames_are_split_evenly_too(h200: None) -> None:
+    frames = FrameTower(vit_b_32().visual, 448, 448, 32, "clearclip")
+    assert inputs_per_pass(frames, CLIPConfig(), 196, 2, CUDA, 1024) == 512  # 915 and a remainder without
+
+
 def test_a_cpu_takes_few() -> None:
     visual = small_clip(1).visual
     assert inputs_per_pass(PatchTower(visual, 8), CLIPConfig(), 36, 4, CPU) == 14 * 36

@@ -18,7 +18,7 @@ from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
-from tgmae.config.training import LogConfig, OptimConfig
+from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -42,13 +42,19 @@ def tiny(manifest: Path, run_dir: Path, **changes: object) -> TrainConfig:
         ),
         mask=MaskConfig(kind="random", ratio=0.75),
         optim=OptimConfig(base_lr=6.4e-2, warmup_epochs=1),
+        validation=ValidationConfig(every=0),
         log=LogConfig(metrics_every=1, picture_every=5, checkpoint_every=4, tensorboard=False, progress=False),
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(run_dir)]
+    return [line["loss"] for line in read_metrics(run_dir) if "loss" in line]
+
+
+def validation_losses(run_dir: Path) -> dict[int, float]:
+    """Return the losses on held-out clips, by step."""
+    return {line["step"]: line["validation_loss"] for line in read_metrics(run_dir) if "validation_loss" in line}
 
 
 def state(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -68,7 +74,7 @@ def command(manifest: Path, run_dir: Path, *flags: str) -> list[str]:
         "--run-dir", str(run_dir), "--data.manifest", str(manifest), "--batch-size", "4", "--device-batch-size", "4",
         "--model.image-size", "32", "--model.patch-size", "8", "--model.num-frames", "8", "--model.width", "48",
         "--model.depth", "2", "--model.decoder-width", "24", "--model.decoder-depth", "1",
-        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard",
+        "--log.metrics-every", "1", "--log.picture-every", "1000", "--log.no-tensorboard", "--validation.every", "0",
         "--mask.kind", "tube", "--mask.ratio", "0.75",
         *flags,
     ]  # fmt: skip

@@ -26,6 +26,7 @@ from tests.support.videos import make_video
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig, TrainConfig
+from tgmae.config.saved import from_dict, to_dict
 from tgmae.data.manifest import FORMAT, FORMAT_KEY, ROOT_KEY, SCHEMA, Manifest, read_manifest, write_manifest
 from tgmae.masks.cached_scorer import COMMAND, CachedScorer, score_key
 from tgmae.masks.maps.build_scores import build_scores
@@ -37,7 +38,7 @@ from tgmae.masks.motion_field import MOTION_KEY, CodecMotion
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tgmae.training.checkpoint import Checkpoints, load_checkpoint, restore, save_checkpoint
+from tgmae.training.checkpoint import Checkpoints, changed_settings, load_checkpoint, restore, save_checkpoint
 from tgmae.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
@@ -320,6 +321,14 @@ def test_a_checkpoint_without_a_format_resumes(tmp_path: Path) -> None:
     assert restore(load_checkpoint(path), path, other, other_optimizer, TRAIN, "videos") == 3
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_settings_that_came_later_mean_what_was_done_before() -> None:
+    """A run saved before there was validation had none; resumed with it, it says so and nothing else."""
+    plain = to_dict(TRAIN)
+    del plain["validation"]
+    assert from_dict(plain, "config.json").validation == replace(TRAIN.validation, every=0)
+    assert changed_settings({"config": plain}, TRAIN) == ["validation.every 0.0 → 1.0"]
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.support.runs import (
     run_here,
     state,
     tiny,
+    validation_losses,
     wait_for_group_to_end,
     wait_for_step,
 )  # fmt: skip
@@ -363,8 +364,12 @@ class TestBadInput:
     def test_other_changes_are_said(self, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
         train(config)
-        train(replace(config, max_steps=2, mask=replace(config.mask, ratio=0.5)))
-        assert "mask.ratio 0.75 → 0.5" in capsys.readouterr().out
+        assert "warm-up" not in capsys.readouterr().out
+        whole = replace(config.optim, warmup_epochs=config.epochs)
+        train(replace(config, max_steps=2, mask=replace(config.mask, ratio=0.5), optim=whole))
+        said = capsys.readouterr().out
+        assert "mask.ratio 0.75 → 0.5" in said
+        assert "the warm-up takes all 40 steps of the run" in said
 
     def test_another_order_of_clips(self, shapes: Path, tmp_path: Path) -> None:
         config = tiny(shapes, tmp_path, max_steps=1)
@@ -456,6 +461,7 @@ def test_kill_9_loses_nothing_saved(shapes: Path, tmp_path: Path) -> None:
 def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
     """torchrun with two processes on gloo: the same clips a step, the same losses up to rounding."""
     flags = ("--epochs", "10", "--max-steps", "5", "--device-batch-size", "2", "--pipeline", "pyav")
+    flags += ("--validation.every", "1", "--validation.clips", "3")
     run_here(command(shapes, tmp_path / "one", *flags))
     two = command(shapes, tmp_path / "two", *flags)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -464,6 +470,12 @@ def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     a, b = state(tmp_path / "one"), state(tmp_path / "two")
     torch.testing.assert_close(b["head.weight"], a["head.weight"], rtol=1e-3, atol=1e-5)
+    # One process validates the weights of the two after a step that does not change them.
+    assert validation_losses(tmp_path / "two") == {5: pytest.approx(validation_losses(tmp_path / "one")[5], rel=1e-4)}
+    still = ("--optim.base-lr", "0", "--optim.warmup-lr", "0", "--optim.min-lr", "0", "--max-steps", "6")
+    resumed = ("--resume", str(newest_checkpoint(tmp_path / "two" / "checkpoints")))
+    run_here(command(shapes, tmp_path / "again", *flags, *still, *resumed))
+    assert validation_losses(tmp_path / "two")[5] == pytest.approx(validation_losses(tmp_path / "again")[6], rel=1e-6)
 
 
 @pytest.mark.gpu

@@ -20,17 +20,23 @@ from tgmae.data.manifest import Manifest
 
 
 class CaptionEmbeddings:
-    """Text embeddings of every caption of a manifest, on one device.
+    """Text embeddings of every caption of a manifest, and of `more` videos, on one device.
 
     table  float32 [C, E], L2-normalised        note  how many captions CLIP truncates, "" for none
 
     Each distinct caption is encoded once, without gradients, and kept in `cache_dir`.
     """
 
-    def __init__(self, manifest: Manifest, clip: CLIPModel, cache_dir: Path, device: torch.device) -> None:
-        distinct = sorted({caption.text for captions in manifest.captions() for caption in captions})
-        self._rows = {text: row for row, text in enumerate(distinct)}
+    def __init__(
+        self, manifest: Manifest, clip: CLIPModel, cache_dir: Path, device: torch.device, more: Manifest | None = None
+    ) -> None:
+        distinct = _distinct(manifest)
         table, too_long = embed_captions(clip, distinct, cache_dir, device)
+        if more is not None and (new := sorted(set(_distinct(more)) - set(distinct))):
+            # In a call of their own: the rounding of the others must not depend on them.
+            added, too_long_too = embed_captions(clip, new, cache_dir, device)
+            distinct, table, too_long = distinct + new, torch.cat([table, added]), too_long + too_long_too
+        self._rows = {text: row for row, text in enumerate(distinct)}
         self.table = table.to(device)
         self.note = ""
         if any(too_long):
@@ -47,3 +53,7 @@ class CaptionEmbeddings:
         """Return the embeddings of captions of the manifest, float32 [len(texts), E]."""
         rows = torch.tensor([self._rows[text] for text in texts], dtype=torch.int64)
         return self.table[rows.to(self.table.device, non_blocking=True)]
+
+
+def _distinct(manifest: Manifest) -> list[str]:
+    return sorted({caption.text for captions in manifest.captions() for caption in captions})

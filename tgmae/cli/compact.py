@@ -86,8 +86,8 @@ def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
     The two are measured in three alternating rounds.
     """
     import numpy as np
-    from tqdm import tqdm
 
+    from engines.progress import progress_bar
     from tgmae.data.manifest import read_manifest
 
     target = read_manifest(result.manifest)
@@ -98,7 +98,7 @@ def make_report(source: Manifest, result: CompactResult) -> dict[str, Any]:
         "after": [(target.file(int(place)), pairs[place][1]) for place in places],
     }
     rates: dict[str, dict[str, list[float]]] = {when: {"frames_per_s": [], "clips_per_s": []} for when in samples}
-    bar = tqdm(total=4 * _ROUNDS, desc="measuring decode speed")
+    bar = progress_bar(total=4 * _ROUNDS, desc="measuring decode speed")
     for _ in range(_ROUNDS):
         for name, decode in (("frames_per_s", decode_whole), ("clips_per_s", decode_windows)):
             for when, sample in samples.items():

@@ -22,7 +22,7 @@ class MaskConfig:
     #   mgm      speed of motion (after Fan et al. 2023)
     #   mgm_box  a box around the fastest motion, carried along by it
     #   mgmae    everything outside random bumps that the motion carries along (Huang et al. 2023)
-    #   random   every slot draws its own patches (ST-MAE)
+    #   random   every slot draws its own patches, all the same number (ST-MAE's mask, stratified by slot)
     #   tube     all slots share one draw (VideoMAE)
     kind: MaskKind = "tgm"
     ratio: float = 0.6  # Share of the patches to mask: floor(ratio · N) of the N patches of each slot.

@@ -14,7 +14,7 @@ from engines.config import CLIPConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
-from tgmae.config.training import LogConfig, OptimConfig
+from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ class TrainConfig(InputConfig):
     cuda_graph: bool = False  # Launch forward and backward as one CUDA graph; needs one process on one GPU.
     profile: int = 0  # Steps to profile after ten steps of warm-up; writes RUN/profile (docs/profiling.md).
     optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

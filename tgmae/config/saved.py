@@ -18,7 +18,12 @@ from tgmae.config.run import TrainConfig
 
 FORMAT = 1  # of to_dict
 # Settings that came after the first configurations were saved, and what those meant.
-_LATER = {"clip.tag": None, "clip.trust_code": False, "mask.no_motion": "error"}
+LATER = {
+    "clip.tag": None,
+    "clip.trust_code": False,
+    "mask.no_motion": "error",
+    "validation": {"split": "val", "clips": 128, "every": 0.0},
+}
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def _read_fields(config: type[Any], plain: dict[str, Any], prefix: str) -> Any:
             near = difflib.get_close_matches(name, names, n=1)
             advice = f"did you mean {prefix}{near[0]}?" if near else "remove it"
             raise ValueError(f"there is no setting {prefix}{name}; {advice}")
-    plain = {name: _LATER[prefix + name] for name in names if prefix + name in _LATER} | plain
+    plain = {name: LATER[prefix + name] for name in names if prefix + name in LATER} | plain
     for name in names:
         if name not in plain:
             raise ValueError(f"the setting {prefix}{name} is missing; add it (tgmae-train --help lists all of them)")

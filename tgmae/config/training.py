@@ -29,15 +29,31 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The loss on held-out clips, always the same ones."""
+
+    split: str = "val"  # Split to validate on.
+    clips: int = 128  # Clips, each of another video; they stay in host memory.
+    # Epochs between two validations, and at least 16 times as many clips as one has; 0: never.
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise ValueError(f"--validation.clips must be at least 1, got {self.clips}; --validation.every 0 is off")
+        if self.every < 0:
+            raise ValueError(f"--validation.every must not be negative, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is written to the run folder, and how often, in optimiser steps."""
 
-    metrics_every: int = 10  # Steps between two lines of metrics.jsonl.
+    metrics_every: int = 10  # Steps between two lines of metrics.jsonl, and of output without a terminal.
     picture_every: int = 500  # Steps between two pictures of originals, masks and reconstructions.
     checkpoint_every: int = 500  # Steps between two checkpoints.
     keep_checkpoints: int = 3  # Newest checkpoints to keep.
     tensorboard: bool = True  # Also write the metrics for TensorBoard.
-    progress: bool = True  # Show the progress bar.
+    progress: bool = True  # Show a progress bar, or lines without a terminal.
 
     def __post_init__(self) -> None:
         for name in ("metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"):

@@ -21,13 +21,13 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.opening import name_error
 from dali_pipelines.workers.pool import Death, map_in_workers
 from engines.files import LONGEST_NAME, lock_file, open_line, replacing, seal_line, write_atomically
+from engines.progress import progress_bar
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
@@ -196,7 +196,7 @@ _Done = tuple[tuple[int, int], Video]  # bytes and modification time of the sour
 def _run_jobs(jobs: list[_Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
     """Yield results by row as they are finished. A video that keeps killing its process is left out."""
     found = map_in_workers(_run_job, jobs, num_workers, lambda job: job.source.name, ordered=False, finish=True)
-    for job, result in tqdm(found, total=len(jobs), desc="compacting", unit="video", disable=not jobs):
+    for job, result in progress_bar(found, total=len(jobs), desc="compacting", unit="video", disable=not jobs):
         yield job.row, Excluded(job.source.name, str(result)) if isinstance(result, Death) else result
 
 

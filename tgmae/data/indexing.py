@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dali_pipelines.types import Video
 from dali_pipelines.workers.pool import Death, map_in_workers
 from engines.files import claim_file, replacing
+from engines.progress import progress_bar
 from tgmae.data.columns import check_relative
 from tgmae.data.csv_list import list_csv
 from tgmae.data.index_journal import open_journal, read_journal
@@ -153,7 +152,7 @@ def _probe_all(
 ) -> Iterator[Video | Excluded]:
     work = partial(_probe_entry, root, min_frames, decode_all)
     found = map_in_workers(work, todo, num_workers, lambda entry: entry.path, ordered=False, finish=True)
-    for entry, result in tqdm(found, total=len(todo), desc="indexing", unit="video", disable=not todo):
+    for entry, result in progress_bar(found, total=len(todo), desc="indexing", unit="video", disable=not todo):
         yield Excluded(entry.path, str(result)) if isinstance(result, Death) else result
 
 

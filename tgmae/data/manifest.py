@@ -105,6 +105,10 @@ class Manifest:
             raise ValueError(f"no video has split {split!r}; the manifest has {found}")
         return Manifest(rows, self.root)
 
+    def joined(self, other: Manifest) -> Manifest:
+        """Return the rows of both, which lie under one root."""
+        return Manifest(pa.concat_tables([self.table, other.table]), self.root)
+
     def with_captions(self, captions: Sequence[Sequence[Caption]]) -> Manifest:
         """Return the same rows with other captions, one list per row."""
         columns = {

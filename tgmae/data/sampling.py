@@ -92,6 +92,27 @@ class ClipSampler:
         return self._order[1]
 
 
+@dataclass(frozen=True)
+class FixedClips:
+    """A `BatchSampler` that gives the same requests over and over, in their order."""
+
+    requests: tuple[ClipRequest, ...]
+    batch_size: int
+
+    def __call__(self, batch: int) -> tuple[ClipRequest, ...]:
+        """Return the requests of a batch."""
+        places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return tuple(self.requests[place % len(self.requests)] for place in places)
+
+
+def ends_period(step: int, batch_size: int, period: float) -> bool:
+    """Return whether step number `step`, from 1, of `batch_size` clips is the first that completes another `period`.
+
+    period   clips of the stream, such as an epoch's
+    """
+    return step * batch_size // period > (step - 1) * batch_size // period
+
+
 def _generator(*key: int) -> Generator:
     return np.random.default_rng(key)
 

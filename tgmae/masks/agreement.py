@@ -17,6 +17,7 @@ from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import ClipBatch
 from engines.clip_model import CLIPModel, load_clip
 from engines.patch_similarity import make_tower
+from engines.progress import progress_bar
 from kernels.topk_mask import topk_mask
 from tgmae.captions.embeddings import CaptionEmbeddings
 from tgmae.config.masks import MaskConfig
@@ -71,7 +72,7 @@ def load_clips(
     pipeline = PyavPipeline(manifest, sampler, config.model.image_size)
     batches = []
     skipped: set[int] = set()
-    for _ in tqdm(range(-(-num_clips // batch)), desc="decoding", unit="batch"):
+    for _ in progress_bar(range(-(-num_clips // batch)), desc="decoding", unit="batch"):
         clips = pipeline.next_batch()
         name_skipped(clips, skipped)
         batches.append(replace(clips, frames=clips.frames.to(device)))
@@ -99,7 +100,7 @@ def compare_scorers(
     seconds: dict[str, list[float]] = {name: [] for name in masks}
     scores: dict[str, Tensor] = {}
     for _ in range(_ROUNDS):  # interleaved, so that a slow moment of the machine affects all scorers
-        for name, scorer in tqdm(scorers.items(), desc="scoring", unit="scorer"):
+        for name, scorer in progress_bar(scorers.items(), desc="scoring", unit="scorer"):
             spent, scores[name] = _score(scorer, batches, texts, device)
             seconds[name].append(spent)
     num_clips = sum(len(clips.requests) for clips in batches)

@@ -103,6 +103,10 @@ class MotionScorer:
         The patches under most of the bumps stay visible, so their scores are lowest. There are as many bumps as a slot
         has visible patches. A point that the motion leads out of the clip keeps the value of its own place. Codec
         vectors are followed over at most 16 video frames from one clip frame to the next.
+
+        This is the paper's mask. The authors' code (github.com/MCG-NJU/MGMAE, engine_for_mgmae.py, af7beb9) asks for
+        'backwarp' where the option is called 'backward', so that it warps the frames before the middle one the wrong
+        way. It also leaves int(196 · (1 − γ)) patches of a slot visible, which rounds to 19 at γ .9; here it is 20.
         """
         points = field.points(self.side * _PER_PATCH)
         frames, middle = field.vectors.shape[1], field.vectors.shape[1] // 2

@@ -14,7 +14,9 @@ from dali_pipelines.types import ClipBatch
 class NoiseScorer:
     """Scores for the two random masks.
 
-    random  independent in every slot (ST-MAE)        tube  one draw, shared by all slots (VideoMAE)
+    random  independent in every slot: ST-MAE's mask, stratified by slot. ST-MAE draws from all tokens of the clip at
+            once, so that the number of masked tokens varies from slot to slot.
+    tube    one draw, shared by all slots (VideoMAE)
     """
 
     note = ""

@@ -42,10 +42,17 @@ class Scorer(Protocol):
         ...
 
 
-def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None) -> Scorer:
+def make_scorer(
+    config: InputConfig,
+    manifest: Manifest,
+    device: torch.device,
+    clip: CLIPModel | None = None,
+    num_clips: int | None = None,
+) -> Scorer:
     """Make the scorer that `config.mask` names.
 
-    clip   the CLIP that `config.clip` names, where the caller has loaded it
+    clip        the CLIP that `config.clip` names, where the caller has loaded it
+    num_clips   clips in a batch, where that is known
 
     Raises ValueError where the scores cannot be computed.
     """
@@ -63,7 +70,7 @@ def make_scorer(config: InputConfig, manifest: Manifest, device: torch.device, c
     from engines.clip_model import load_clip
     from tgmae.masks.text_scorer import TextScorer
 
-    return TextScorer(config, manifest, device, clip or load_clip(config.clip))
+    return TextScorer(config, manifest, device, clip or load_clip(config.clip), num_clips)
 
 
 @dataclass(frozen=True)
@@ -105,17 +112,26 @@ class BoundScorer:
 
 
 def bind_scorer(
-    config: InputConfig, manifest: Manifest, device: torch.device, clip: CLIPModel | None = None
+    config: InputConfig,
+    manifest: Manifest,
+    device: torch.device,
+    clip: CLIPModel | None = None,
+    num_clips: int | None = None,
+    more: Manifest | None = None,
 ) -> BoundScorer:
     """Make the scorer that `config.mask` names, and its captions, with one CLIP for both.
 
+    clip, num_clips   as for `make_scorer`
+    more              further videos that it will score; the scores of the others do not depend on them
+
     Raises ValueError where the scores cannot be computed.
     """
+    videos = manifest if more is None else manifest.joined(more)
     if config.mask.kind != "tgm" or config.mask.scorer == "cached":
-        return BoundScorer(make_scorer(config, manifest, device), None)
+        return BoundScorer(make_scorer(config, videos, device), None)
     from engines.clip_model import load_clip
     from tgmae.captions.embeddings import CaptionEmbeddings
 
     clip = clip or load_clip(config.clip)
-    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device)
-    return BoundScorer(make_scorer(config, manifest, device, clip), captions)
+    captions = CaptionEmbeddings(manifest, clip, config.clip.cache_dir, device, more)
+    return BoundScorer(make_scorer(config, videos, device, clip, num_clips), captions)

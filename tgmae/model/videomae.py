@@ -103,8 +103,10 @@ class VideoMAE(nn.Module):
         self.register_buffer("decoder_positions", sinusoid_table(config.num_tokens, inner), persistent=False)
         self.positions: Tensor
         self.decoder_positions: Tensor
-        self.apply(_initialise)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # As in VideoMAE's code: patch embedding and to_decoder keep torch's default, uniform within ±1/√inputs.
+        for part in (self.encoder, self.decoder, self.head):
+            part.apply(_initialise)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, frames: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar, and the prediction [B, M, P] for uint8 frames [B, T, H, W, 3]."""
@@ -174,7 +176,7 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Initialise matrices, including the patch embedding, Xavier-uniform (He et al. 2022, MAE) and biases to zero."""
+    """Initialise matrices Xavier-uniform (He et al. 2022, MAE) and biases to zero."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tgmae.pictures.figures import save_figure
@@ -17,20 +18,19 @@ def draw_loss(run_dir: Path) -> Path | None:
     lines = read_metrics(run_dir)
     if not lines:
         return None
-    steps = [line["step"] for line in lines]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=(3, 2), layout="constrained")
 
-    marker = "o" if len(lines) == 1 else ""  # a line needs two points
-    losses = [line.get("loss", np.nan) for line in lines]
-    top.plot(steps, losses, color="tab:blue", marker=marker, label="loss on masked tokens")
+    _plot(top, lines, "loss", color="tab:blue", label="loss on masked tokens")
+    if any("validation_loss" in line for line in lines):
+        _plot(top, lines, "validation_loss", color="tab:orange", label="on held-out clips")
     top.axhline(1.0, color="tab:grey", linestyle="--", linewidth=1, label="predicting zero")
     top.set_ylabel("MSE of normalised pixels")
     top.legend(frameon=False)
 
-    for name in (name for name in lines[-1] if name.endswith("_share")):
-        label = "waiting for input" if name == "wait_share" else name.removesuffix("_share")
+    for name in dict.fromkeys(name for line in lines for name in line if name.endswith("_share")):
+        label = {"wait_share": "waiting for input"}.get(name, name.removesuffix("_share"))
         style = {"color": "black", "linewidth": 2} if name == "wait_share" else {"linewidth": 1}
-        bottom.plot(steps, [100 * line.get(name, np.nan) for line in lines], label=label, marker=marker, **style)
+        _plot(bottom, lines, name, 100, label=label, **style)
     bottom.set_ylabel("% of the time")
     bottom.set_ylim(0, 105)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -40,3 +40,9 @@ def draw_loss(run_dir: Path) -> Path | None:
     path = run_dir / "loss.png"
     save_figure(figure, path, dpi=110)
     return path
+
+
+def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, scale: float = 1, **style: Any) -> None:
+    """Plot one number over the steps of the lines that have it."""
+    points = [(line["step"], scale * line[name]) for line in lines if name in line]
+    axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", **style)  # a line needs two points

@@ -24,9 +24,9 @@ from av.video.stream import VideoStream
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from dali_pipelines.workers.pool import Death, WorkersFailed, map_in_workers
+from engines.progress import progress_bar
 from tgmae.data.indexing import IndexResult, index_folder
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 160, 120, 25, 40
@@ -227,7 +227,7 @@ def make_shapes(
     work = partial(write_clip, out=out, seed=seed, codec=codec, num_objects=num_objects, camera=camera)
     found = map_in_workers(work, range(count), num_workers, lambda index: clip_path(index, codec))
     clips = []
-    for _, objects in tqdm(found, total=count, desc="drawing", unit="clip"):
+    for _, objects in progress_bar(found, total=count, desc="drawing", unit="clip"):
         if isinstance(objects, Death):
             raise WorkersFailed(f"{out}: {objects}")
         clips.append(objects)

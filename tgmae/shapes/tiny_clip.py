@@ -24,11 +24,11 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from dali_pipelines.workers.processes import make_pool
 from engines.config import SHAPES_CLIP
 from engines.files import write_atomically
+from engines.progress import progress_bar
 from tgmae.shapes.tiny_clip_card import describe, write_readme
 from tgmae.shapes.tiny_clip_data import SceneFrame, make_crop_generator, make_frames, sample_crops
 from tgmae.shapes.tiny_clip_eval import evaluate, make_labelled_clips
@@ -87,7 +87,7 @@ def train(options: Options, frames: list[SceneFrame]) -> tuple[open_clip.CLIP, l
     generator = make_crop_generator(options.seed)
     mean, std = (torch.tensor(PREPROCESSING[name])[:, None, None] for name in ("mean", "std"))
     losses: list[float] = []
-    progress = tqdm(range(options.steps), desc="training", unit="step")
+    progress = progress_bar(range(options.steps), desc="training", unit="step")
     for step in progress:
         crops = sample_crops(generator, frames, options.batch_size // _CROPS_PER_FRAME, _CROPS_PER_FRAME, IMAGE_SIZE)
         # Many crops share a caption; each is encoded once.

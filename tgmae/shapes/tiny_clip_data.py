@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from engines.progress import progress_bar
 from tgmae.config.data import DataConfig
 from tgmae.data.sampling import sample_crop
 from tgmae.shapes.scenes import HEIGHT, NUM_FRAMES, WIDTH, MovingShape, encode_frames, sample_scene
@@ -80,7 +80,7 @@ def make_frame(index: int, *, seed: int) -> SceneFrame:
 def make_frames(count: int, seed: int, pool: Executor) -> list[SceneFrame]:
     """Draw scenes 0 … `count` - 1 of the training stream in the processes of `pool`."""
     work = pool.map(partial(make_frame, seed=seed), range(count), chunksize=32)
-    return list(tqdm(work, total=count, desc="drawing scenes", unit="scene"))
+    return list(progress_bar(work, total=count, desc="drawing scenes", unit="scene"))
 
 
 def make_crop_generator(seed: int) -> Generator:

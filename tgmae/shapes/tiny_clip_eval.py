@@ -17,11 +17,11 @@ from einops import rearrange
 from numpy.typing import NDArray
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dali_pipelines.pyav_pipeline import read_clip
 from dali_pipelines.types import ClipRequest
 from engines.config import LastBlock
+from engines.progress import progress_bar
 from engines.towers.clip_towers import FrameTower
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
@@ -116,7 +116,7 @@ def evaluate(
     # Score each clip by its caption (text 0) and by every other wording of it (texts 1, 2, …).
     phrases = [_phrase(clip.objects[0]) for clip in single]
     scored = []
-    for clip, phrase in zip(tqdm(single, desc="scoring", unit="clip"), phrases, strict=True):
+    for clip, phrase in zip(progress_bar(single, desc="scoring", unit="clip"), phrases, strict=True):
         scored.append(score_patches(model, clip.frames, encode([clip.captions[0], *phrase.values()])))
     both = [_pool(scores[0], TUBELET) for scores in scored]
     by_wording = {

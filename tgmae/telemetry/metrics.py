@@ -137,7 +137,9 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 class Throughput:
-    """Loss, speed and waiting time, since the last report and over the whole run.
+    """Loss, speed and waiting time of training, since the last report and over the whole run.
+
+    paused_s   seconds of pauses, which do not count
 
     Create it just before the first step: its clock starts then.
     """
@@ -148,6 +150,18 @@ class Throughput:
         self._stages: dict[str, float] = {}
         self._steps = self._clips = self._run_clips = 0
         self._first_s: float | None = None  # from the start to the end of the first step
+        self.paused_s = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave the last `seconds` out of every figure: the run did something else than to train."""
+        self.paused_s += seconds
+        self._begun_s += seconds
+        self._run_begun_s += seconds
+
+    @property
+    def paused_share(self) -> float:
+        """The share of the whole run in which it was paused."""
+        return self.paused_s / (self.paused_s + time.perf_counter() - self._run_begun_s)
 
     def count(self, clips: int, loss: float) -> None:
         """Count one finished optimiser step."""
@@ -185,8 +199,9 @@ class Throughput:
     def summary(self, waited_s: float) -> str:
         """Describe the whole run. The first step's time is given apart because it includes any compilation."""
         elapsed_s = time.perf_counter() - self._run_begun_s
+        paused = f", {self.paused_share:.1%} validating" if self.paused_s else ""
         first = "" if self._first_s is None else f" (first step after {self._first_s:.1f} s)"
         return (
-            f"{elapsed_s:.0f} s{first}, {self._run_clips / elapsed_s:.1f} clips/s, "
-            f"{waited_s / elapsed_s:.0%} of the time waiting for input"
+            f"{elapsed_s + self.paused_s:.0f} s{first}, {self._run_clips / elapsed_s:.1f} clips/s, "
+            f"{waited_s / elapsed_s:.0%} of the time waiting for input{paused}"
         )

@@ -14,7 +14,7 @@ from torch import nn
 from engines.files import replacing
 from engines.torch_files import DamagedFile, read_torch_file
 from tgmae.config.run import TrainConfig
-from tgmae.config.saved import to_dict
+from tgmae.config.saved import LATER, to_dict
 from tgmae.model.weights import check_shapes
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -208,7 +208,7 @@ def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
 
     A file that decides the masks is among them if its content differs.
     """
-    old, new = _flatten(state["config"]), _flatten(to_dict(config))
+    old, new = _flatten(LATER) | _flatten(state["config"]), _flatten(to_dict(config))
     for name in ("format", "resume", "init_from"):  # they say how the settings are written, and where to begin
         new.pop(name)
     changed = [

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dali_pipelines.open import open_pipeline
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import TowerSpec
 from engines.files import write_atomically
 from engines.patch_similarity import make_patch_similarity
+from engines.progress import progress_bar
 from engines.torch_files import read_torch_file
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, read_about, save_student
@@ -34,7 +34,7 @@ from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, name_skipped, rank_correlation
 from tgmae.masks.scorer import make_scorer
-from tgmae.training.loader import InputStalled, start_input_thread, wait_for_batch
+from tgmae.training.loader import InputStalled, start_input_thread, take_batch
 from tgmae.training.process import Stopped, StopRequest, stop_requests
 
 _SAVE_EVERY = 20  # rounds
@@ -104,7 +104,9 @@ def distill(
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
     # A thread waits for the workers, so that this one can act on a signal while no batch comes.
     thread = start_input_thread(device)
-    bar = tqdm(range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round")
+    bar = progress_bar(
+        range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round"
+    )
     losses: list[float] = []
     skipped: set[int] = set()
     try:
@@ -113,7 +115,7 @@ def distill(
                 # One frame of each tubelet, since the other is nearly the same. The batch is held until the end of the
                 # round, when the GPU has read it.
                 try:
-                    batch = wait_for_batch(thread.submit(pipeline.next_batch), lambda: stop.requested)
+                    batch = take_batch(thread.submit(pipeline.next_batch), lambda: stop.requested)
                 except InputStalled:
                     _save_state(partial, {"settings": settings, **fit.state()})
                     raise _stopped(stop, number, ", as no input came") from None

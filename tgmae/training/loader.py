@@ -8,7 +8,6 @@ Dimensions: B clips, E text embedding.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -75,17 +74,21 @@ def start_input_thread(device: torch.device) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "loader", initializer=choose_device)
 
 
-def wait_for_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> T:
-    """Return a batch that another thread makes.
+def wait_for_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> None:
+    """Wait until another thread has made a batch.
 
-    Raises InputError where it cannot be made, and InputStalled where it does not come although `is_stopping` has been
-    true for ten seconds.
+    Raises InputStalled where it does not come although `is_stopping` has been true for ten seconds.
     """
     patience = _STOPPING_S
     while not wait([batch], timeout=1).done:
         patience -= is_stopping()
         if patience <= 0:
             raise InputStalled("the next batch does not come")
+
+
+def take_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> T:
+    """Return a batch that another thread makes. Raises InputStalled, and InputError where it cannot be made."""
+    wait_for_batch(batch, is_stopping)
     try:
         return batch.result()
     except ValueError as error:
@@ -95,7 +98,6 @@ def wait_for_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> T:
 class Loader:
     """Gives training batches, one by one, through `next_batch`.
 
-    waited_s  seconds that `next_batch` has kept its caller waiting, in all
     skipped   videos that could not be read, by row of the manifest; each is named once on the terminal
     clock     times the stages load (waiting for decoded clips), score and mask
 
@@ -113,33 +115,42 @@ class Loader:
     ) -> None:
         self.pipeline, self.scorer, self.mask, self.model, self.device = pipeline, scorer, mask, model, device
         self.clock = StageClock(device)
-        self.waited_s = 0.0
         self.skipped: dict[int, SkippedVideo] = {}
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             # The scorer's tensors were put on the device by this thread's stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._lifetime = BatchLifetime(self._record_event)
+        self._lifetime = BatchLifetime(device)
         self._thread = start_input_thread(device)
         self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
-    def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
-        """Return the next batch, and start on the one after it.
+    @property
+    def waited_s(self) -> float:
+        """Seconds that training has waited for input, in all: a CPU's host, or an idle GPU (`BatchLifetime`)."""
+        return self._lifetime.waited_s
 
-        Raises InputError and InputStalled as `wait_for_batch` does.
+    def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
+        """Return the next batch, and start on the one after it. On CUDA the host waits while two passes are queued.
+
+        Raises InputError and InputStalled as `take_batch` does.
         """
-        started = time.perf_counter()
-        batch = wait_for_batch(self._next, is_stopping)
-        self._next = self._thread.submit(self._make_batch)
-        self.waited_s += time.perf_counter() - started
-        if self._stream is not None:
-            self._lifetime.hand_out(batch)
+        batch = self._lifetime.hand_out(lambda: self._take(is_stopping))
         for video in batch.clips.skipped:
             if video.row not in self.skipped:
                 tqdm.write(f"skipped {video.path}: {video.reason}")  # above the progress bar, where there is one
                 self.skipped[video.row] = video
         return batch
+
+    def _take(self, is_stopping: Callable[[], bool]) -> TrainingBatch:
+        """Wait for the batch that the thread makes, and let it make another one."""
+        batch = take_batch(self._next, is_stopping)
+        self._next = self._thread.submit(self._make_batch)
+        return batch
+
+    def finish_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the next batch is made. Nobody uses the scorer then. Raises InputStalled as `next_batch` does."""
+        wait_for_batch(self._next, is_stopping)
 
     def close(self) -> None:
         """Stop the pipeline's processes and the thread, which may be waiting for them."""
@@ -147,11 +158,6 @@ class Loader:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._lifetime.close()
         self.pipeline.close()
-
-    def _record_event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
     def _make_batch(self) -> TrainingBatch:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
@@ -165,8 +171,7 @@ class Loader:
                 batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
         if self._stream is not None:
             # A batch is done when the GPU is done with it; otherwise the wait would move into the training step,
-            # outside `waited_s`. The event blocks: the thread sleeps instead of spinning on a core that the decoders
-            # need.
+            # outside `waited_s`. The event blocks, as in BatchLifetime.
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             done.record(self._stream)
             done.synchronize()

@@ -46,10 +46,21 @@ class Schedule:
     total_steps: int
     steps_per_epoch: float
 
+    @property
+    def warmup_steps(self) -> int:
+        return min(round(self.config.warmup_epochs * self.steps_per_epoch), self.total_steps)
+
+    @property
+    def note(self) -> str:
+        """Say that the warm-up takes the whole run, "" where it does not."""
+        return (
+            f"the warm-up takes all {self.total_steps} steps of the run, so the learning rate rises to the end and is "
+            f"never lowered; give less than --optim.warmup-epochs {self.config.warmup_epochs:g}, or more --epochs"
+        ) * (self.warmup_steps == self.total_steps)
+
     def rate(self, step: int) -> float:
         """Return the learning rate of optimiser step `step`, counted from 0."""
-        config, scale = self.config, self.batch_size / 256
-        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.total_steps)
+        config, scale, warmup = self.config, self.batch_size / 256, self.warmup_steps
         if step < warmup:
             share = step / max(warmup - 1, 1)
             return scale * (config.warmup_lr + share * (config.base_lr - config.warmup_lr))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_pipelines.types import ClipPipeline, ClipRequest
+from engines.progress import shows_bars
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest, count_videos
+from tgmae.data.sampling import ends_period
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput
 from tgmae.training.async_losses import AsyncLosses, StepRecord
@@ -23,24 +26,31 @@ from tgmae.training.loader import Loader
 from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
 
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_EPOCHS_S = 30.0  # at least, from one line about epochs to the next
+
 
 class RunLog:
     """Counts steps, reads their losses without making the GPU wait, and reports them.
 
-    loss   mean over the steps of the last report and over all processes; NaN before the first report
+    A terminal (stderr) shows a bar. Elsewhere each report is a line. Both have lines for the epochs that end.
+
+    loss               mean over the steps of the last report and over all processes; NaN before the first report
+    validation_loss    the newest; NaN before the first
     """
 
-    def __init__(
-        self, config: TrainConfig, world: World, manifest: Manifest, first_step: int, last_step: int, per_epoch: float
-    ) -> None:
-        self.config, self.world, self.manifest, self.steps_per_epoch = config, world, manifest, per_epoch
-        self.loss = self.grad_norm = math.nan
+    def __init__(self, config: TrainConfig, world: World, manifest: Manifest, first_step: int, last_step: int) -> None:
+        self.config, self.world, self.manifest, self.last_step = config, world, manifest, last_step
+        self.clips_per_epoch = len(manifest) * config.data.repeat
+        self.loss = self.grad_norm = self.validation_loss = math.nan
         self.metrics = MetricsWriter(config.run_dir, first_step, config.log.tensorboard) if world.is_main else None
         if self.metrics is not None and self.metrics.note:
             world.say(self.metrics.note)
-        is_silent = not (world.is_main and config.log.progress)
-        self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=is_silent)
-        self.throughput = Throughput()
+        self.is_silent = not (world.is_main and config.log.progress)
+        has_bar = not self.is_silent and shows_bars()
+        self.bar = tqdm(total=last_step, initial=first_step, disable=not has_bar, bar_format=_BAR)
+        self.throughput, self.epochs = Throughput(), Throughput()
+        self._epochs_from, self._epochs_said_s = first_step, time.perf_counter()
         self._losses = AsyncLosses(world.device)
 
     def record(self, step: int, losses: list[Tensor], grad_norm: Tensor, requests: list[ClipRequest]) -> None:
@@ -62,7 +72,8 @@ class RunLog:
         for seen in self._losses.pop(wait):
             if not seen.is_finite:
                 raise ValueError(describe_bad_loss(seen, self.manifest, self.config.run_dir / "checkpoints"))
-            self.throughput.count(self.config.batch_size, sum(seen.losses) / len(seen.losses))
+            for window in (self.throughput, self.epochs):
+                window.count(self.config.batch_size, sum(seen.losses) / len(seen.losses))
             self.grad_norm = seen.grad_norm
 
     def report(self, step: int, rate: float, num_skipped: int, loader: Loader, training_step: TrainingStep) -> None:
@@ -70,7 +81,7 @@ class RunLog:
         self.settle()
         stages = loader.clock.totals() | training_step.clock.totals()
         values = {
-            "epoch": step / self.steps_per_epoch,
+            "epoch": self._epoch(step),
             **self.throughput.report(loader.waited_s, stages),
             "learning_rate": rate,
             "grad_norm": self.grad_norm,
@@ -80,19 +91,75 @@ class RunLog:
         gc.collect(1)  # objects made since the last report
         if self.metrics is not None:
             self.metrics.write(step, values)
-        self.bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
-        )
+        said = f"epoch {self._epoch(step):.1f}/{self.config.epochs}, {self._describe(values)}"
+        self.bar.set_postfix_str(said)
+        if self.bar.disable:
+            left = tqdm.format_interval((self.last_step - step) * values["step_ms"] / 1000)
+            self._say(f"step {step}/{self.last_step}, {said}, {left} left")
+
+    def note_validation(self, step: int, loss: float, seconds: float) -> None:
+        """Write a loss on held-out clips (NaN where none can be read) and leave its time out of the others' speed."""
+        for window in (self.throughput, self.epochs):
+            window.pause(seconds)
+        self.validation_loss = loss
+        if self.metrics is not None and not math.isnan(loss):
+            values = {"validation_loss": loss, "validation_share": self.throughput.paused_share}
+            self.metrics.write(step, {"epoch": self._epoch(step), **values})
 
     def show(self, step: int, picture: Path) -> None:
         """Put a PNG of the run into TensorBoard."""
         if self.metrics is not None:
             self.metrics.write_picture(step, picture)
 
+    def sum_up_epochs(self, step: int, loader: Loader) -> None:
+        """Say how the epochs went that have ended since the last time. Every process must call it, after every step.
+
+        Nothing is said within `_EPOCHS_S` of the last time, so that a run of many short epochs stays readable: the next
+        line covers them too.
+        """
+        if not self._ends_epoch(step):
+            return
+        now = time.perf_counter()
+        (is_due,) = self.world.max(now >= self._epochs_said_s + _EPOCHS_S)
+        if not is_due and step < self.last_step:
+            return
+        self.settle()
+        values = self.epochs.report(loader.waited_s, {})
+        values["loss"] = self.world.mean(values["loss"])
+        first, last = math.floor(self._epoch(self._epochs_from)) + 1, math.floor(self._epoch(step))
+        epochs = f"epoch {last}" if first == last else f"epochs {first} to {last}"
+        if self._epochs_from and not self._ends_epoch(self._epochs_from):  # resumed
+            epochs += f" from step {self._epochs_from}"
+        self._epochs_from, self._epochs_said_s = step, now
+        self._say(f"{epochs} of {self.config.epochs}: {self._describe(values)}")
+
+    def _ends_epoch(self, step: int) -> bool:
+        return ends_period(step, self.config.batch_size, self.clips_per_epoch)
+
+    def _epoch(self, step: int) -> float:
+        return step * self.config.batch_size / self.clips_per_epoch
+
+    def _describe(self, values: dict[str, float]) -> str:
+        return (
+            f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
+            f"{self._validated}"
+        )
+
+    @property
+    def _validated(self) -> str:
+        return "" if math.isnan(self.validation_loss) else f", validation {self.validation_loss:.3f}"
+
+    def _say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if not self.is_silent:
+            with tqdm.external_write_mode():
+                print(line, flush=True)
+
     def summarise(self, step: int, total: int, num_skipped: int, loader: Loader) -> str:
         """Sum up the whole run in one line."""
         return (
-            f"step {step} of {total}, loss {self.loss:.3f}; {self.throughput.summary(loader.waited_s)}, "
+            f"step {step} of {total}, loss {self.loss:.3f}{self._validated}; "
+            f"{self.throughput.summary(loader.waited_s)}, "
             f"{count_videos(num_skipped)} skipped; see {self.config.run_dir}"
         )
 

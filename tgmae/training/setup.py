@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
-from tgmae.masks.scorer import bind_scorer
 from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
 from tgmae.model.videomae import VideoMAE
@@ -38,6 +38,8 @@ from tgmae.training.parallel import World
 from tgmae.training.run_folder import set_aside_run
 from tgmae.training.run_log import RunLog, advise_scorer, describe_run
 from tgmae.training.step import TrainingStep
+from tgmae.training.validation.held_out import bind_with_held_out
+from tgmae.training.validation.loss import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class Run:
     schedule: Schedule
     steps: Steps
     loader: Loader
+    validation: Validation
     log: RunLog
     checkpoints: Checkpoints
     profiler: StepProfiler
@@ -75,6 +78,12 @@ class Run:
             if self.world.is_main:
                 self.checkpoints.save(step)
         gc.collect()
+
+    def validate(self, step: int, is_stopping: Callable[[], bool]) -> None:
+        """Measure the loss on held-out clips after `step`, and note it. Every process must call it."""
+        self.log.settle()  # the GPU is done with the step
+        loss, seconds = self.validation.measure(self.loader, is_stopping)
+        self.log.note_validation(step, loss, seconds)
 
     def close(self) -> None:
         """Stop the loader's processes and close the files of the run, all of them even if one fails (OSError)."""
@@ -98,7 +107,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     do about it.
     """
     # The videos. With text-guided masks every one of them needs a caption.
-    manifest = open_manifest(config.data.manifest, config.data.root, "--data.root").select_split(config.data.split)
+    videos = open_manifest(config.data.manifest, config.data.root, "--data.root")
+    manifest = videos.select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm":
         manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
@@ -120,6 +130,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total = math.ceil(config.epochs * per_epoch)
+    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
+    notes.append(schedule.note)
     steps = Steps(
         first=start.step, last=min(total, config.max_steps or total), total=total, per_epoch=per_epoch,
         accumulation=accumulation,
@@ -135,26 +147,31 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
         model, optimizer = _make_network(config, world, manifest, start)
-        scorer = bind_scorer(config, manifest, world.device)
-        notes += [scorer.note, advise_scorer(config)]
+        scorer, held_out, held_out_note = bind_with_held_out(config, videos, manifest, world.device)
+        (is_missing,) = world.max(held_out is None)
+        if held_out is not None and is_missing:
+            held_out, held_out_note = None, "no validation: another process cannot use the held-out videos"
+        notes += [scorer.note, advise_scorer(config), held_out_note]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
         world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
+        if held_out is not None:
+            world.say(f"held out  {held_out.describe(config)}")
         for note in filter(None, notes):
             world.say(note)
         step = TrainingStep(model, optimizer, config, world, use_bf16)
         _prepare_folder(config, world, steps.first)
-        log = RunLog(config, world, manifest, steps.first, steps.last, per_epoch)
+        validation = Validation(config, held_out, world, step, steps.last)
+        log = RunLog(config, world, manifest, steps.first, steps.last)
         loader = Loader(pipeline, scorer, config.mask, config.model, world.device)
     except BaseException:
         pipeline.close()
         raise
-    schedule = Schedule(config=config.optim, batch_size=config.batch_size, total_steps=total, steps_per_epoch=per_epoch)
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
     checkpoints.saved_step = steps.first
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
     return Run(
-        world=world, manifest=manifest, model=model, step=step, schedule=schedule, steps=steps, loader=loader, log=log,
-        checkpoints=checkpoints, profiler=profiler,
+        world=world, manifest=manifest, model=model, step=step, schedule=schedule, steps=steps, loader=loader,
+        validation=validation, log=log, checkpoints=checkpoints, profiler=profiler,
     )  # fmt: skip
 
 

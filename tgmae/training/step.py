@@ -6,7 +6,7 @@ Dimensions: B clips, T frames, H W pixels, V visible, M masked, P values per tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ class TrainingStep:
         self.clock = StageClock(world.device)
         self.network = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
         self.graph = None
-        if config.compile:
+        self.is_compiled = config.compile
+        if self.is_compiled:
             model.compile_blocks()
         if config.cuda_graph:
             if world.device.type != "cuda" or world.size > 1:
@@ -73,6 +74,18 @@ class TrainingStep:
         with stage("backward"):
             (loss / self.accumulation).backward()
         return loss.detach(), prediction.detach()
+
+    @torch.no_grad()
+    def evaluate(self, frames: Tensor, masks: TokenMasks) -> Tensor:
+        """Return the loss of a batch, a scalar, without gradients; frames and masks as for `add_gradients`.
+
+        No layer of the network is different in training. Compiled blocks run as they are written: each batch size would
+        be compiled again.
+        """
+        as_written = torch.compiler.set_stance("force_eager") if self.is_compiled else nullcontext()  # imports dynamo
+        with as_written, torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.use_bf16):
+            loss: Tensor = self.model(frames, masks)[0]
+        return loss
 
     def update(self, rate: float) -> Tensor:
         """Take an optimiser step with learning rate `rate`; return the norm of the gradients before clipping, a scalar.

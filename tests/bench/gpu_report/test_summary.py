@@ -43,7 +43,7 @@ def test_the_summary_answers_in_order(results: Path) -> None:
         assert said in text
     plain = json.loads(path.with_suffix(".json").read_text())
     assert [entry["status"] for entry in plain["parts"]] == ["exit status 1", "ok", "ok"]
-    assert plain["parts"][1]["reports"][0]["tables"][0]["rows"][1]["ratio"]["median"] == 2
+    assert plain["parts"][1]["reports"]["speed"]["tables"][0]["rows"][1]["ratio"]["median"] == 2
     assert {target["verdict"] for target in plain["targets"]} == {"not measured"}
 
 
@@ -53,3 +53,24 @@ def test_reports_that_were_cut_off_are_left_out(results: Path) -> None:
     (results / "loader.b.cpu.json").write_text('{"headline": {}, "tables": []}')
     assert list(read_reports(part("loader", "loader.*"), "cpu", 0)) == ["loader.b"]
     write_summary([Outcome(part("loader", "loader.*"), "not done after 3 s", 3.0, "", {})], "cpu", 0)
+
+
+def test_parts_of_an_earlier_run_stay_and_say_whence(results: Path) -> None:
+    """Targets are judged by all of them. A report that this version cannot read is not merged."""
+    results.mkdir()
+    row = Row("γ 0.6, xformers, batch 64", [1.0], {"of peak": 0.35})
+    table = Table("ViT-B, by mask ratio", "TFLOP/s", [row])
+    (results / "step.cpu.json").write_text(json.dumps({"headline": {}, "tables": [table.to_dict()]}))
+    write_summary([Outcome(part("step", "step"), "ok", 1.0, "", {})], "cpu", 0)
+    path = results / "gpu.cpu.json"
+    earlier, late = json.loads(path.read_text()), Outcome(part("late"), "ok", 1.0, "", {})
+    earlier["parts"][0]["commit"] = "abc1234"
+    path.write_text(json.dumps(earlier))
+    (results / "step.cpu.json").unlink()
+    text = write_summary([late], "cpu", time.time(), ["step", "late"])[0].read_text()
+    assert "Parts of other commits: step (abc1234)." in text
+    assert "| ≥ 34% | 35% | reached |" in text
+    assert text.index("Does step work?") < text.index("Does late work?")
+    path.write_text(json.dumps({"parts": [{"name": "step", "reports": []}]}))
+    text = write_summary([late], "cpu", time.time(), ["step", "late"])[0].read_text()
+    assert "Parts that have not run: step." in text

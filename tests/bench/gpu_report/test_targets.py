@@ -20,7 +20,7 @@ def measured_reports() -> dict[str, dict[str, Any]]:
     reports = as_reports(
         step=[
             Table("ViT-B, 16×224², by mask ratio", "TFLOP/s", [
-                Row("γ 0.6, xformers, batch 64", [430.0], {"of peak": 0.43, "clips/s": 860.0, "peak GiB": 11.0}),
+                Row("γ 0.6, xformers, batch 64", [330.0], {"of peak": 0.33, "clips/s": 660.0, "peak GiB": 11.0}),
                 Row("γ 0.9, xformers, batch 64", [450.0], {"of peak": 0.455, "peak GiB": 5.0}),
                 Row("matrix product", [700.0]),
             ]),
@@ -54,7 +54,7 @@ def measured_reports() -> dict[str, dict[str, Any]]:
 def test_targets_are_judged_by_what_was_measured() -> None:
     judged = {one["name"]: one for one in judge(measured_reports())}
     assert [(one["measured"], one["verdict"]) for one in judged.values()] == [
-        (0.96, "reached"), (pytest.approx(1.02), "reached"), (0.43, "not reached"), (0.47, "reached"),
+        (0.96, "reached"), (pytest.approx(1.02), "reached"), (0.33, "not reached"), (0.47, "reached"),
         (0.9, "reached"), (0.7, "not reached"), (0.81, "reached"), (900, "reached"), (10.5, "reached"),
     ]  # fmt: skip
     text = targets_markdown(list(judged.values()))

@@ -29,6 +29,7 @@ from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest, read_manifest
 from tgmae.data.sampling import ClipSampler
+from tgmae.masks import text_scorer
 from tgmae.masks.scorer import BoundScorer, bind_scorer
 from tgmae.masks.select import select_masks
 from tgmae.training.loader import Loader
@@ -227,6 +228,17 @@ def test_result_does_not_depend_on_the_batch_of_the_engine(
 
 
 @pytest.mark.slow
+def test_the_frames_of_a_batch_are_known(
+    config: InputConfig, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass is fitted to them: three clips of 4 slots, both frames of each scored."""
+    seen = []
+    monkeypatch.setattr(text_scorer, "make_patch_similarity", lambda *given: seen.append(given[-1]))
+    for clips in (None, 3):
+        bind_scorer(config, manifest, CPU, num_clips=clips)
+    assert seen == [None, 3 * SLOTS * 2]
+
+
 def test_scores_of_a_clip_do_not_depend_on_its_neighbours(
     config: InputConfig, manifest: Manifest, clips: ClipBatch
 ) -> None:

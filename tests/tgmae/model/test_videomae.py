@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -76,3 +78,32 @@ def test_positions_are_the_published_formula() -> None:
         angle = torch.tensor(position / 10000 ** (2 * (channel // 2) / 48), dtype=torch.float64)
         expected = angle.sin() if channel % 2 == 0 else angle.cos()
         assert table[position, channel].item() == pytest.approx(expected.item(), abs=1e-7)
+
+
+def test_initial_weights_are_videomaes() -> None:
+    """Every parameter is uniform within a bound, constant, or (mask token) a normal cut off at one deviation."""
+    config = ModelConfig(
+        image_size=32, num_frames=4, width=96, depth=2, num_heads=2,
+        decoder_width=64, decoder_depth=1, decoder_num_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name, parameter in VideoMAE(config).named_parameters():
+        values = parameter.detach().double()
+        if name == "mask_token":
+            assert values.abs().max() <= 0.02
+            inside, density = math.erf(1 / math.sqrt(2)), math.exp(-0.5) / math.sqrt(2 * math.pi)
+            assert values.std().item() == pytest.approx(0.02 * math.sqrt(1 - 2 * density / inside), rel=0.2)
+        elif name.startswith("patch_embed") or name == "to_decoder.weight":
+            inputs = 1536 if name.startswith("patch_embed") else 96
+            check_uniform(values, 1 / math.sqrt(inputs))  # torch's default, of the bias too
+        elif "norm" in name:
+            assert values.unique().tolist() == [1.0 if name.endswith("weight") else 0.0], name
+        elif name.endswith("bias"):
+            assert not values.any(), name
+        else:
+            check_uniform(values, math.sqrt(6 / sum(values.shape)))  # Xavier; queries, keys and values as one matrix
+
+
+def check_uniform(values: torch.Tensor, bound: float) -> None:
+    assert 0.95 * bound < values.abs().max() <= bound
+    assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01 if values.dim() > 1 else 0.1)

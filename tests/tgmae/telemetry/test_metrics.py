@@ -194,6 +194,36 @@ def test_draw_loss_writes_a_picture(tmp_path: Path) -> None:
     assert (31, 119, 180) in {colour for _, colour in colours}  # tab:blue, the loss
 
 
+def test_losses_on_held_out_clips_are_drawn_and_in_tensorboard(tmp_path: Path) -> None:
+    with closing(MetricsWriter(tmp_path, 0, tensorboard=True)) as writer:
+        for step in range(1, 9):
+            if step % 4 == 0:
+                writer.write(step, {"validation_loss": 2.0, "validation_share": 0.5})
+            writer.write(step, {"loss": 1.0, "wait_share": 0.25})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("validation_loss")] == [(4, 2.0), (8, 2.0)]
+    path = draw_loss(tmp_path)
+    assert path is not None
+    with Image.open(path) as picture:
+        height = picture.height // 2
+        colours = picture.convert("RGB").crop((0, 0, picture.width, height)).getcolors(1 << 20)
+    assert colours is not None
+    assert (255, 127, 14) in {colour for _, colour in colours}  # tab:orange
+
+
+def test_a_pause_does_not_count() -> None:
+    """A minute of validation changes no speed, and is reported as a share of the run."""
+    throughput = Throughput()
+    throughput.count(8, loss=1.0)
+    time.sleep(0.01)
+    throughput._run_begun_s -= 60  # as if a minute had passed
+    throughput._begun_s -= 60
+    throughput.pause(60)
+    assert throughput.report(0.0, {})["step_ms"] < 50_000
+    assert 0.5 < throughput.paused_share < 1
+    assert "% validating" in throughput.summary(0.0)
+
+
 def test_throughput_counts_since_the_last_report() -> None:
     """Clock readings before and after each call bracket the times, so that a busy machine changes nothing."""
     clock = time.perf_counter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ SMALL = ModelConfig(
 
 
 def published_rates(config: OptimConfig, batch_size: int, epochs: int, steps_per_epoch: int) -> NDArray[np.float64]:
-    """VideoMAE: utils.cosine_scheduler with the scaled rates of run_mae_pretraining.py."""
+    """VideoMAE: utils.cosine_scheduler with the scaled rates of run_mae_pretraining.py, warmup_lr among them.
+
+    The script itself scales warmup_lr and does not hand it over, so that its warm-up starts from 0.
+    """
     base, warm, low = (rate * batch_size / 256 for rate in (config.base_lr, config.warmup_lr, config.min_lr))
     warmup_iters = int(config.warmup_epochs * steps_per_epoch)
     rising = np.linspace(warm, base, warmup_iters)
@@ -84,6 +88,9 @@ def test_warm_up_longer_than_the_run() -> None:
     got = [schedule.rate(step) for step in range(11)]
     assert all(math.isfinite(rate) and rate > 0 for rate in got)
     assert got[:10] == sorted(got[:10])
+    assert schedule.note.startswith("the warm-up takes all 10 steps of the run")
+    assert "less than --optim.warmup-epochs 40, or more --epochs" in schedule.note
+    assert not replace(schedule, total_steps=41).note
 
 
 def test_every_parameter_is_in_one_group_once() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
@@ -70,6 +71,22 @@ def test_a_batch_in_pieces_gives_the_same_step() -> None:
     for one, other in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert one.grad is None  # forgotten: the next step begins with none
+
+
+def test_evaluating_changes_nothing_and_compiles_nothing() -> None:
+    """The loss is the training pass's, to the bit; compiled blocks would be compiled again for each batch size."""
+    step, compiled = make_step(CONFIG), make_step(replace(CONFIG, compile=True))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for clips in (4, 3):
+        frames, masks = make_batch(0, clips)
+        before = torch.random.get_rng_state()
+        loss = step.evaluate(frames, masks)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert not loss.requires_grad
+        assert torch.equal(compiled.evaluate(frames, masks), loss)
+        assert torch.equal(step.add_gradients(frames, masks)[0], loss)
+    assert not counters["stats"]
 
 
 def test_stages_are_timed() -> None:

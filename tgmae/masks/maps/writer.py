@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dali_pipelines.types import SkippedVideo
 from engines.files import lock_file, replacing
+from engines.progress import progress_bar
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.records import (
     SCHEMA,
@@ -84,7 +84,7 @@ def write_maps(
                 del missing[part]
         rows = [row for part in missing.values() for row in part]
         results = compute(rows)
-        bar = tqdm(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
+        bar = progress_bar(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
         for part in missing:
             found = _read_records(out, part, key)
             with _Journal(part_path(out, part), key) as journal:

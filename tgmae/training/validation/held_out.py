@@ -1,0 +1,85 @@
+"""The clips that a run validates on, and a scorer for them.
+
+They are the same in every run on the same manifest, whatever its seed, processes and step: `ClipSampler` draws them as
+the first epoch of seed 0, each with its crop, caption and mask seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from dali_pipelines.types import ClipRequest
+from tgmae.captions.policy import require_captions
+from tgmae.config.run import TrainConfig
+from tgmae.data.manifest import Manifest, count_videos
+from tgmae.data.sampling import ClipSampler
+from tgmae.masks.scorer import BoundScorer, bind_scorer
+
+_SEED = 0
+_TRAINED_PER_CLIP = 16  # clips that are trained on, at least, for each clip of a validation
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out clips, one of each of some videos.
+
+    manifest  videos that are not trained on
+    period    clips that are trained on from one validation to the next
+    """
+
+    manifest: Manifest
+    requests: tuple[ClipRequest, ...]
+    period: float
+
+    def describe(self, config: TrainConfig) -> str:
+        """Say which clips are held out, how often they are used and what they take, in one line."""
+        model = config.model
+        frames = model.num_frames * model.image_size**2 * 3
+        megabytes = len(self.requests) * (frames + 4 * model.num_tokens) / 1e6
+        return (
+            f"{len(self.requests)} clips from {count_videos(len(self.manifest))} of split {config.validation.split}, "
+            f"every {self.period / config.batch_size:.0f} steps; {megabytes:.1f} MB in host memory"
+        )
+
+
+def bind_with_held_out(
+    config: TrainConfig, videos: Manifest, manifest: Manifest, device: torch.device
+) -> tuple[BoundScorer, HeldOut | None, str]:
+    """Make the scorer of a run, which also scores its held-out clips.
+
+    videos    all videos of the data set        manifest  those that are trained on
+
+    Returns the scorer, the held-out clips (None where there are none, or the run does not validate), and what the user
+    should know, "" for nothing. Raises ValueError where the videos that are trained on cannot be scored.
+    """
+    bind = partial(bind_scorer, config, manifest, device, num_clips=config.device_batch_size)
+    if not config.validation.every:
+        return bind(), None, ""
+    try:
+        held_out, note = _choose_clips(config, videos, len(manifest))
+        return bind(more=held_out.manifest), held_out, note
+    except ValueError as error:
+        return bind(), None, f"no validation: {error}"
+
+
+def _choose_clips(config: TrainConfig, videos: Manifest, num_trained: int) -> tuple[HeldOut, str]:
+    """Return the held-out clips, and what was done about missing captions. Raises ValueError where there are none.
+
+    num_trained   videos that are trained on
+    """
+    options, note = config.validation, ""
+    if config.data.split in ("", options.split):
+        raise ValueError(f"--data.split {config.data.split or '(all)'} trains on split {options.split} too")
+    manifest = videos.select_split(options.split)
+    if config.mask.kind == "tgm":
+        manifest, note = require_captions(manifest, config.mask.no_caption)
+    count = min(options.clips, len(manifest))
+    sampler = ClipSampler(
+        manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=count,
+        seed=_SEED,
+    )  # fmt: skip
+    period = max(options.every * num_trained * config.data.repeat, _TRAINED_PER_CLIP * count)
+    return HeldOut(manifest, sampler(0), period), f"held out: {note}" if note else ""

@@ -1,0 +1,110 @@
+"""The loss on held-out clips, forward only.
+
+Training is the same with it and without: it draws no random numbers and shares nothing with the step but the weights.
+A validation runs after at least 16 times as many clips were trained on, and its forward passes cost about a third of a
+step's work a clip, so it takes about 2 % of the time. The clips are decoded and masked once, before the first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dali_pipelines.open import open_pipeline
+from tgmae.config.run import TrainConfig
+from tgmae.data.sampling import FixedClips, ends_period
+from tgmae.masks.scorer import BoundScorer
+from tgmae.model.token_masks import TokenMasks
+from tgmae.training.loader import InputStalled, Loader
+from tgmae.training.parallel import World
+from tgmae.training.step import TrainingStep
+from tgmae.training.validation.held_out import HeldOut
+
+_Batch = tuple[Tensor, TokenMasks]  # frames uint8 [B, T, H, W, 3] in host memory, and their masks
+
+
+class Validation:
+    """Call `measure` where `is_due` says so.
+
+    held_out   None where there is nothing to validate on; then it is never due
+
+    Each process holds its share of the clips in host memory: uint8 frames and int32 token numbers, 2.4 MB for a clip of
+    16×224².
+    """
+
+    def __init__(
+        self, config: TrainConfig, held_out: HeldOut | None, world: World, step: TrainingStep, last_step: int
+    ) -> None:
+        self.config, self.held_out, self.world, self.step, self.last_step = config, held_out, world, step, last_step
+        self._batches: list[_Batch] | None = None
+        self._clips_per_process = 0.0  # mean
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to validate after `step`, which depends on nothing but the configuration."""
+        if self.held_out is None:
+            return False
+        return step == self.last_step or ends_period(step, self.config.batch_size, self.held_out.period)
+
+    def measure(self, loader: Loader, is_stopping: Callable[[], bool]) -> tuple[float, float]:
+        """Return the mean loss over the held-out clips of all processes, and the seconds that it took.
+
+        The loss is NaN where none of them can be read. Every process must call it, with its training loader: the scorer
+        serves one thread at a time. Raises InputStalled as the loader does.
+        """
+        started = time.perf_counter()
+        assert self.held_out is not None
+        if self._batches is None:
+            self._batches = self._load(self.held_out, loader, is_stopping)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for frames, masks in self._batches:
+            visible, masked = masks.visible.to(total.device), masks.masked.to(total.device)
+            mean = self.step.evaluate(frames.to(total.device), TokenMasks(visible=visible, masked=masked))
+            total += mean * len(frames)
+        loss = self.world.mean(float(total)) / self._clips_per_process if self._clips_per_process else math.nan
+        return loss, time.perf_counter() - started
+
+    def _load(self, held_out: HeldOut, loader: Loader, is_stopping: Callable[[], bool]) -> list[_Batch]:
+        """Decode and mask this process's share of the clips, and count those of all processes."""
+        batches: list[_Batch] = []
+        try:
+            loader.finish_batch(is_stopping)
+            for batch in self._decode(held_out, loader.scorer, is_stopping):
+                batches.append(batch)
+        except InputStalled:
+            raise
+        except ValueError as error:
+            tqdm.write(f"held-out clips are missing: {error}")
+        self._clips_per_process = self.world.mean(sum(len(frames) for frames, _ in batches))
+        found, wanted = round(self._clips_per_process * self.world.size), len(held_out.requests)
+        if found < wanted:
+            self.world.say(f"validating on {found} of {wanted} held-out clips; the others could not be read")
+        return batches
+
+    def _decode(self, held_out: HeldOut, scorer: BoundScorer, is_stopping: Callable[[], bool]) -> Iterator[_Batch]:
+        """Yield this process's share of the clips and their masks, without those of videos that cannot be read."""
+        config, device = self.config, self.world.device
+        share = held_out.requests[self.world.rank :: self.world.size]
+        if not share:
+            return
+        size = min(config.device_batch_size, len(share))
+        data = replace(config.data, repeat=1, pipelines=1, prefetch=1)
+        pipeline = open_pipeline(
+            config.pipeline, held_out.manifest, FixedClips(share, size), data, config.model.image_size, 0, device
+        )
+        with closing(Loader(pipeline, scorer, config.mask, config.model, device)) as loader:
+            for first in range(0, len(share), size):
+                batch = loader.next_batch(is_stopping)
+                unread = {video.row for video in batch.clips.skipped}
+                # Copies of other clips stand in for those, and for what the last batch lacks.
+                own = enumerate(share[first : first + size])
+                kept = [place for place, request in own if request.row not in unread]
+                masks = TokenMasks(visible=batch.masks.visible[kept].cpu(), masked=batch.masks.masked[kept].cpu())
+                if kept:
+                    yield batch.clips.frames[kept].cpu(), masks
