@@ -182,8 +182,8 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> None:
-    write_numbered(tmp_path / "a.mp4", num_frames=16)
-    write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=16)
+    write_numbered(tmp_path / "a.mp4", num_frames=40)
+    write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=40)
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     code, said, err = tgmae("data", "motion", tmp_path / "manifest.parquet", "--workers", 1, small=False)
     assert code == 0, code
