@@ -53,14 +53,15 @@ class DaliPipeline:
     ) -> None:  # fmt: skip
         self.placement = choose_placement(config, device)
         limits = self.placement.limits
-        clashing = set[CodedFormat]() if limits is None else find_clashes(videos.coded(), limits)
+        kinds = set(videos.coded())
+        clashing = set[CodedFormat]() if limits is None else find_clashes(kinds, limits)
         distrusted = {row for row, coded in enumerate(videos.coded()) if coded in clashing} if clashing else set[int]()
         requests = sampler(first_batch)
         self.span = max(request.frames[-1] - request.frames[0] + 1 for request in requests)
         self.batch = first_batch
         step = self.placement.pipelines
         # A graph that decodes works on two batches at once. One that only flips has nothing to gain from that.
-        queue = 2 if any(dali_decodes(coded, limits) for coded in videos.coded()) else 1
+        queue = 2 if any(dali_decodes(coded, limits) for coded in kinds) else 1
         # Each pipeline may be reading what it works on and what it has given out last.
         depth = step * (queue + 1 + self.placement.prefetch)
         self.feed = ClipFeed(

@@ -58,6 +58,7 @@ class Video:
     stream: int = 0  # number of the stream among the video streams of the file
     mirrored: bool = False  # whether the frame, once turned upright, must also be flipped left to right
     segment: tuple[int, int] | None = None  # first frame, and the frame after the last; None for the whole file
+    digest: str = ""  # of the file's content (`video.opening.digest_file`); "" where it is not known
 
     def __post_init__(self) -> None:
         """Check the segment, and store None where it is the whole file: equal rows have equal names."""

@@ -99,15 +99,30 @@ def open_line(line: bytes) -> bytes | None:
 def lock_file(path: Path) -> Iterator[None]:
     """Hold a lock on `path`, so that only one process makes it while others that want it wait.
 
-    The lock is the file NAME.lock beside it, which is left there. It ends with the process that holds it.
+    The lock is the file NAME.lock beside it, which is left there. It ends with the process that holds it. On a file
+    system without locks a line says so.
     """
-    with open(path.with_name(path.name + ".lock"), "a") as file:
+    lock = path.with_name(path.name + ".lock")
+    with open(lock, "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file.fileno(), lock)
         except BlockingIOError:
             print(f"waiting for another process that writes {path}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file.fileno(), lock, waits=True)
         yield
+
+
+def _lock(descriptor: int, lock: Path, waits: bool = False) -> None:
+    """Take the kernel's lock on an open file, or say that its file system has none.
+
+    Raises BlockingIOError where another process holds it, unless this one `waits`.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(f"{lock} is on a file system without locks: make sure that only one process uses it", flush=True)
 
 
 class InUseError(BlockingIOError):
@@ -140,7 +155,7 @@ def _try_to_claim(lock: Path, path: Path) -> int | None:
     lock.parent.mkdir(parents=True, exist_ok=True)  # a holder that has ended may have removed it
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, lock)
         if not _is_at(lock, descriptor):  # a lock on a deleted file keeps nobody out
             os.close(descriptor)
             return None
@@ -152,10 +167,7 @@ def _try_to_claim(lock: Path, path: Path) -> int | None:
         holder = os.read(descriptor, 500).decode(errors="replace").strip()
         os.close(descriptor)
         raise InUseError(holder or "a process that has just started", path) from None
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            print(f"{lock} is on a file system without locks: make sure that only one process uses it", flush=True)
-            return descriptor
+    except OSError:
         os.close(descriptor)
         raise
     return descriptor

@@ -1,14 +1,44 @@
-"""Caches that other libraries fill, with a digest in front: a damaged one counts as empty."""
+"""Digests in files: JSON objects that carry a checksum, and caches that other libraries fill."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engines.files import write_atomically
 
+CHECKSUM = "checksum"  # the last key of a JSON object that carries one
+_DIGITS = 16
 _LENGTH = hashlib.sha256().digest_size
+
+
+def seal_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of its values as its last key, which readers may ignore.
+
+    It does not depend on the order of the keys nor on white space, which other programs may change.
+    """
+    return {**fields, CHECKSUM: _digest(fields)[:_DIGITS]}
+
+
+def open_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return a JSON object without its checksum, and whether it is as it was sealed, or never was."""
+    plain = {name: value for name, value in fields.items() if name != CHECKSUM}
+    if CHECKSUM not in fields:
+        # What looks like a checksum is one whose key is damaged.
+        last = next(reversed(plain.values()), None)
+        return plain, not (isinstance(last, str) and re.fullmatch(f"[0-9a-f]{{{_DIGITS}}}", last))
+    checksum = str(fields[CHECKSUM])
+    # Plans of earlier versions have all 64 digits.
+    return plain, len(checksum) >= _DIGITS and _digest(plain).startswith(checksum)
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def write_sealed(path: Path, data: bytes) -> None:

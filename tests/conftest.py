@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
+
+from tests.support.flips import Flips, TryFlips, count_flips
 
 os.environ["MPLBACKEND"] = "Agg"  # not through matplotlib, without which the GPU's tests run too
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -70,3 +73,34 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     config.write_text(json.dumps({**small_config(), "quick_gelu": True}))
     open_clip.add_model_config(config)
     return "tgmae-test"
+
+
+# Faults: how often they are tried, and what came of it
+
+
+@pytest.fixture
+def repetitions() -> Callable[[int, int], int]:
+    """Choose how often a fault is tried: a few times, or as often as docs/results.md says with TGMAE_FAULTS=all."""
+    return lambda few, everything: everything if os.environ.get("TGMAE_FAULTS") == "all" else few
+
+
+@pytest.fixture
+def record_counts(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Keep what a fault was tried on and what was counted in pytest's report, from which `bench.faults` reads it."""
+    return lambda what, **counts: record_property(what, json.dumps(counts))
+
+
+@pytest.fixture
+def try_flips(repetitions: Callable[[int, int], int], record_counts: Callable[..., None]) -> TryFlips:
+    """Flip single bits of a file (`tests.support.flips`)."""
+
+    def try_them(
+        path: Path, read: Callable[[], object], *, few: int = 300, all: int = 3000, seed: int = 0, first_byte: int = 0
+    ) -> Flips:
+        flips = count_flips(path, repetitions(few, all), read, seed, first_byte)
+        counts = {"tried": flips.tried, "refused": flips.refused, "silent": flips.silent}
+        record_counts(path.name, bytes=path.stat().st_size, **counts)
+        assert flips.silent == 0
+        return flips
+
+    return try_them

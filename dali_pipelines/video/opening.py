@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -16,6 +19,14 @@ from dali_pipelines.types import Video
 # Seconds for opening a file, and for finding the next packet. FFmpeg searches 50 MiB of zeros a second for one, and
 # waits without end for a file server that is gone.
 PATIENCE = 30.0
+# What is read of a file for its digest: up to this many blocks, so that a file of up to 8 MiB is read whole.
+_BLOCKS, _BLOCK_BYTES = 128, 65536
+# FFmpeg's formats that are no videos, whatever a file is called: lists of other files, and text that it draws. Formats
+# of single pictures end in _pipe. The protocol keeps the lists from reaching the network while they are opened.
+_NO_VIDEOS = frozenset(
+    ("concat", "hls", "dash", "imf", "webm_dash_manifest", "sdp", "rtsp", "tty", "bin", "xbin", "adf", "idf", "ico")
+)
+_OPTIONS = {"protocol_whitelist": "file"}
 _DEFAULT_BONUS = 5_000_000  # pixels: FFmpeg's map_auto_video (fftools/ffmpeg_mux_init.c)
 
 
@@ -24,8 +35,16 @@ class DecodeError(Exception):
 
 
 def open_file(file: str) -> InputContainer:
-    """Open a file, whatever its name: without the prefix, FFmpeg takes what precedes a colon for a protocol."""
-    return av.open(f"file:{file}", timeout=PATIENCE)
+    """Open a file, whatever its name: without the prefix, FFmpeg takes what precedes a colon for a protocol.
+
+    Raises DecodeError where its content is no video, and FFmpeg's errors.
+    """
+    container = av.open(f"file:{file}", timeout=PATIENCE, options=_OPTIONS)
+    kind = container.format
+    if kind.name in _NO_VIDEOS or kind.name.endswith("_pipe"):
+        container.close()
+        raise DecodeError(f"not a video, but what FFmpeg calls {kind.long_name}")
+    return container
 
 
 @contextmanager
@@ -35,11 +54,10 @@ def open_video(file: str, video: Video) -> Iterator[tuple[InputContainer, VideoS
     Raises DecodeError where the file is missing or broken, or is not the one that was indexed.
     """
     try:
-        if not video.is_file(file):
-            os.stat(file)  # a missing file has a reason of its own
+        if not video.is_file(file) and not _is_copy(file, video):
             raise DecodeError(
-                "changed since it was indexed (its size or date differs from the manifest's); run tgmae-data index "
-                "again"
+                f"changed since it was indexed (its size or {'content' if video.digest else 'date'} differs from the "
+                "manifest's); run tgmae-data index again"
             )
         with open_file(file) as container:
             streams = container.streams.video
@@ -51,6 +69,36 @@ def open_video(file: str, video: Video) -> Iterator[tuple[InputContainer, VideoS
             yield container, streams[video.stream]
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(name_error(error)) from error
+
+
+def digest_file(file: str | Path) -> str:
+    """Return 16 digits that tell a file's content: its size, and blocks of it, of which a small file has no others.
+
+    Of more than 8 MiB, blocks at equal distances are read, the first and the last among them. A difference that lies
+    between them is not seen.
+    """
+    with open(file, "rb", buffering=0) as opened:
+        size = opened.seek(0, os.SEEK_END)
+        digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+        blocks = min(-(-size // _BLOCK_BYTES), _BLOCKS)
+        for block in range(blocks):
+            # Blocks of a small file follow each other; its last one then overlaps the one before.
+            opened.seek(block * max(size - _BLOCK_BYTES, 0) // max(blocks - 1, 1))
+            digest.update(opened.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _is_copy(file: str, video: Video) -> bool:
+    """Return whether a file of another date is the one that was indexed. Raises OSError where it is missing."""
+    stat = os.stat(file)
+    return (
+        bool(video.digest) and stat.st_size == video.num_bytes and _digest_once(file, stat.st_mtime_ns) == video.digest
+    )
+
+
+@lru_cache(maxsize=2**17)
+def _digest_once(file: str, mtime_ns: int) -> str:
+    return digest_file(file)
 
 
 def choose_stream(container: InputContainer) -> int:
@@ -75,7 +123,7 @@ def choose_stream(container: InputContainer) -> int:
 
 
 def name_error(error: Exception) -> str:
-    """Return the text of one of FFmpeg's errors, without the path that it begins with."""
+    """Return the text of an error of FFmpeg's or the system's, without the path that it begins with."""
     if isinstance(error, av.ExitError):
         return f"no video data within {PATIENCE:g} s of reading"
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

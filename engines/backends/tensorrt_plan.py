@@ -22,10 +22,9 @@ from tqdm import tqdm
 
 from engines.backends.onnx_engine import OPSET_ATTENTION, OPSET_PLAIN
 from engines.files import lock_file, write_atomically
-from engines.sealed import read_sealed, write_sealed
+from engines.sealed import open_fields, read_sealed, seal_fields, write_sealed
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
-_CHECKSUM = "checksum"  # of a description, beside its fields
 # Modules that provide each library. NVIDIA's package tensorrt_rtx only re-exports its bindings and may be absent.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
@@ -131,29 +130,24 @@ def build_plan(
             profile=(1, batch, batch), build_s=round(time.perf_counter() - started, 2), plan_bytes=len(data),
             plan_hash=hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
-        fields = asdict(description)
-        write_atomically(_beside(path), json.dumps({**fields, _CHECKSUM: _checksum(fields)}, indent=1).encode())
+        write_atomically(_beside(path), json.dumps(seal_fields(asdict(description)), indent=1).encode())
     return path
 
 
 def describe_plan(path: Path) -> PlanDescription:
     """Read the description beside a plan. Raises ValueError if either file is missing, damaged or does not match."""
     try:
-        fields = json.loads(_beside(path).read_text(encoding="utf-8"))
-        if fields.pop(_CHECKSUM, None) not in (None, _checksum(fields)):  # plans built before have none
+        fields, is_whole = open_fields(json.loads(_beside(path).read_text(encoding="utf-8")))
+        if not is_whole:
             raise ValueError
         for key in ("inputs", "outputs"):
             fields[key] = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in fields[key])
         description = PlanDescription(**{**fields, "profile": tuple(fields["profile"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a plan of tgmae, or {_beside(path).name} is missing or damaged") from error
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != description.plan_hash:
         raise ValueError(f"the plan {path} is truncated, damaged or not the one that {_beside(path).name} describes")
     return description
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _beside(path: Path) -> Path:

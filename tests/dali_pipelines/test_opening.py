@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from av.video.stream import VideoStream
+from PIL import Image
 
 from dali_pipelines.pyav_pipeline import read_clip
 from dali_pipelines.types import ClipRequest, CropBox, Video
@@ -22,9 +24,9 @@ from dali_pipelines.video import opening
 from dali_pipelines.video.decode import DecodeError, decode_clips, decode_frames, decode_whole_frames
 from dali_pipelines.video.excerpt import cut_excerpt
 from dali_pipelines.video.motion import BLOCK, read_motion
-from dali_pipelines.video.opening import open_video
+from dali_pipelines.video.opening import digest_file, open_video
 from tests.support.requests import prepare
-from tests.support.videos import draw_number, read_number, write_numbered
+from tests.support.videos import draw_number, read_number, stamp, write_numbered
 from tgmae.data.coders import CompactConfig
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest
@@ -60,9 +62,6 @@ def replace_content(file: Path, how: str) -> None:
     """Put another video of the same picture size in place of one, as a second download or an export does."""
     before = file.stat()
     options = {"num_frames": 60} if how == "longer" else {}
-    if how == "other date":
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-        return
     write_numbered(file, "libvpx-vp9", g="30" if how == "other bytes" else "12", **options)
     if how == "same size":
         content = bytearray(file.read_bytes()[: before.st_size])
@@ -71,7 +70,7 @@ def replace_content(file: Path, how: str) -> None:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("how", ["other date", "other bytes", "longer", "same size"])
+@pytest.mark.parametrize("how", ["other bytes", "longer", "same size"])
 def test_a_replaced_file_is_refused_on_every_path(tmp_path: Path, how: str) -> None:
     file = write_numbered(tmp_path / "a.webm", "libvpx-vp9", g="12")
     video = index(file)
@@ -83,6 +82,43 @@ def test_a_replaced_file_is_refused_on_every_path(tmp_path: Path, how: str) -> N
             path(str(file), video)
 
 
+def test_a_copy_without_its_date_is_recognised_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is read once; a manifest made before contents were known goes by the date alone."""
+    file = write_numbered(tmp_path / "a.webm", "libvpx-vp9", g="12")
+    video = index(file)
+    os.utime(file, ns=(0, video.mtime_ns + 1))
+    read: list[str] = []
+    monkeypatch.setattr(opening, "digest_file", lambda name: read.append(name) or video.digest)
+    for path in PATHS.values():
+        path(str(file), video)
+        with pytest.raises(DecodeError, match=r"^changed since it was indexed \(its size or date differs"):
+            path(str(file), replace(video, digest=""))
+    assert read == [str(file)]
+
+
+def test_a_digest_tells_contents_apart(tmp_path: Path) -> None:
+    """Every byte of a file of up to 8 MiB; of a larger one what its blocks show, among them both ends."""
+    file = tmp_path / "a.y4m"
+    digests = set[str]()
+    block = opening._BLOCK_BYTES
+    for size in (0, 1, block, block + 1, 3 * block - 1, 128 * block):
+        whole = bytes(size)
+        for place in [None, *sorted({0, size // 3, size // 2, max(size - 1, 0)})][: size + 1]:
+            changed = bytearray(whole)
+            if place is not None:
+                changed[place] ^= 1
+            file.write_bytes(changed)
+            digests.add(digest_file(file))
+    assert len(digests) == 1 + 2 + 4 * 5
+    with file.open("wb") as opened:
+        opened.truncate(2**34)  # 16 GiB of which nothing is on the disk
+    before = digest_file(file)
+    with file.open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        opened.write(b"1")
+    assert digest_file(file) != before
+
+
 @pytest.mark.parametrize("name", ["a.webm", "a.mp4"])
 def test_a_worker_says_that_a_file_was_replaced(tmp_path: Path, name: str) -> None:
     """Whether DALI or the worker would decode it."""
@@ -91,7 +127,7 @@ def test_a_worker_says_that_a_file_was_replaced(tmp_path: Path, name: str) -> No
     request = whole(manifest[0])
     prepared, _ = prepare(manifest, request)
     assert (prepared.is_native, prepared.error) == (name == "a.webm", "")
-    file.touch()
+    replace_content(file, "same size")
     prepared, clip = prepare(manifest, request)
     assert not prepared.is_native
     assert prepared.error.startswith("changed since it was indexed")
@@ -113,6 +149,38 @@ def test_names_mean_nothing_to_ffmpeg(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path / "out")
     assert transcode(str(tmp_path / name), video, Path(name), CompactConfig()) == 20
     assert index(Path(name)).num_frames == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.ts", b"ffconcat version 1.0\nfile b.mp4\n", "Virtual concatenation script"),
+        (
+            "a.m3u8",
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nb.mp4\n#EXT-X-ENDLIST\n",
+            "Apple HTTP Live Streaming",
+        ),
+        ("a.nfo", b"a long story\n" * 40, "Tele-typewriter"),
+        ("a.mp4", None, "piped png sequence"),
+    ],
+)
+def test_lists_texts_and_pictures_are_no_videos(tmp_path: Path, name: str, content: bytes | None, kind: str) -> None:
+    """FFmpeg goes by what is in a file, and reads other files where a list names them."""
+    video = index(write_numbered(tmp_path / "b.mp4"))
+    if content is None:
+        content = b"".join(_to_png(number) for number in range(20))
+    file = tmp_path / name
+    file.write_bytes(content)
+    excluded = probe(file, Entry(name, "", (), ""), 2, True)
+    assert excluded == Excluded(name, f"not a video, but what FFmpeg calls {kind}")
+    with pytest.raises(DecodeError, match=rf"^not a video, .* {kind}$"), open_video(str(file), stamp(video, file)):
+        pass
+
+
+def _to_png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_number(number, 160, 120)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def test_a_stream_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -195,6 +196,18 @@ def test_one_process_at_a_time(tmp_path: Path, end: str) -> None:
             if process is not None and process.poll() is None:
                 process.kill()
                 process.communicate()
+
+
+@pytest.mark.parametrize("lock", [lock_file, claim_file])
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lock: Callable[[Path], Any]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock(tmp_path / "file"):
+        assert "file.lock is on a file system without locks: make sure that only one" in capsys.readouterr().out
 
 
 def test_a_lock_can_be_taken_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

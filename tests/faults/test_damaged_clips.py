@@ -1,6 +1,6 @@
 """Damaged clips through everything that reads them: no crash, no hang, and no wrong picture that FFmpeg flags.
 
-TGMAE_FAULTS=all .venv/bin/python -m pytest tests/faults/test_damaged_clips.py -s    # 200 clips
+TGMAE_FAULTS=all .venv/bin/python -m pytest tests/faults/test_damaged_clips.py    # 200 clips
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_all(pipeline: ClipPipeline, manifest: Manifest) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DALI cannot decode")
 def test_damaged_clips(
-    tmp_path: Path, repetitions: Callable[[int, int], int], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, repetitions: Callable[[int, int], int], record_counts: Callable[..., None]
 ) -> None:
     count, videos, out = repetitions(14, 200), tmp_path / "videos", tmp_path / "m.parquet"
     videos.mkdir()
@@ -131,11 +131,9 @@ def test_damaged_clips(
         config = tiny(out, tmp_path / name, pipeline=name, max_steps=30, epochs=200)
         result = train(replace(config, data=replace(config.data, max_skipped=1.0)))
         assert result.step == 30
-    with capfd.disabled():
-        skipped = {name: len(manifest) - len(rows) for name, rows in taken.items()}
-        print(
-            f"\n{count} damaged clips ({', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))}): "
-            f"{len(manifest) - 2 * len(CODECS)} indexed, of which {skipped['dali']} skipped by dali and "
-            f"{skipped['pyav']} by pyav; {sum(map(bool, wrong.values()))} have frames that FFmpeg flags, "
-            f"0 of them handed out; no crash, no hang"
-        )
+    record_counts(
+        "damaged clips", tried=count, kinds=dict(sorted(kinds.items())), formats=len(CODECS),
+        indexed=len(manifest) - 2 * len(CODECS),
+        skipped={name: len(manifest) - len(rows) for name, rows in taken.items()},
+        with_frames_that_ffmpeg_flags=sum(map(bool, wrong.values())), of_these_handed_out=0,
+    )  # fmt: skip

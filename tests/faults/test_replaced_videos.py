@@ -1,6 +1,6 @@
 """A video that was replaced after indexing is skipped and named, whatever reads it and however it was replaced.
 
-.venv/bin/python -m pytest tests/faults/test_replaced_videos.py -s    # 20 ways
+.venv/bin/python -m pytest tests/faults/test_replaced_videos.py    # 20 ways
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def last(manifest: Manifest) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DALI cannot decode")
 @pytest.mark.parametrize("kind", ["dali", "pyav"])
-def test_pipelines_skip_them(indexed: Manifest, kind: str) -> None:
+def test_pipelines_skip_them(indexed: Manifest, kind: str, record_counts: Callable[..., None]) -> None:
     plan = Plan(tuple(request(indexed, row, FRAMES) for row in range(len(indexed))))
     config = DataConfig(num_workers=2)
     pipeline: ClipPipeline = (
@@ -128,10 +128,11 @@ def test_pipelines_skip_them(indexed: Manifest, kind: str) -> None:
     reasons = {video.row: video.reason for video in batch.skipped}
     assert sorted(set(range(len(indexed))) - reasons.keys()) == last(indexed)
     assert all("indexed" in reason for reason in reasons.values()), reasons
+    record_counts(f"replaced videos, {kind}", tried=len(indexed) - len(last(indexed)), skipped=len(reasons))
 
 
 @pytest.mark.slow
-def test_maps_skip_them(indexed: Manifest, tmp_path: Path) -> None:
+def test_maps_skip_them(indexed: Manifest, tmp_path: Path, record_counts: Callable[..., None]) -> None:
     result = build_motion(indexed, tmp_path / "motion", 2)
     named = {video.row: video.reason for video in result.skipped}
     h264 = [row for row in range(len(indexed)) if indexed[row].codec == "h264"]
@@ -140,11 +141,14 @@ def test_maps_skip_them(indexed: Manifest, tmp_path: Path) -> None:
     frames = list(decode_in_workers(indexed, list(range(len(indexed))), 6, 16, 4, 2))
     assert [row for row, (found, _) in enumerate(frames) if found is not None] == last(indexed)
     assert all("indexed" in reason for found, reason in frames if found is None)
+    skipped = {"motion": len(set(h264) & named.keys()), "scores": sum(found is None for found, _ in frames)}
+    record_counts("replaced videos, maps", tried=len(indexed) - len(last(indexed)), skipped=skipped)
 
 
 @pytest.mark.slow
-def test_compacting_leaves_them_out(indexed: Manifest, tmp_path: Path) -> None:
+def test_compacting_leaves_them_out(indexed: Manifest, tmp_path: Path, record_counts: Callable[..., None]) -> None:
     result = compact(indexed, tmp_path / "out", CompactConfig(short_side=64), 2)
     kept = {indexed[row].path for row in result.rows}
     assert kept == {indexed[row].path for row in last(indexed)}
     assert len(result.excluded) == 2 * len(WAYS)
+    record_counts("replaced videos, compact", tried=2 * len(WAYS), skipped=len(result.excluded))

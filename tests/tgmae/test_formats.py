@@ -56,8 +56,8 @@ ADDED = ("start_frame", "end_frame", "caption_sources")
 
 
 def write_format_1(path: Path, videos: list[Video]) -> Path:
-    """Write a manifest as c233382 did: without segments, sources, streams, mirroring and a format number."""
-    names = [name for name in SCHEMA.names if name not in (*ADDED, "stream", "mirrored")]
+    """Write a manifest as c233382 did: without segments, sources, streams, mirroring, digests and a format number."""
+    names = [name for name in SCHEMA.names if name not in (*ADDED, "stream", "mirrored", "digest")]
     columns = {name: [getattr(video, name) for video in videos] for name in names}
     columns["captions"] = [list(video.texts) for video in videos]
     schema = pa.schema([SCHEMA.field(name) for name in names]).with_metadata({ROOT_KEY: b"."})
@@ -105,7 +105,7 @@ def test_foreign_columns_do_not_pass_for_segments(old: Path) -> None:
 def test_format_2_needs_all_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(path, VIDEOS, tmp_path)
-    assert pq.read_schema(path).metadata[FORMAT_KEY] == b"3"
+    assert pq.read_schema(path).metadata[FORMAT_KEY] == b"4"
     for name in ADDED:
         pq.write_table(pq.read_table(path).drop([name]), tmp_path / "cut.parquet")
         with pytest.raises(

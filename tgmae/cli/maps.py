@@ -103,7 +103,8 @@ class Motion(Command):
             )
             if not result.num_videos + result.num_reused:
                 raise ValueError(message)
-            print(message, file=sys.stderr)
+            flags = f"--mask.kind mgm --mask.motion {out} --mask.no-motion exclude"
+            print(f"{message}; or train without them: {flags}", file=sys.stderr)
 
 
 def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from tgmae.cli.parser.rules import check_effects
 from tgmae.cli.parser.subcommands import exit_for_usage
 from tgmae.cli.parser.values import convert_values
 from tgmae.config.run import TrainConfig
-from tgmae.config.saved import from_dict
+from tgmae.config.saved import read_config
 from tgmae.presets import DESCRIPTIONS, PRESETS
 from tgmae.shapes.demo import provide_demo
 from tgmae.training.process import Stopped, ending_at_once, manual_garbage_collection
@@ -102,7 +101,10 @@ def _split(arguments: list[str]) -> tuple[TrainConfig, str, list[str]]:
     if file is not None and preset is not None:
         raise UsageError(f"{preset} and --config {file} exclude each other: a run starts from a preset or from a file")
     if file is not None:
-        return read_config(file), f"configuration {file}", flags
+        config, is_as_written = read_config(file)
+        edited = "" if is_as_written else ", edited by hand or damaged since a run wrote it"
+        # Whether that run itself resumed anything does not matter to one that continues or repeats it.
+        return dataclasses.replace(config, resume="auto"), f"configuration {file}{edited}", flags
     return PRESETS[preset or "demo"], f"preset {preset or 'demo'}", flags
 
 
@@ -116,22 +118,6 @@ def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
                 raise UsageError("--config needs a file, such as RUN/config.json")
             return Path(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
     return None, arguments
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read the configuration that a run has saved, with --resume auto.
-
-    Whether that run itself resumed anything does not matter to one that continues or repeats it.
-
-    Raises FileNotFoundError, or ValueError for a file that is not such a configuration.
-    """
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"no configuration at {path}; expected a file such as RUN/config.json") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not a saved configuration: {error}") from error
-    return dataclasses.replace(from_dict(plain, str(path)), resume="auto")
 
 
 def _find_late_preset(flags: Sequence[str]) -> str | None:

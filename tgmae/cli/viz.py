@@ -28,7 +28,7 @@ class Masks(ClipCommand):
     READS: ClassVar = (
         *SAMPLING_FLAGS, *CLIP_FLAGS,
         "mask.ratio", "mask.scorer", "mask.frames-per-tubelet", "mask.dense", "mask.scores", "mask.student",
-        "mask.motion", "mask.flow", "mask.no-caption",
+        "mask.motion", "mask.flow", "mask.no-caption", "mask.no-motion",
     )  # fmt: skip
 
     HINTS: ClassVar = {**ClipCommand.HINTS, "mask.kind": "all are drawn; --no-text leaves out text-guided masks"}
@@ -42,11 +42,16 @@ class Masks(ClipCommand):
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
         from tgmae.masks.agreement import load_clips
+        from tgmae.masks.motion_field import leave_out_motionless
         from tgmae.masks.scorer import bind_scorer
         from tgmae.pictures.masks import draw_masks
         from tgmae.training.parallel import choose_device
 
         config, manifest = self.read(with_text=self.text)
+        if config.mask.motion and config.mask.no_motion == "exclude":
+            manifest, note = leave_out_motionless(manifest)
+            if note:
+                print(note)
         device = choose_device(config.device)
         scorers = {
             kind: bind_scorer(replace(config, mask=replace(config.mask, kind=kind)), manifest, device)

@@ -45,6 +45,8 @@ class MaskConfig:
     # What to do with videos that have no caption: fail and list them (error), skip them (exclude), or use the class
     # label as the caption (label).
     no_caption: Literal["error", "exclude", "label"] = "error"
+    # What to do with videos without motion vectors: fail and list them (error) or skip them (exclude).
+    no_motion: Literal["error", "exclude"] = "error"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:

@@ -1,4 +1,7 @@
-"""Save configurations as JSON, and read them again."""
+"""Save configurations as JSON, and read them again.
+
+A file carries a checksum, and may be edited by hand all the same: it is then said to be no longer as it was written.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from engines.files import write_atomically
+from engines.sealed import open_fields, seal_fields
 from tgmae.config.run import TrainConfig
 
 FORMAT = 1  # of to_dict
@@ -16,6 +21,7 @@ FORMAT = 1  # of to_dict
 LATER = {
     "clip.tag": None,
     "clip.trust_code": False,
+    "mask.no_motion": "error",
     "validation": {"split": "val", "clips": 128, "every": 0.0},
 }
 
@@ -25,6 +31,26 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     plain = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, default=str))
     assert isinstance(plain, dict)
     return plain
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write a configuration atomically."""
+    write_atomically(path, (json.dumps(seal_fields(to_dict(config)), indent=2) + "\n").encode())
+
+
+def read_config(path: Path) -> tuple[TrainConfig, bool]:
+    """Read a configuration, and return whether it is as it was written; one without a checksum counts as that.
+
+    Raises FileNotFoundError, or ValueError for a file that is not such a configuration.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"no configuration at {path}; expected a file such as RUN/config.json") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a saved configuration: {error}") from error
+    plain, is_as_written = open_fields(plain) if isinstance(plain, dict) else (plain, True)
+    return from_dict(plain, str(path)), is_as_written
 
 
 def from_dict(plain: Any, source: str) -> TrainConfig:

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("stream", pa.int32()),
         ("mirrored", pa.bool_()),
+        ("digest", pa.string()),
     ]
 )
 _WORDS = {

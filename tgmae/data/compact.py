@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
+from dali_pipelines.video.opening import name_error
 from dali_pipelines.workers.pool import Death, map_in_workers
 from engines.files import LONGEST_NAME, lock_file, open_line, replacing, seal_line, write_atomically
 from engines.progress import progress_bar
@@ -205,7 +206,7 @@ def _run_job(job: _Job) -> _Done | Excluded:
     try:
         stat = os.stat(job.file)
     except OSError as error:
-        return Excluded(source.name, f"{type(error).__name__}: {error.strerror}")
+        return Excluded(source.name, name_error(error))
     if source.length < 1:
         return Excluded(source.name, "no frame")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def list_csv(csv_path: Path, root: Path, split: str, source: str = "csv") -> Lis
     column that is there twice, a quote that is not closed, too many fields, a list in place of a caption,
     contradictory rows, and a path that leaves the root.
     """
-    records = _read_records(csv_path, root)
+    records, doubtful = _read_records(csv_path, root)
     names = [name.strip() for name in records[0][1]] if records else []
     columns = [name.lower() for name in names]
     if "path" not in columns:
@@ -69,11 +69,13 @@ def list_csv(csv_path: Path, root: Path, split: str, source: str = "csv") -> Lis
             if (known.label, known.split) != (entry.label, entry.split):
                 raise ValueError(f"{where}: {path} has another label or split here than in a line above")
             entries[path] = replace(known, captions=known.captions + captions)
-    return Listing(list(entries.values()), ignored=ignored)
+    return Listing(list(entries.values()), ignored=ignored, doubtful=doubtful)
 
 
-def _read_records(csv_path: Path, root: Path) -> list[tuple[int, list[str]]]:
-    """Return the line on which each record begins, and its fields. Empty records are passed over.
+def _read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]]], list[int]]:
+    """Return the line on which each record begins, and its fields; and the lines of those that may hold others.
+
+    Empty records are passed over.
 
     Lines end with \\n, \\r\\n or \\r and nothing else: captions may hold other characters that separate lines.
     """
@@ -87,6 +89,7 @@ def _read_records(csv_path: Path, root: Path) -> list[tuple[int, list[str]]]:
             raise ValueError(f"{csv_path} line {number} holds a NUL character; remove it")
     reader = csv.reader(lines, skipinitialspace=True, strict=True)
     records: list[tuple[int, list[str]]] = []
+    doubtful: list[int] = []
     limit = csv.field_size_limit(max(len(text), 1))  # a field may be as long as it is; the limit is the module's
     try:
         first = 0
@@ -94,7 +97,9 @@ def _read_records(csv_path: Path, root: Path) -> list[tuple[int, list[str]]]:
             if any(values):
                 records.append((first + 1, values))
             if records and reader.line_num > first + 1:
-                _check_quotes(lines[first : reader.line_num], records[0][1], root, f"{csv_path} line {first + 1}")
+                held, header = lines[first : reader.line_num], records[0][1]
+                _check_quotes(held, header, root, f"{csv_path} line {first + 1}")
+                doubtful += [first + 1] * any(_looks_like_a_row(line, header) for line in held[1:])
             first = reader.line_num
     except csv.Error as error:
         is_open = "end of data" in str(error)
@@ -109,12 +114,23 @@ def _read_records(csv_path: Path, root: Path) -> list[tuple[int, list[str]]]:
         ) from error
     finally:
         csv.field_size_limit(limit)
-    return records
+    return records, doubtful
+
+
+def _looks_like_a_row(line: str, header: list[str]) -> bool:
+    """Return whether a line within quotes has a row's number of fields, and one word for a path."""
+    cells = next(csv.reader([line], skipinitialspace=True), [])
+    place = _find_path(header)
+    return len(cells) == len(header) > 1 and re.fullmatch(r"\S+", cells[place].strip()) is not None
+
+
+def _find_path(header: list[str]) -> int:
+    return next((place for place, name in enumerate(header) if name.strip().lower() == "path"), 0)
 
 
 def _check_quotes(lines: list[str], header: list[str], root: Path, where: str) -> None:
     """Raise ValueError where the lines of one record look like several: a quote took the next rows for its text."""
-    place = next((place for place, name in enumerate(header) if name.strip().lower() == "path"), 0)
+    place = _find_path(header)
     paths = []
     for line in lines:
         cells = [cell.strip().strip('"').strip() for cell in line.split(",")]

@@ -51,7 +51,7 @@ def read_journal(journal: Path, root: Path) -> list[Video]:
             if set(row) == {"root"}:
                 # As for a manifest: a folder that is gone has moved.
                 is_of_root = row["root"] == str(root.resolve()) or not Path(row["root"]).exists()
-            elif is_of_root and {"stream", "mirrored"} <= set(row):
+            elif is_of_root and {"stream", "mirrored", "digest"} <= set(row):
                 videos.append(video_from_json(row))
         except (ValueError, TypeError, KeyError):
             continue

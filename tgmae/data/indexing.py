@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +38,7 @@ class IndexResult:
 
     def describe(self, out: Path, seconds: float) -> str:
         """Summarise the result in one line; `out` is the manifest that was written."""
-        missing = sum("FileNotFoundError" in video.reason for video in self.excluded)
+        missing = sum(video.reason == os.strerror(errno.ENOENT) for video in self.excluded)
         not_there = f"{missing} of them not there; " if missing else ""
         reasons = f" ({not_there}{self.report} says why)" if self.excluded else ""
         gone = f"{self.num_gone} no longer listed, " if self.num_gone else ""
@@ -141,7 +143,7 @@ def _write_index(
         num_videos=len(rows), num_reused=num_reused, excluded=excluded, report=report,
         num_gone=len({video.path for video in before.rows} - paths) if before.are_of_root else 0,
         others=_make_printable(listing.describe_others()),
-        table=_describe_table(csv_path, rows, listing.ignored) if csv_path else "",
+        table=_describe_table(csv_path, rows, listing) if csv_path else "",
     )  # fmt: skip
 
 
@@ -240,8 +242,8 @@ def _describe_nothing(listing: Listing, root: Path, csv_path: Path | None) -> st
     )
 
 
-def _describe_table(csv_path: Path, videos: Sequence[Video], ignored: Sequence[str]) -> str:
-    """Say in one line what the manifest has from a CSV."""
+def _describe_table(csv_path: Path, videos: Sequence[Video], listing: Listing) -> str:
+    """Say in one line what the manifest has from a CSV, and in another what may be wrong with it."""
     labels, splits = {video.label for video in videos if video.label}, Counter(video.split for video in videos)
     bare = sum(not video.captions for video in videos)
     return (
@@ -249,5 +251,16 @@ def _describe_table(csv_path: Path, videos: Sequence[Video], ignored: Sequence[s
         f"{_count(sum(len(video.captions) for video in videos), 'caption')}"
         + (f" ({count_videos(bare)} without any)" if bare else "")
         + f"; splits {', '.join(f'{name} {count}' for name, count in splits.items())}"
-        + (f"; ignored columns: {', '.join(ignored)}" if ignored else "")
+        + (f"; ignored columns: {', '.join(listing.ignored)}" if listing.ignored else "")
+        + _describe_doubts(listing.doubtful)
+    )
+
+
+def _describe_doubts(lines: Sequence[int], shown: int = 5) -> str:
+    if not lines:
+        return ""
+    listed = ", ".join(map(str, lines[:shown])) + ", …" * (len(lines) > shown)
+    return (
+        f"\nthe text in quotes on line{'s' * (len(lines) > 1)} {listed} goes on over lines that look like rows; where "
+        "they are, close the quote: their videos are missing"
     )

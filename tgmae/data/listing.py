@@ -42,6 +42,7 @@ class Listing:
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders that cannot be listed, and why
     others: Counter[str] = field(default_factory=Counter)  # files that are not videos, by suffix
     ignored: list[str] = field(default_factory=list)  # columns of a CSV that mean nothing here
+    doubtful: list[int] = field(default_factory=list)  # lines of a CSV where a text begins that may hold further rows
 
     def describe_others(self, shown: int = 6) -> str:
         """Return "14 other files (.txt 12, .srt 2)", or "" where there is none."""
@@ -65,7 +66,7 @@ def list_folder(root: Path, split: str, out: Path | None = None) -> Listing:
 
     def note_unreadable(error: OSError) -> None:
         path = Path(error.filename).relative_to(root).as_posix()
-        listing.unreadable.append((path, f"{type(error).__name__}: {error.strerror}"))
+        listing.unreadable.append((path, error.strerror or str(error)))
 
     # The real paths of a folder and of those around it.
     around: dict[str, frozenset[str]] = {}

@@ -20,8 +20,8 @@ from engines.files import replacing
 from tgmae.data.columns import SCHEMA, cast_columns, check_names, check_relative, check_rows, has_column, name_rows
 from tgmae.data.parquet_file import DamagedFileError, read_table, write_table
 
-FORMAT = 3  # 1 had no segments and no caption sources, 2 no streams and no mirrored videos; both are still read
-_ADDED_IN = {2: ("start_frame", "end_frame", "caption_sources"), 3: ("stream", "mirrored")}
+FORMAT = 4  # the first, and what each later one added; all are still read
+_ADDED_IN = {2: ("start_frame", "end_frame", "caption_sources"), 3: ("stream", "mirrored"), 4: ("digest",)}
 # Parquet metadata: the folder that paths are relative to (absolute, or relative to the manifest's folder), and FORMAT.
 ROOT_KEY, FORMAT_KEY = b"tgmae.root", b"tgmae.format"
 _LOOKED_FOR = 16  # files that must not all be missing
@@ -259,7 +259,7 @@ def _read_format(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
 
 
 def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
-    """Add the columns that an older format has not: whole files, captions from unknown sources, the first stream."""
+    """Add the columns that an older format has not: whole files, the first stream, nothing known of other things."""
     if not later:
         return table
     sources = [[""] * len(texts) for texts in table.column("captions").to_pylist()]
@@ -269,6 +269,7 @@ def _upgrade(table: pa.Table, later: Sequence[str]) -> pa.Table:
         "caption_sources": sources,
         "stream": [0] * table.num_rows,
         "mirrored": [False] * table.num_rows,
+        "digest": [""] * table.num_rows,
     }
     for name in later:
         table = table.append_column(name, pa.array(values[name], SCHEMA.field(name).type))

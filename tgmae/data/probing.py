@@ -22,7 +22,7 @@ from dali_pipelines.types import CodedFormat, Video
 from dali_pipelines.video.decode import seek_keyframe
 from dali_pipelines.video.geometry import read_rotation
 from dali_pipelines.video.headers import is_shown_once, keeps_format
-from dali_pipelines.video.opening import choose_stream, name_error, open_file
+from dali_pipelines.video.opening import DecodeError, choose_stream, digest_file, name_error, open_file
 from tgmae.data.listing import Entry
 from tgmae.data.manifest import Manifest, count_videos
 
@@ -47,10 +47,10 @@ def probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video 
     """Probe one video for the manifest. Never raises for a bad file: the reason is returned."""
     try:
         return _probe(file, entry, min_frames, decode_all)
-    except _UnusableError as error:
+    except (_UnusableError, DecodeError) as error:
         return Excluded(entry.path, str(error))
     except StopIteration:
-        return Excluded(entry.path, "StopIteration: no decodable frame")
+        return Excluded(entry.path, "no decodable frame")
     except (av.FFmpegError, OSError, ValueError) as error:
         return Excluded(entry.path, name_error(error))
 
@@ -88,7 +88,7 @@ def _probe(file: Path, entry: Entry, min_frames: int, decode_all: bool) -> Video
         path=entry.path, num_frames=num_frames, fps=fps, width=width, height=height, codec=codec,
         pixel_format=first.format.name, rotation=rotation, num_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns,
         keyframes=tuple(keyframes), keyframe_pts=tuple(keyframes.values()), label=entry.label, captions=entry.captions,
-        split=entry.split, stream=number, mirrored=mirrored,
+        split=entry.split, stream=number, mirrored=mirrored, digest=digest_file(file),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -105,6 +106,19 @@ def compose(motion: Tensor, steps: Tensor) -> Tensor:
     return (start - place).transpose(1, 2).reshape(*motion.shape[:2], 2, rows, columns)
 
 
+def leave_out_motionless(manifest: Manifest) -> tuple[Manifest, str]:
+    """Return the videos whose codec carries motion vectors, and a note about the others, "" for none.
+
+    Raises ValueError where no video is left.
+    """
+    has_motion = [codec in CODECS for codec in manifest.table.column("codec").to_pylist()]
+    if not any(has_motion):
+        raise ValueError(f"none of {count_videos(len(manifest))} has motion vectors ({' and '.join(CODECS)} do)")
+    count = len(manifest) - sum(has_motion)
+    note = f"{count_videos(count)} without motion vectors {'is' if count == 1 else 'are'} left out" * bool(count)
+    return Manifest(manifest.table.filter(pa.array(has_motion)), manifest.root), note
+
+
 class CodecMotion:
     """Motion fields from a folder that `tgmae-data motion` wrote.
 
@@ -122,9 +136,10 @@ class CodecMotion:
         without = [(name, codec) for name, codec in codecs if name in self.maps.unreadable]
         if silent := [f"{path} ({codec})" for path, codec in without if codec not in CODECS]:
             has = "has" if len(silent) == 1 else "have"
+            exclude = "leave them out with --mask.no-motion exclude, or " * (len(silent) < len(manifest))
             raise ValueError(
                 f"{len(silent)} of {count_videos(len(manifest))} {has} no motion vectors ({' and '.join(CODECS)} do), "
-                f"such as {', '.join(silent[:3])}; re-encode the data set with: "
+                f"such as {', '.join(silent[:3])}; {exclude}re-encode the data set with: "
                 "tgmae-data compact MANIFEST --out FOLDER"
             )
         self.note = (

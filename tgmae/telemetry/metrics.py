@@ -1,9 +1,13 @@
-"""A run's metrics: one JSON line per report in metrics.jsonl, and the same numbers in TensorBoard."""
+"""A run's metrics: one JSON line per report in metrics.jsonl, and the same numbers in TensorBoard.
+
+Each line ends with a checksum of its values, which readers may ignore.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines.files import naming_errors, write_atomically
+from engines.sealed import open_fields, seal_fields
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,9 +41,8 @@ class MetricsWriter:
         self._path, self._folder = run_dir / METRICS_FILE, run_dir / "tensorboard"
         lines, unreadable = _parse(self._path)
         kept = [line for line in lines if line["step"] <= first_step]
-        numbers = ", ".join(map(str, unreadable))
-        self.note = f"left out of {self._path}, cut off or damaged: lines {numbers}" if numbers else ""
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.note = _describe_unreadable(self._path, unreadable)
+        write_atomically(self._path, "".join(map(_to_text, kept)).encode())
         self._file = self._path.open("a")
         self._board: SummaryWriter | None = None
         self._make_board: Callable[[], SummaryWriter] | None = None
@@ -50,7 +54,7 @@ class MetricsWriter:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one report, made after optimiser step `step`."""
         with naming_errors(self._path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(_to_text({"step": step, **values}))
             self._file.flush()
         with naming_errors(self._folder):
             if (board := self._open()) is not None:
@@ -100,12 +104,23 @@ def _open_board(folder: Path, first_step: int) -> SummaryWriter:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return all reports of a run, oldest first. A line that a crash cut off is left out."""
-    return _parse(run_dir / METRICS_FILE)[0]
+    """Return all reports of a run, oldest first, without their checksums. Lines cut off or damaged are named."""
+    lines, unreadable = _parse(run_dir / METRICS_FILE)
+    if unreadable:
+        print(_describe_unreadable(run_dir / METRICS_FILE, unreadable), file=sys.stderr)
+    return lines
+
+
+def _to_text(line: dict[str, Any]) -> str:
+    return json.dumps(seal_fields(line)) + "\n"
+
+
+def _describe_unreadable(path: Path, numbers: list[int]) -> str:
+    return f"left out of {path}, cut off or damaged: lines {', '.join(map(str, numbers))}" if numbers else ""
 
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the reports in a file, and the numbers of the lines that are none, counted from 1."""
+    """Return the reports in a file, and the numbers of the lines that are none or damaged, counted from 1."""
     lines: list[dict[str, Any]] = []
     unreadable: list[int] = []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1):
@@ -113,7 +128,8 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             line = json.loads(text)
         except ValueError:
             line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        line, is_whole = open_fields(line) if isinstance(line, dict) else ({}, False)
+        if is_whole and isinstance(line.get("step"), int):
             lines.append(line)
         elif text:
             unreadable.append(number)

@@ -204,16 +204,18 @@ def _name_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 
 
 def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the settings that differ from those of the run that wrote the checkpoint: "data.stride 2 → 4".
+    """Return the settings that differ from those of the run that wrote the checkpoint: "--data.stride 2 → 4".
 
     A file that decides the masks is among them if its content differs.
     """
     old, new = _flatten(LATER) | _flatten(state["config"]), _flatten(to_dict(config))
     for name in ("format", "resume", "init_from"):  # they say how the settings are written, and where to begin
         new.pop(name)
-    changed = [f"{name} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value]
+    changed = [
+        f"--{name.replace('_', '-')} {old.get(name)} → {value}" for name, value in new.items() if old.get(name) != value
+    ]
     before, now = state.get("scorer", {}), digest_scorer(config)  # checkpoints once had no digests
-    return changed + [f"content of mask.{name}" for name in now if before.get(name, now[name]) != now[name]]
+    return changed + [f"content of --mask.{name}" for name in now if before.get(name, now[name]) != now[name]]
 
 
 def digest_scorer(config: TrainConfig) -> dict[str, str]:

@@ -34,7 +34,8 @@ from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.agreement import load_clips, mask_agreement, name_skipped, rank_correlation
 from tgmae.masks.scorer import make_scorer
-from tgmae.training.process import Stopped, stop_requests
+from tgmae.training.loader import InputStalled, start_input_thread, take_batch
+from tgmae.training.process import Stopped, StopRequest, stop_requests
 
 _SAVE_EVERY = 20  # rounds
 _MAX_TEXTS = 256  # captions in the loss
@@ -101,6 +102,8 @@ def distill(
         batch_size=options.clips, seed=config.seed,
     )  # fmt: skip
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
+    # A thread waits for the workers, so that this one can act on a signal while no batch comes.
+    thread = start_input_thread(device)
     bar = progress_bar(
         range(first, options.rounds), initial=first, total=options.rounds, desc="distilling", unit="round"
     )
@@ -111,7 +114,11 @@ def distill(
             for number in bar:
                 # One frame of each tubelet, since the other is nearly the same. The batch is held until the end of the
                 # round, when the GPU has read it.
-                batch = pipeline.next_batch()
+                try:
+                    batch = take_batch(thread.submit(pipeline.next_batch), lambda: stop.requested)
+                except InputStalled:
+                    _save_state(partial, {"settings": settings, **fit.state()})
+                    raise _stopped(stop, number, ", as no input came") from None
                 name_skipped(batch, skipped)
                 frames = batch.frames[:, :: model.tubelet_size].flatten(0, 1).to(device)
                 patches = _patches(frames, model.patch_size, clip.mean, clip.std)
@@ -123,12 +130,10 @@ def distill(
                 if (number + 1) % _SAVE_EVERY == 0 or stop.requested:
                     _save_state(partial, {"settings": settings, **fit.state()})
                 if stop.requested:
-                    raise Stopped(
-                        stop.number,
-                        f"stopped by {signal.Signals(stop.number).name} after round {number + 1}; the same command "
-                        "resumes from there",
-                    )
+                    raise _stopped(stop, number + 1)
     finally:
+        pipeline.interrupt()
+        thread.shutdown(wait=True, cancel_futures=True)
         pipeline.close()
 
     measured = {"patches": fit.step * options.batch, "steps": fit.step}
@@ -137,6 +142,11 @@ def distill(
     save_student(out, tower, clip.fingerprint, measured)
     partial.unlink(missing_ok=True)
     return measured
+
+
+def _stopped(stop: StopRequest, rounds: int, why: str = "") -> Stopped:
+    name = signal.Signals(stop.number).name
+    return Stopped(stop.number, f"stopped by {name} after round {rounds}{why}; the same command resumes from there")
 
 
 def _measure(

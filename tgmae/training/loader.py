@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.batch_lifetime import BatchLifetime
 
+T = TypeVar("T")
 _STOPPING_S = 10  # seconds that a run which was asked to stop waits for a batch
 
 
@@ -57,6 +59,41 @@ class TrainingBatch:
     def __repr__(self) -> str:
         text = "None" if self.text is None else describe_tensor(self.text)
         return f"TrainingBatch(clips {self.clips!r}, masks {self.masks!r}, text {text})"
+
+
+def start_input_thread(device: torch.device) -> ThreadPoolExecutor:
+    """Start the thread that waits for batches, with `device` as its own.
+
+    A new thread's device is GPU 0. `torch.cuda.stream` restores it at its end, which would open a context there, of
+    about 500 MiB, in every process.
+    """
+
+    def choose_device() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(1, "loader", initializer=choose_device)
+
+
+def wait_for_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> None:
+    """Wait until another thread has made a batch.
+
+    Raises InputStalled where it does not come although `is_stopping` has been true for ten seconds.
+    """
+    patience = _STOPPING_S
+    while not wait([batch], timeout=1).done:
+        patience -= is_stopping()
+        if patience <= 0:
+            raise InputStalled("the next batch does not come")
+
+
+def take_batch(batch: Future[T], is_stopping: Callable[[], bool]) -> T:
+    """Return a batch that another thread makes. Raises InputStalled, and InputError where it cannot be made."""
+    wait_for_batch(batch, is_stopping)
+    try:
+        return batch.result()
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 class Loader(Iterator[TrainingBatch]):
@@ -87,7 +124,7 @@ class Loader(Iterator[TrainingBatch]):
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._lifetime = BatchLifetime(device)
         with holding_signals():  # one that ends a run while the thread starts would leave a thread that nobody ends
-            self._thread = ThreadPoolExecutor(1, "loader", initializer=self._choose_device)
+            self._thread = start_input_thread(device)
             self._next: Future[TrainingBatch] = self._thread.submit(self._make_batch)
 
     @property
@@ -101,8 +138,7 @@ class Loader(Iterator[TrainingBatch]):
     def next_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> TrainingBatch:
         """Return the next batch, and start on the one after it. On CUDA the host waits while two passes are queued.
 
-        Raises InputError where it cannot be made, and InputStalled where it does not come although `is_stopping` has
-        been true for ten seconds.
+        Raises InputError and InputStalled as `take_batch` does.
         """
         batch = self._lifetime.hand_out(lambda: self._take(is_stopping))
         for video in batch.clips.skipped:
@@ -113,21 +149,13 @@ class Loader(Iterator[TrainingBatch]):
 
     def _take(self, is_stopping: Callable[[], bool]) -> TrainingBatch:
         """Wait for the batch that the thread makes, and let it make another one."""
-        self.finish_batch(is_stopping)
-        try:
-            batch = self._next.result()
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        batch = take_batch(self._next, is_stopping)
         self._next = self._thread.submit(self._make_batch)
         return batch
 
     def finish_batch(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
         """Wait until the next batch is made. Nobody uses the scorer then. Raises InputStalled as `next_batch` does."""
-        patience = _STOPPING_S
-        while not wait([self._next], timeout=1).done:
-            patience -= is_stopping()
-            if patience <= 0:
-                raise InputStalled("the next batch does not come")
+        wait_for_batch(self._next, is_stopping)
 
     def close(self) -> None:
         """Stop the pipeline's processes and the thread, which may be waiting for them."""
@@ -135,15 +163,6 @@ class Loader(Iterator[TrainingBatch]):
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._lifetime.close()
         self.pipeline.close()
-
-    def _choose_device(self) -> None:
-        """Make this thread's device the loader's.
-
-        A new thread's device is GPU 0. `torch.cuda.stream` restores it at its end, which would open a context there, of
-        about 500 MiB, in every process.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
 
     def _make_batch(self) -> TrainingBatch:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():

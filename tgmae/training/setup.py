@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,10 +15,10 @@ from typing import Any
 
 import torch
 
-from engines.files import write_atomically
 from tgmae.captions.policy import require_captions
+from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import TrainConfig
-from tgmae.config.saved import to_dict
+from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
 from tgmae.model.attention import choose_attention
 from tgmae.model.huggingface import import_hf
@@ -113,6 +112,11 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     notes: list[str] = []
     if config.mask.kind == "tgm":
         manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
+        notes.append(note)
+    if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
+        from tgmae.masks.motion_field import leave_out_motionless
+
+        manifest, note = leave_out_motionless(manifest)
         notes.append(note)
 
     # Where to start.
@@ -228,4 +232,4 @@ def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:
     for path in set_aside_newer(config.run_dir / "checkpoints", first_step):
         world.say(f"set aside {path}: this run starts from step {first_step}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.run_dir / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
+    write_config(config, config.run_dir / "config.json")

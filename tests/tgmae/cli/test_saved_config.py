@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.flips import TryFlips
 from tgmae.cli import train
 from tgmae.config.run import TrainConfig
-from tgmae.config.saved import FORMAT, from_dict, to_dict
+from tgmae.config.saved import FORMAT, from_dict, read_config, to_dict, write_config
 from tgmae.presets import PRESETS
 from tgmae.training.checkpoint import changed_settings
 
@@ -54,6 +55,28 @@ def test_flags_on_top_change_the_file(form: list[str], tmp_path: Path) -> None:
     for arguments in (["--epochs", "10", *named, "--data.stride", "3"], [*named, "--epochs", "10", "--data.stride=3"]):
         config, _ = train.parse(arguments)
         assert config == replace(PRESETS["ssv2"], epochs=10, data=replace(PRESETS["ssv2"].data, stride=3))
+
+
+def test_an_edited_file_is_used_and_said_to_be_edited(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    write_config(PRESETS["demo"], file)
+    assert train.parse(["--config", str(file)]) == (PRESETS["demo"], f"configuration {file}")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "epochs": 61}))
+    said = f"configuration {file}, edited by hand or damaged since a run wrote it"
+    assert train.parse(["--config", str(file)]) == (replace(PRESETS["demo"], epochs=61), said)
+
+
+def test_no_flipped_bit_in_a_configuration_is_silent(tmp_path: Path, try_flips: TryFlips) -> None:
+    file = tmp_path / "config.json"
+    write_config(PRESETS["ssv2"], file)
+
+    def read() -> TrainConfig:
+        config, is_as_written = read_config(file)
+        if not is_as_written:
+            raise ValueError("said")
+        return config
+
+    assert "said" in try_flips(file, read).messages
 
 
 @pytest.mark.parametrize("resume", ["never", "runs/x/checkpoints/step_00000001.pt"])
@@ -178,7 +201,7 @@ def test_the_format_is_not_a_changed_setting() -> None:
     old = to_dict(PRESETS["demo"])
     new = replace(PRESETS["demo"], epochs=61)
     for saved in (old, {key: value for key, value in old.items() if key != "format"}):
-        assert changed_settings({"config": saved}, new) == ["epochs 60 → 61"]
+        assert changed_settings({"config": saved}, new) == ["--epochs 60 → 61"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 from PIL import Image
 
 from engines.towers.student import read_about
+from tests.support.runs import tiny
 from tests.support.videos import write_numbered
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.cached_scorer import COMMAND
 from tgmae.masks.maps.store import MapFolder, digest_videos
+from tgmae.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -179,8 +182,8 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> None:
-    write_numbered(tmp_path / "a.mp4", num_frames=16)
-    write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=16)
+    write_numbered(tmp_path / "a.mp4", num_frames=40)
+    write_numbered(tmp_path / "b.webm", "libvpx-vp9", num_frames=40)
     index_folder(tmp_path, tmp_path / "manifest.parquet", num_workers=1)
     code, said, err = tgmae("data", "motion", tmp_path / "manifest.parquet", "--workers", 1, small=False)
     assert code == 0, code
@@ -189,10 +192,21 @@ def test_codecs_without_motion_are_named(tgmae: Terminal, tmp_path: Path) -> Non
     assert (
         "no motion vectors in 1 of 2 videos: vp9 (1); re-encode the data set to H.264 with: tgmae-data compact" in err
     )
+    assert f"; or train without them: --mask.kind mgm --mask.motion {tmp_path}/motion --mask.no-motion exclude\n" in err
     code, _, _ = tgmae(
         "viz", "masks", tmp_path / "manifest.parquet", "--no-text", "--mask.motion", tmp_path / "motion", small=False
     )
     assert "1 of 2 videos has no motion vectors (h264 and mpeg4 do), such as b.webm (vp9)" in code
+    code, said, _ = tgmae(
+        "viz", "masks", tmp_path / "manifest.parquet", "--no-text", "--mask.motion", tmp_path / "motion", "--count", 1,
+        "--mask.no-motion", "exclude", small=False,
+    )  # fmt: skip
+    assert (code, "1 video without motion vectors is left out" in said) == (0, True)
+    config = tiny(tmp_path / "manifest.parquet", tmp_path / "run", epochs=1, batch_size=1, device_batch_size=1)
+    for choice, steps in (("exclude", 1), ("error", 0)):
+        mask = replace(config.mask, kind="mgm", motion=tmp_path / "motion", no_motion=choice)
+        with nullcontext() if steps else pytest.raises(ValueError, match=r"--mask\.no-motion exclude"):
+            assert train(replace(config, mask=mask, resume="never")).step == steps
 
 
 def test_masks_default_to_the_manifests_name(tgmae: Terminal, few: Path) -> None:

@@ -48,6 +48,20 @@ def test_a_quote_takes_no_rows(tmp_path: Path, rows: str, line: int, words: str)
 
 
 @pytest.mark.parametrize(
+    ("rows", "doubtful"),
+    [
+        ('u7Gx,a,"he said\nq2Lk,a,two\nz9Ab,b,"\nw1,a,x\n', [2]),  # the quote is closed by one that was never opened
+        ('"u7Gx\nq2Lk",a,one\nw1,a,"one\nq2,a,three"\n', [2, 4]),
+        ('u7Gx,a,"first line\nsecond line, with commas, and more\nlast"\nw1,a,x\n', []),
+        ('u7Gx,a,"first line\nsecond, and last"\nw1,a,x\n', []),
+    ],
+)
+def test_a_text_that_may_hold_rows_is_said(tmp_path: Path, rows: str, doubtful: list[int]) -> None:
+    """Names without a suffix, of files that are not there: nothing tells for certain."""
+    assert read(tmp_path, HEADER + rows).doubtful == doubtful
+
+
+@pytest.mark.parametrize(
     "text",
     [
         'label,caption,path\na,"one, two,1.mp4\nb,a 24",2.mp4\n',

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_kill_9_loses_only_the_video_at_work(manifest: Manifest, tmp_path: Path,
     assert not list(out.glob("*.journal"))
     assert_whole(manifest, out)
     assert write(manifest, out)[1] == []
+
+
+def test_maps_belong_to_the_content_of_a_file(manifest: Manifest, tmp_path: Path) -> None:
+    """Where it is known: a file replaced by one of equal size and length is computed again once it is indexed again.
+
+    Maps of manifests that did not know it stay valid.
+    """
+    out = tmp_path / "maps"
+
+    def indexed(*contents: str) -> Manifest:
+        videos = [manifest[row] for row in range(COUNT)]
+        known = [replace(video, digest=content) for video, content in zip(videos, contents, strict=False)]
+        return Manifest.of([*known, *videos[len(known) :]], tmp_path)
+
+    assert len(write(manifest, out)[1]) == COUNT
+    assert write(indexed("aa", "bb"), out)[1] == []
+    assert_whole(indexed("aa", "bb"), out)
+    fresh = tmp_path / "fresh"
+    assert len(write(indexed("aa", "bb"), fresh)[1]) == COUNT
+    assert write(indexed("aa", "cc"), fresh)[1] == [1]
+    with pytest.raises(ValueError, match=r"maps of other videos .* for 1 of 10 videos, such as 0\.mp4"):
+        MapFolder(fresh, "tgmae-data test").check_videos(indexed("dd", "cc"), digest_videos(indexed("dd", "cc")))
 
 
 def test_a_full_disk_is_said_with_the_file_and_loses_nothing(manifest: Manifest, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tgmae.masks.motion_field import (
     compose,
     first_centre,
     frame_steps,
+    leave_out_motionless,
     sample_cells,  # fmt: skip
 )
 
@@ -232,9 +233,15 @@ def test_videos_without_motion(tmp_path: Path) -> None:
     silent = [make_video(path="a.mp4"), make_video(path="b.webm", codec="vp9")]
     manifest = folder_of(tmp_path / "vp9", silent, [ramp(8, 10), "vp9 videos carry no motion vectors"])
     with pytest.raises(
-        ValueError, match=r"1 of 2 videos has no motion vectors .*b\.webm \(vp9\); .*tgmae-data compact"
+        ValueError, match=r"1 of 2 videos has no .*b\.webm \(vp9\); leave them out with --mask\.no-motion exclude, or "
     ):
         CodecMotion(tmp_path / "vp9" / "motion", manifest, CPU)
+    rest, note = leave_out_motionless(manifest)
+    assert note == "1 video without motion vectors is left out"
+    assert CodecMotion(tmp_path / "vp9" / "motion", rest, CPU).note == ""
+    assert leave_out_motionless(rest)[1] == ""
+    with pytest.raises(ValueError, match=r"none of 1 video has motion vectors \(h264 and mpeg4 do\)"):
+        leave_out_motionless(Manifest.of(silent[1:], tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no maps in .*; make them with: tgmae-data motion MANIFEST"):
         CodecMotion(tmp_path / "nothing", manifest, CPU)
     others = [make_video(path="c.mp4")]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dali_pipelines.pyav_pipeline import PyavPipeline
+from dali_pipelines.types import ClipBatch, ClipPipeline
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig
 from engines.towers.clip_towers import StudentTower
@@ -32,7 +34,7 @@ from tgmae.config.training import DistillConfig
 from tgmae.data.manifest import read_manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.scorer import bind_scorer, make_scorer
-from tgmae.training import distillation
+from tgmae.training import distillation, loader
 from tgmae.training.distillation import Distillation, distill, split_rows
 from tgmae.training.process import Stopped
 
@@ -284,6 +286,34 @@ def test_a_signal_saves_and_is_named(
         run(shapes, tmp_path / "student.safetensors", cache_dir)
     assert stopped.value.number == number
     assert (tmp_path / "student.safetensors.partial").exists()
+
+
+def test_a_signal_saves_while_no_input_comes(
+    shapes: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a network file never comes."""
+    opened, is_interrupted = distillation.open_pipeline, threading.Event()
+
+    def open_stalling(*arguments: Any) -> ClipPipeline:
+        pipeline = opened(*arguments)
+        next_batch = pipeline.next_batch
+
+        def stall() -> ClipBatch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert is_interrupted.wait(60)
+            raise ValueError("interrupted")
+
+        batches = iter([next_batch, stall])
+        monkeypatch.setattr(pipeline, "next_batch", lambda: next(batches)())
+        monkeypatch.setattr(pipeline, "interrupt", is_interrupted.set)
+        return pipeline
+
+    monkeypatch.setattr(distillation, "open_pipeline", open_stalling)
+    monkeypatch.setattr(loader, "_STOPPING_S", 1)
+    words = r"^stopped by SIGTERM after round 1, as no input came; the same command resumes from there$"
+    with pytest.raises(Stopped, match=words):
+        run(shapes, tmp_path / "student.safetensors", cache_dir)
+    assert distillation._load_state(tmp_path / "student.safetensors.partial")["step"] == 12
 
 
 @pytest.mark.slow

@@ -63,9 +63,9 @@ RULES = [
     _one_of("mask.student", "mask.scorer", ["student"]),
     _one_of("mask.scores", "mask.scorer", ["cached"]),
     _one_of("mask.flow", "mask.kind", ["mgmae"]),
-    _one_of("mask.motion", "mask.kind", MOTION_KINDS),
+    _one_of("mask.motion mask.no-motion", "mask.kind", MOTION_KINDS),
     Rule(
-        "mask.motion", "mask.flow", lambda v: v.get("mask.kind") != "mgmae" or v["mask.flow"] is None,
+        "mask.motion mask.no-motion", "mask.flow", lambda v: v.get("mask.kind") != "mgmae" or v["mask.flow"] is None,
         "mgmae follows the flow instead",
     ),
     # CLIP; of score maps only the CLIP that made them matters

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ class Broken:
 
     maps: NDArray[np.generic]
     reason: str
+
+
+def find_name(records: Container[tuple[str, str]], name: tuple[str, str]) -> tuple[str, str]:
+    """Return the name and digest under which a video's maps are held: earlier versions did not know contents."""
+    before = name[0], name[1].partition("-")[0]
+    return before if name not in records and before in records else name
 
 
 def schema_of(key: Key) -> pa.Schema:

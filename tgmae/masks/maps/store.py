@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from engines.files import write_atomically
 from tgmae.data.manifest import Manifest, count_videos
-from tgmae.masks.maps.records import NOT_COMPARED, fits_key, is_whole, read_part, unpack
+from tgmae.masks.maps.records import NOT_COMPARED, find_name, fits_key, is_whole, read_part, unpack
 from tgmae.masks.maps.records import Key as Key
 
 _KEY_FILE = "maps.json"
@@ -83,7 +83,7 @@ class MapFolder:
                 f"{self._foreign[0]} was not written for {self.folder / _KEY_FILE}: one of the two is damaged; remove "
                 f"both and run {self.command} again"
             )
-        names = list(zip(manifest.names(), digests, strict=True))
+        names = [find_name(self._found, name) for name in zip(manifest.names(), digests, strict=True)]
         missing = [name for name, digest in names if (name, digest) not in self._found]
         if missing:
             raise ValueError(
@@ -165,7 +165,7 @@ class MapFolder:
 def digest_videos(manifest: Manifest, *columns: str) -> list[str]:
     """Return a digest per row of the given columns and of what tells one recording, or segment, from another.
 
-    The date is left out: a copy of a data set has new dates.
+    The date is left out: a copy of a data set has new dates. Where the content is known, its digest follows a dash.
     """
     names = ("num_frames", "width", "height", "rotation", "num_bytes", *columns)
     rows = zip(*(manifest.table.column(name).to_pylist() for name in names), strict=True)
@@ -178,7 +178,9 @@ def digest_videos(manifest: Manifest, *columns: str) -> list[str]:
         row + (segment if segment != (0, row[0]) else ()) + (stream + flipped if stream != (0,) or flipped[0] else ())
         for row, segment, stream, flipped in zip(rows, segments, streams, mirrored, strict=True)
     ]
-    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12] for row in described]
+    digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12] for row in described]
+    contents = manifest.table.column("digest").to_pylist()
+    return [digest + f"-{content}" * bool(content) for digest, content in zip(digests, contents, strict=True)]
 
 
 def part_path(folder: Path, part: int) -> Path:

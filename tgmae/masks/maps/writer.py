@@ -19,7 +19,18 @@ from dali_pipelines.types import SkippedVideo
 from engines.files import lock_file, replacing
 from engines.progress import progress_bar
 from tgmae.data.manifest import Manifest
-from tgmae.masks.maps.records import SCHEMA, Broken, Key, fits_key, is_whole, make_record, read_part, renew, schema_of
+from tgmae.masks.maps.records import (
+    SCHEMA,
+    Broken,
+    Key,
+    find_name,
+    fits_key,
+    is_whole,
+    make_record,
+    read_part,
+    renew,
+    schema_of,
+)
 from tgmae.masks.maps.store import part_path, write_key
 
 PART_VIDEOS = 512  # rows per part; a process holds their maps in memory while it writes them
@@ -66,6 +77,8 @@ def write_maps(
         for part in parts:
             _remove_stale(out, part)
             found = _read_records(out, part, key, say=True)
+            for row in rows_of[part]:
+                names[row] = find_name(found, names[row])
             missing[part] = [row for row in rows_of[part] if names[row] not in found]
             if not missing[part] and not _journals(out, part):
                 del missing[part]

@@ -30,7 +30,7 @@ REFUSED = [
             "mask.student": "x", "mask.no-caption": "label", "clip.model": "shapes", "clip.weights": "openai",
             "clip.tag": "openai", "clip.trust-code": "",
             "clip.engine": "torch", "clip.precision": "fp32", "clip.batch": "8", "clip.cache-dir": "x",
-            "mask.motion": "x", "mask.flow": "x", "data.captions": "first",
+            "mask.motion": "x", "mask.flow": "x", "mask.no-motion": "exclude", "data.captions": "first",
         }.items()
     ),
     ("tgmae-train", [*TUBE, "--clip.no-cuda-graph"], "clip.cuda-graph", "mask.kind tube"),
@@ -38,6 +38,10 @@ REFUSED = [
     ("tgmae-train", ["--mask.flow", "x"], "mask.flow", "mask.kind tgm"),
     ("tgmae-train", ["--mask.kind", "mgm", "--mask.motion", "x", "--mask.flow", "y"], "mask.flow", "mask.kind mgm"),
     ("tgmae-train", [*MGMAE, "--mask.flow", "y"], "mask.motion", "mask.flow y"),
+    (
+        "tgmae-train", ["--mask.kind", "mgmae", "--mask.flow", "y", "--mask.no-motion", "exclude"], "mask.no-motion",
+        "mask.flow y",
+    ),
     ("tgmae-train", ["--mask.dense", "sclip"], "mask.dense", "mask.scorer patch"),
     ("tgmae-train", ["--mask.student", "x"], "mask.student", "mask.scorer patch"),
     ("tgmae-train", ["--mask.scores", "x"], "mask.scores", "mask.scorer patch"),

@@ -1,0 +1,1 @@
+"""Faults: tried by tests, counted in one report."""
