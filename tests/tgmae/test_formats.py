@@ -328,7 +328,7 @@ def test_settings_that_came_later_mean_what_was_done_before() -> None:
     plain = to_dict(TRAIN)
     del plain["validation"]
     assert from_dict(plain, "config.json").validation == replace(TRAIN.validation, every=0)
-    assert changed_settings({"config": plain}, TRAIN) == ["validation.every 0.0 → 1.0"]
+    assert changed_settings({"config": plain}, TRAIN) == ["--validation.every 0.0 → 1.0"]
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_impossible_values_are_errors_of_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("data", "scores"), "Missing from tgmae-data scores"),
+        (("data", "scores"), "MANIFEST is missing (tgmae-data scores --help lists all flags)"),
         (("viz", "masks", "m.parquet", "--mask.ratio", "2"), "mask.ratio"),
         (("viz", "masks", "m.parquet", "--mask.scorre", "dense"), "--mask.scorer"),
         (("viz", "mask"), "masks"),
