@@ -1,4 +1,4 @@
-"""Imports inside bench go one way: questions, then costs, rivals, gpu_report, pictures and faults, then workloads, harness."""
+"""Imports inside bench go one way: questions, then rooms for one of them each, then workloads, then the harness."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 LEVELS = {
-    "harness": 0,
-    "workloads": 1,
-    "costs": 2,
-    "rivals": 2,
-    "gpu_report": 2,
-    "pictures": 2,
-    "faults": 2,
-    "question": 3,
-}
+    "harness": 0, "workloads": 1, "costs": 2, "rivals": 2, "gpu_report": 2, "pictures": 2, "faults": 2, "question": 3,
+}  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:
