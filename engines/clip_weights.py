@@ -5,24 +5,18 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import huggingface_hub.constants
 import open_clip
 import torch
-from huggingface_hub.errors import EntryNotFoundError
-from huggingface_hub.file_download import get_hf_file_metadata
 
 from engines.config import HUB_PREFIX, CLIPConfig
-from engines.torch_files import first_line
+from engines.hub import find_file
 
 _ZIP = b"PK\x03\x04"  # the first bytes of a zip; only then torch.load takes a file for an archive
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order open_clip tries them
-_ANSWER_S = 4.0  # seconds for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
 _NO_NETWORK = (
     "Without a network, use a file: --clip.weights FILE (an open_clip or OpenAI checkpoint, .pt or .safetensors), "
     "or a folder saved by open_clip: --clip.model FOLDER"
@@ -194,23 +188,8 @@ def _is_openais(path: str) -> bool:
 
 
 def _require_hub(weights: str, repository: str, files: tuple[str, ...]) -> None:
-    """Raise ValueError, within seconds, unless one of the files is in the hub's cache or can be downloaded.
-
-    The hub's own client tries for a minute, and prints a line for each attempt.
-    """
-    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files):
-        return
-    constants = huggingface_hub.constants
-    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWER_S
-    reason = ""
-    for file in files:
-        try:
-            get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=timeout)
-        except EntryNotFoundError:
-            reason = f"{repository} holds none of {', '.join(files)}"
-        except Exception as error:  # its HTTP client raises errors of its own for refusals, time-outs, proxies, offline
-            reason = f"{constants.ENDPOINT} does not answer ({first_line(error)})"
-            break
-        else:
-            return
-    raise ValueError(f"the weights {weights} could not be downloaded: {reason}. {_NO_NETWORK}")
+    """Raise ValueError, within seconds, unless one of the files is in the hub's cache or can be downloaded."""
+    try:
+        find_file(repository, files)
+    except ValueError as error:
+        raise ValueError(f"the weights {weights} could not be downloaded: {error}. {_NO_NETWORK}") from error

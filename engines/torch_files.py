@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ class DamagedFile(ValueError):
     """A file that is cut off, changed, or something else than its name says. The message names it and says why."""
 
 
-def read_torch_file(path: Path, problem: str = "") -> Any:
+def read_torch_file(path: Path, problem: str = "", allowed: tuple[type, ...] = ()) -> Any:
     """Read tensors and plain types onto the CPU, without running code from the file.
 
     problem   how the message begins: "x.pt is not a readable checkpoint"; by default "x.pt cannot be read"
+    allowed   classes that may be in the file besides: they must do nothing but hold values
 
     Raises DamagedFile, in one line. Any changed bit is noticed: torch writes checksums, which it does not compare
     itself. Only files of torch before 1.6 have none.
@@ -24,7 +26,8 @@ def read_torch_file(path: Path, problem: str = "") -> Any:
     try:
         if zipfile.is_zipfile(path):
             _verify_records(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*allowed]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         raise DamagedFile(f"{problem or f'{path} cannot be read'}: {first_line(error)}") from error
 
@@ -45,5 +48,6 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, without torch's advice to turn its safety check off."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if "weights only" in text.lower() or "weights_only" in text:
-        return "it is not a file of weights alone"
+        pickled = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        return "it is not a file of weights alone" + (f": it holds a pickled {pickled[1]}" if pickled else "")
     return text if len(text) <= 300 else f"{text[:300]} …"

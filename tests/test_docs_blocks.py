@@ -30,6 +30,9 @@ from bench.gpu import Options
 from tests.support.clip_models import save_small_clip
 from tgmae.cli import data, engine, info, train, viz
 from tgmae.cli.parser.subcommands import parse_command
+from tgmae.model.huggingface import export_hf
+from tgmae.model.videomae import VideoMAE
+from tgmae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,7 +72,7 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages take for granted: videos, captions.csv, the demo's data, an indexed data set."""
+    """A folder with what the pages take for granted: videos, captions.csv, the demo's data and weights, and an index."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(shapes.parent, folder / "data" / "shapes")
     [captions] = [block for page in PAGES for block in find_blocks(page) if block.language == "csv"]
@@ -85,6 +88,7 @@ def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for program, module in PROGRAMS.items():
         (scripts / program).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module.__name__} "$@"\n')
         (scripts / program).chmod(0o755)
+    export_hf(VideoMAE(PRESETS["demo"].model), folder / "runs" / "demo" / "hf")
     data.Index(folder / "videos", folder / "data" / "mine.parquet", workers=1).run()
     return folder
 

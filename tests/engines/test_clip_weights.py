@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from engines import clip_weights
+from engines import clip_weights, hub
 from engines.clip_model import load_clip
 from engines.clip_weights import find_weights
 from engines.config import CLIPConfig
@@ -274,7 +274,7 @@ def test_a_hub_that_never_answers_is_left_after_seconds(monkeypatch: pytest.Monk
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
-        monkeypatch.setattr(clip_weights, "_ANSWER_S", 1e6)
+        monkeypatch.setattr(hub, "_ANSWER_S", 1e6)
         with pytest.raises(ValueError, match=r"could not be downloaded: http://127\.0\.0\.1:\d+ does not answer \("):
             find_weights(config("ViT-B-32-quickgelu"))
 

@@ -23,8 +23,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.runs import REPOSITORY, command, run_here, tiny, wait_for_step
+from tests.tgmae.model.networks import import_hf
 from tgmae.config.model import ModelConfig
-from tgmae.model.huggingface import export_hf, import_hf, read_step
+from tgmae.model.huggingface import export_hf, read_step
 from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import digest_weights
 from tgmae.telemetry.metrics import read_metrics

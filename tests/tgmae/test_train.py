@@ -28,12 +28,14 @@ from tests.support.runs import (
 )  # fmt: skip
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
+from tgmae.cli.train import read_config
 from tgmae.config.masks import MaskConfig
 from tgmae.config.run import TrainConfig
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.maps.build_scores import build_scores
 from tgmae.masks.scorer import bind_scorer, make_scorer
+from tgmae.model.initial_weights import read_initial_weights
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
@@ -250,13 +252,51 @@ class TestCaptions:
 
 
 @pytest.mark.slow
-def test_init_from_a_hugging_face_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    """A run started from another's export begins where that one ended."""
-    train(tiny(shapes, tmp_path / "first", max_steps=6))
-    fresh = tiny(shapes, tmp_path / "second", max_steps=1, init_from=tmp_path / "first" / "hf")
-    train(replace(fresh, optim=replace(fresh.optim, base_lr=0.0, warmup_lr=0.0)))
-    ours = state(tmp_path / "second")["encoder.0.norm1.weight"]
-    assert torch.equal(ours, state(tmp_path / "first")["encoder.0.norm1.weight"])
+def test_a_run_starts_from_another_ones_weights(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins where that one ended, with the epsilon that the file states, and keeps that when it is resumed."""
+    first, hf = tmp_path / "first", tmp_path / "first" / "hf"
+    train(tiny(shapes, first, max_steps=6))
+    stated = json.loads((hf / "config.json").read_text()) | {"layer_norm_eps": 1e-12}
+    (hf / "config.json").write_text(json.dumps(stated))
+    config = tiny(shapes, tmp_path / "second", max_steps=1, init_from=str(hf))
+    config = replace(config, optim=replace(config.optim, base_lr=0.0, warmup_lr=0.0))
+    capsys.readouterr()
+    train(config)
+    assert torch.equal(state(tmp_path / "second")["encoder.0.norm1.weight"], state(first)["encoder.0.norm1.weight"])
+    output = capsys.readouterr().out
+    assert f"starting from all weights of {hf} (model.safetensors), with Hugging Face's names\n" in output
+    assert f"layer norms have the epsilon 1e-12 of {hf}/config.json; --model.norm-eps is not used\n" in output
+    train(replace(config, max_steps=2))
+    output = capsys.readouterr().out
+    assert f"; --init-from {hf} is not used\n" in output
+    assert "layer norms have the epsilon 1e-12 of" in output
+    assert "changed since that checkpoint: max_steps 1 → 2\n" in output
+    newest = newest_checkpoint(tmp_path / "second" / "checkpoints")
+    assert newest is not None
+    assert load_checkpoint(newest)["config"]["model"]["norm_eps"] == 1e-12
+    assert read_config(tmp_path / "second" / "config.json").model.norm_eps == 1e-12
+
+
+@pytest.mark.slow
+def test_weights_are_taken_from_a_run_or_its_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    """The newest checkpoint of a run, and where all of them have been deleted, its export."""
+    config = tiny(shapes, tmp_path, max_steps=6)
+    train(config)
+    steps = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(steps) > 1
+    expected = state(tmp_path)["head.weight"]
+    for source in (tmp_path, tmp_path / "checkpoints", steps[-1]):
+        found = read_initial_weights(str(source), config.model)
+        assert torch.equal(found.weights["head.weight"], expected)
+        assert "with tgmae's names" in found.notes[0]
+    assert not torch.equal(read_initial_weights(str(steps[0]), config.model).weights["head.weight"], expected)
+    with pytest.raises(ValueError, match=r"num_heads is 3 there, 6 in this configuration \(--model\.num-heads\)"):
+        read_initial_weights(str(tmp_path), replace(config.model, num_heads=6))
+    for path in steps:
+        path.unlink()
+    assert torch.equal(read_initial_weights(str(tmp_path), config.model).weights["head.weight"], expected)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ class ModelConfig:
     decoder_depth: int = 4  # Decoder blocks.
     decoder_num_heads: int = 6  # Attention heads in the decoder.
     mlp_ratio: float = 4.0  # Hidden width of an MLP over the width of its block.
-    norm_eps: float = 1e-6  # Epsilon of the layer norms.
+    norm_eps: float = 1e-6  # Epsilon of the layer norms; weights of --init-from that state another bring it along.
     # Attention kernel. xformers and cudnn need CUDA. auto uses xformers on CUDA and torch's
     # scaled_dot_product_attention (sdpa) on a CPU.
     attention: Literal["auto", "xformers", "cudnn", "sdpa"] = "auto"

@@ -55,7 +55,9 @@ class TrainConfig(InputConfig):
     # auto resumes from the newest checkpoint in --run-dir, if any; never starts over and sets an earlier run aside; or
     # give a checkpoint file.
     resume: str = "auto"
-    init_from: Path | None = None  # Start from these weights: a folder in Hugging Face's VideoMAE format.
+    # Start from these weights: a folder in Hugging Face's format, a VideoMAE .pth, a run folder or its checkpoint, or a
+    # name on the Hugging Face hub such as MCG-NJU/videomae-base.
+    init_from: str | None = None
     # Precision of training. auto is bf16 autocast on CUDA and fp32 on a CPU.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     epochs: int = 800  # Passes over the videos; each pass gives --data.repeat clips of every video.

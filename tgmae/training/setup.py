@@ -9,11 +9,12 @@ import gc
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tgmae.captions.policy import require_captions
 from tgmae.config.masks import MOTION_KINDS
@@ -21,7 +22,7 @@ from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
 from tgmae.model.attention import choose_attention
-from tgmae.model.huggingface import import_hf
+from tgmae.model.initial_weights import read_initial_weights
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.profiler import StepProfiler
 from tgmae.training.checkpoint import (
@@ -121,6 +122,7 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
 
     # Where to start.
     start = _find_start(config)
+    config = _with_norm_eps(config, start.norm_eps)
     notes += start.notes
     if world.max(start.step, -start.step) != (start.step, -start.step):
         raise ValueError(
@@ -175,12 +177,18 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Start:
-    """The checkpoint that a run starts from; path None and an empty state for none. `notes` are for the user."""
+    """What a run starts from: a checkpoint, or weights by our names, or neither. `notes` are for the user.
+
+    path      of the checkpoint, and its content `state`: None and empty for none
+    norm_eps  the epsilon of the layer norms, which comes with the weights
+    """
 
     path: Path | None
     state: dict[str, Any]
+    weights: dict[str, Tensor]
+    norm_eps: float
     notes: list[str]
 
     @property
@@ -190,31 +198,45 @@ class _Start:
 
 
 def _find_start(config: TrainConfig) -> _Start:
-    """Read the checkpoint that `config.resume` names, if any."""
-    if config.resume == "never":
-        return _Start(None, {}, [])
+    """Read the checkpoint that `config.resume` names; where there is none, the weights that --init-from names."""
+    path: Path | None = None
+    state: dict[str, Any] = {}
+    notes: list[str] = []
     if config.resume == "auto":
-        path, state, problems = load_newest(config.run_dir / "checkpoints")
-    else:
-        path, problems = Path(config.resume), []
+        path, state, notes = load_newest(config.run_dir / "checkpoints")
+    elif config.resume != "never":
+        path = Path(config.resume)
         state = load_checkpoint(path)
-    if path is None:
-        return _Start(None, {}, [])
-    unused = f"; --init-from {config.init_from} is not used" if config.init_from else ""
-    notes = [*problems, f"resuming from {path}{unused}"]
-    if changed := changed_settings(state, config):
-        notes.append(f"changed since that checkpoint: {', '.join(changed)}")
-    return _Start(path, state, notes)
+
+    weights, norm_eps, source = {}, config.model.norm_eps, path
+    if path is not None:
+        norm_eps = state["config"]["model"]["norm_eps"]
+        unused = f"; --init-from {config.init_from} is not used" if config.init_from else ""
+        notes.append(f"resuming from {path}{unused}")
+        if changed := changed_settings(state, _with_norm_eps(config, norm_eps)):
+            notes.append(f"changed since that checkpoint: {', '.join(changed)}")
+    elif config.init_from is not None:
+        found = read_initial_weights(config.init_from, config.model)
+        weights, source = found.weights, found.source
+        norm_eps = norm_eps if found.norm_eps is None else found.norm_eps
+        notes += found.notes
+    if norm_eps != config.model.norm_eps:
+        notes.append(f"layer norms have the epsilon {norm_eps} of {source}; --model.norm-eps is not used")
+    return _Start(path=path, state=state, weights=weights, norm_eps=norm_eps, notes=notes)
+
+
+def _with_norm_eps(config: TrainConfig, norm_eps: float) -> TrainConfig:
+    return replace(config, model=replace(config.model, norm_eps=norm_eps))
 
 
 def _make_network(
     config: TrainConfig, world: World, manifest: Manifest, start: _Start
 ) -> tuple[VideoMAE, torch.optim.AdamW]:
-    """Make network and optimiser, as they were at the checkpoint."""
+    """Make network and optimiser: as they were at the checkpoint, or with the weights to start from, or fresh."""
     torch.manual_seed(config.seed)
     model = VideoMAE(config.model, choose_attention(config.model.attention, world.device))
-    if config.init_from is not None:
-        import_hf(model, config.init_from)
+    if start.weights:
+        model.load_state_dict(start.weights, strict=False)  # what is not among them stays fresh
     model.to(world.device)
     optimizer = make_optimizer(model, config.optim)
     if start.path is not None:
