@@ -72,7 +72,7 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages take for granted: videos, captions.csv, the demo's data and weights, and an index."""
+    """A folder with what the pages take for granted: videos, captions.csv, the demo's data and weights, an index."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(shapes.parent, folder / "data" / "shapes")
     [captions] = [block for page in PAGES for block in find_blocks(page) if block.language == "csv"]
