@@ -13,7 +13,7 @@ import open_clip
 import torch
 
 from engines.config import HUB_PREFIX, CLIPConfig
-from engines.hub import find_file
+from engines.towers.hub import find_file
 
 _ZIP = b"PK\x03\x04"  # the first bytes of a zip; only then torch.load takes a file for an archive
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order open_clip tries them

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from engines import clip_weights, hub
+from engines import clip_weights
 from engines.clip_model import load_clip
 from engines.clip_weights import find_weights
 from engines.config import CLIPConfig
+from engines.towers import hub
 from tests.engines.test_clip_model import archive
 from tests.support.clip_models import save_small_clip, small_clip
 

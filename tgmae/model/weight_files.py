@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engines.hub import download, find_file
 from engines.torch_files import DamagedFile, read_torch_file
+from engines.towers.hub import download, find_file
 from tgmae.model.weights import digest_weights
 
 # What transformers writes, in the order in which it looks for them. An index names the files of large checkpoints.
