@@ -28,9 +28,9 @@ from tests.support.runs import (
 )  # fmt: skip
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
-from tgmae.cli.train import read_config
 from tgmae.config.masks import MaskConfig
 from tgmae.config.run import TrainConfig
+from tgmae.config.saved import read_config
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.maps.build_scores import build_scores
@@ -272,11 +272,11 @@ def test_a_run_starts_from_another_ones_weights(
     output = capsys.readouterr().out
     assert f"; --init-from {hf} is not used\n" in output
     assert "layer norms have the epsilon 1e-12 of" in output
-    assert "changed since that checkpoint: max_steps 1 → 2\n" in output
+    assert "changed since that checkpoint: --max-steps 1 → 2\n" in output
     newest = newest_checkpoint(tmp_path / "second" / "checkpoints")
     assert newest is not None
     assert load_checkpoint(newest)["config"]["model"]["norm_eps"] == 1e-12
-    assert read_config(tmp_path / "second" / "config.json").model.norm_eps == 1e-12
+    assert read_config(tmp_path / "second" / "config.json")[0].model.norm_eps == 1e-12
 
 
 @pytest.mark.slow
