@@ -103,14 +103,14 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                     raise ValueError(describe_skipped(len(skipped), loader, config, run.manifest))
                 if stopping:
                     name = signal.Signals(stopping).name
-                    world.say(f"\nstopped by {name} after step {step}; the same command resumes from there")
+                    world.say(f"stopped by {name} after step {step}; the same command resumes from there")
                     break
             run.save(step)
     except InputStalled:
         run.save(step)
         stopping = stop.number
         name = signal.Signals(stopping).name
-        world.say(f"\nstopped by {name} after step {step}, as no input came; the same command resumes from there")
+        world.say(f"stopped by {name} after step {step}, as no input came; the same command resumes from there")
     except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
         run.save(step)
         raise

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class World:
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print a line, on the main process only."""
+        """Print a line, on the main process only, and above the progress bar where there is one."""
         if self.is_main:
-            print(text, flush=True)
+            with tqdm.external_write_mode():
+                print(text, flush=True)
 
     def mean(self, value: float) -> float:
         """Return the mean over all processes. Every process must call it."""

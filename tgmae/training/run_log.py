@@ -26,14 +26,15 @@ from tgmae.training.loader import Loader
 from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
 
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _EPOCHS_S = 30.0  # at least, from one line about epochs to the next
 
 
 class RunLog:
     """Counts steps, reads their losses without making the GPU wait, and reports them.
 
-    A terminal (stderr) shows a bar. Elsewhere each report is a line. Both have lines for the epochs that end.
+    A terminal (stderr) shows a bar and, below it, the newest figures: on one line they would not fit 80 columns.
+    Elsewhere each report is a line. Both have lines for the epochs that end.
 
     loss               mean over the steps of the last report and over all processes; NaN before the first report
     validation_loss    the newest; NaN before the first
@@ -48,9 +49,11 @@ class RunLog:
             world.say(self.metrics.note)
         self.is_silent = not (world.is_main and config.log.progress)
         has_bar = not self.is_silent and shows_bars()
-        self.bar = tqdm(total=last_step, initial=first_step, disable=not has_bar, bar_format=_BAR)
+        self.bar = tqdm(total=last_step, initial=first_step, disable=not has_bar, dynamic_ncols=True, bar_format=_BAR)
+        self.figures = tqdm(position=1, disable=not has_bar, dynamic_ncols=True, bar_format="{desc}")
         self.throughput, self.epochs = Throughput(), Throughput()
         self._epochs_from, self._epochs_said_s = first_step, time.perf_counter()
+        self._reported = f"epoch {self._epoch(first_step):.1f}/{config.epochs}"
         self._losses = AsyncLosses(world.device)
 
     def record(self, step: int, losses: list[Tensor], grad_norm: Tensor, requests: list[ClipRequest]) -> None:
@@ -91,17 +94,18 @@ class RunLog:
         gc.collect(1)  # objects made since the last report
         if self.metrics is not None:
             self.metrics.write(step, values)
-        said = f"epoch {self._epoch(step):.1f}/{self.config.epochs}, {self._describe(values)}"
-        self.bar.set_postfix_str(said)
+        self._reported = f"epoch {self._epoch(step):.1f}/{self.config.epochs}, {_describe(values)}"
+        self._show_figures()
         if self.bar.disable:
             left = tqdm.format_interval((self.last_step - step) * values["step_ms"] / 1000)
-            self._say(f"step {step}/{self.last_step}, {said}, {left} left")
+            self._say(f"step {step}/{self.last_step}, {self._reported}{self._validated}, {left} left")
 
     def note_validation(self, step: int, loss: float, seconds: float) -> None:
         """Write a loss on held-out clips (NaN where none can be read) and leave its time out of the others' speed."""
         for window in (self.throughput, self.epochs):
             window.pause(seconds)
         self.validation_loss = loss
+        self._show_figures()
         if self.metrics is not None and not math.isnan(loss):
             values = {"validation_loss": loss, "validation_share": self.throughput.paused_share}
             self.metrics.write(step, {"epoch": self._epoch(step), **values})
@@ -131,7 +135,7 @@ class RunLog:
         if self._epochs_from and not self._ends_epoch(self._epochs_from):  # resumed
             epochs += f" from step {self._epochs_from}"
         self._epochs_from, self._epochs_said_s = step, now
-        self._say(f"{epochs} of {self.config.epochs}: {self._describe(values)}")
+        self._say(f"{epochs} of {self.config.epochs}: {_describe(values)}{self._validated}")
 
     def _ends_epoch(self, step: int) -> bool:
         return ends_period(step, self.config.batch_size, self.clips_per_epoch)
@@ -139,21 +143,16 @@ class RunLog:
     def _epoch(self, step: int) -> float:
         return step * self.config.batch_size / self.clips_per_epoch
 
-    def _describe(self, values: dict[str, float]) -> str:
-        return (
-            f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
-            f"{self._validated}"
-        )
+    def _show_figures(self) -> None:
+        self.figures.set_description_str(f"{self._reported}{self._validated}")
 
     @property
     def _validated(self) -> str:
         return "" if math.isnan(self.validation_loss) else f", validation {self.validation_loss:.3f}"
 
     def _say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
         if not self.is_silent:
-            with tqdm.external_write_mode():
-                print(line, flush=True)
+            self.world.say(line)
 
     def summarise(self, step: int, total: int, num_skipped: int, loader: Loader) -> str:
         """Sum up the whole run in one line."""
@@ -170,8 +169,13 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
+        self.figures.close()
         if self.metrics is not None:
             self.metrics.close()
+
+
+def _describe(values: dict[str, float]) -> str:
+    return f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
 
 
 def describe_run(

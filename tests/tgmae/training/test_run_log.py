@@ -103,7 +103,10 @@ def test_on_a_terminal_a_bar_shows_the_epoch(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(talking(shapes, tmp_path))
     said = capsys.readouterr()
-    assert re.search(r"\| 10/10 \[\d\d:\d\d<00:00, epoch 2\.0/2, loss .*, validation ", said.err)
+    assert re.search(r"\| 10/10 \[\d\d:\d\d<00:00\]\n", said.err)
+    figures = re.findall(r"epoch [^\x1b\r\n]*", said.err)
+    assert re.fullmatch(r"epoch 2\.0/2, loss .*, validation \d\.\d{3}", figures[-1])
+    assert max(map(len, figures)) < 80
     lines = [line for line in said.out.splitlines() if line.startswith(("step ", "epoch"))]
     assert [re.split("[,:]", line)[0] for line in lines] == ["epochs 1 to 2 of 2", "step 10 of 10"]
 
