@@ -101,8 +101,8 @@ class Manifest:
 
         rows = self.table.filter(pc.equal(self.table.column("split"), split))
         if not rows.num_rows:
-            found = sorted(set(self.table.column("split").to_pylist()))
-            raise ValueError(f"no video has split {split!r}; the manifest has {found}")
+            found = ", ".join(map(repr, sorted(set(self.table.column("split").to_pylist()))))
+            raise ValueError(f"no video has split {split!r}, only {found}; a CSV gives splits (tgmae-data index --csv)")
         return Manifest(rows, self.root)
 
     def joined(self, other: Manifest) -> Manifest:

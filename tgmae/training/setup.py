@@ -112,7 +112,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm":
-        manifest, note = require_captions(manifest, config.mask.no_caption, "train without text: --mask.kind tube")
+        without_text = "train without text: --mask.kind tube --mask.ratio 0.9"
+        manifest, note = require_captions(manifest, config.mask.no_caption, without_text)
         notes.append(note)
     if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
         from tgmae.masks.motion_field import leave_out_motionless

@@ -315,7 +315,7 @@ def test_unknown_preset(tgmae: Terminal, few: Path, name: str, command: str, for
         (("data", "scores", "--mask.scorer", "student", "--mask.student", "x"), "no student at x; make one with"),
         (("data", "scores", "--clip.model", "ViT-B-23"), "open_clip has no model 'ViT-B-23'; did you mean"),
         (("viz", "masks", "--count", 0), "--count must be at least 1, got 0"),
-        (("viz", "masks", "--data.split", "test"), "no video has split 'test'; the manifest has ['train', 'val']"),
+        (("viz", "masks", "--data.split", "test"), "no video has split 'test', only 'train', 'val'; a CSV"),
         (("viz", "masks", "--data.stride", 100), "a clip spans 701 frames"),
         (("viz", "masks", "--mask.scorer", "cached", "--mask.scores", "nowhere"), "no maps in nowhere"),
         (("engine", "agree", "--clips", 0), "--clips and --batch must be at least 1, got 0 and 8"),

@@ -131,7 +131,7 @@ def test_select_split(tmp_path: Path) -> None:
     assert [train[row].path for row in range(len(train))] == ["0.mp4", "2.mp4"]
     assert train.file(1) == manifest.file(2)
     assert len(manifest.select_split("")) == 4
-    with pytest.raises(ValueError, match=r"'tarin'.*\['test', 'train', 'val'\]"):
+    with pytest.raises(ValueError, match="'tarin', only 'test', 'train', 'val';"):
         manifest.select_split("tarin")
 
 

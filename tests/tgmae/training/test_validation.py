@@ -114,7 +114,7 @@ def note_of(config: TrainConfig, videos: Manifest) -> str:
 def test_a_run_without_held_out_videos_says_so(shapes: Path, tmp_path: Path) -> None:
     config, videos = validating(shapes, tmp_path), read_manifest(shapes)
     train_only = videos.select_split("train")
-    assert note_of(config, train_only) == "no validation: no video has split 'val'; the manifest has ['train']"
+    assert note_of(config, train_only).startswith("no validation: no video has split 'val', only 'train'; a CSV gives ")
     everything = replace(config, data=replace(config.data, split=""))
     assert note_of(everything, videos) == "no validation: --data.split (all) trains on split val too"
     long = replace(config, data=replace(config.data, stride=10))
@@ -144,6 +144,7 @@ def test_held_out_videos_that_cannot_be_masked(shapes: Path, tmp_path: Path, cac
     )  # fmt: skip
     note = note_of(replace(by_text, mask=MaskConfig(scorer="cached", scores=folder)), videos)
     assert f"no validation: {folder} has no maps, or maps of other videos or captions, for 4 of 24 videos" in note
+    assert note.endswith(f"; add them with: tgmae-data scores MANIFEST --out {folder} --data.split val")
 
 
 def test_embeddings_of_the_captions_do_not_depend_on_held_out_ones(shapes: Path, tmp_path: Path) -> None:

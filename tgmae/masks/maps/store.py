@@ -84,12 +84,13 @@ class MapFolder:
                 f"both and run {self.command} again"
             )
         names = [find_name(self._found, name) for name in zip(manifest.names(), digests, strict=True)]
-        missing = [name for name, digest in names if (name, digest) not in self._found]
+        missing = [row for row, name in enumerate(names) if name not in self._found]
         if missing:
+            some = ", ".join(names[row][0] for row in missing[:3])
             raise ValueError(
                 f"{self.folder} has no maps, or maps of other videos or captions, for {len(missing)} of "
-                f"{len(manifest)} videos, such as {', '.join(missing[:3])}; add them with: "
-                f"{self.command} MANIFEST --out {self.folder}"
+                f"{len(manifest)} videos, such as {some}; add them with: {self.command} MANIFEST --out {self.folder}"
+                f"{self._name_split({manifest[row].split for row in missing})}"
             )
         self._place |= {name[0]: self._found[name][:2] for name in names}
         self.unreadable = {name[0] for name in names if not self._found[name][2]}
@@ -104,6 +105,13 @@ class MapFolder:
             f"{', '.join(short[:3])}; clips from their ends get the last maps before"
         ) * bool(short)
         return "\n".join(filter(None, [unread, ended]))
+
+    def _name_split(self, splits: set[str]) -> str:
+        """Return the flag that makes the command add maps of these splits; motion is read of all, scores of one."""
+        if splits == {"train"} or self.key.get("maps", _SCORES) != _SCORES:
+            return ""
+        [split] = splits if len(splits) == 1 else ['""']
+        return f" --data.split {split}"
 
     def _check_shapes(self, names: Sequence[tuple[str, str]], shapes: Sequence[tuple[int, ...]]) -> list[str]:
         """Return the videos whose maps end before they do, which is known. Raises ValueError for any other shape."""
