@@ -137,13 +137,14 @@ def _summary(manifest: Manifest) -> Table:
     labels = Counter(columns["label"])
 
     def most(counts: Counter[str], shown: int = 8) -> str:
-        listed = escape(", ".join(f"{name or '(none)'} {count}" for name, count in counts.most_common(shown)))
+        listed = escape(", ".join(f"{name or 'none'} ({count})" for name, count in counts.most_common(shown)))
         return listed + (f", and {len(counts) - shown} more" if len(counts) > shown else "")
 
     cut = f", segments of {len(files)} file{'s' * (len(files) != 1)}" * (columns["num_frames"] != frames.tolist())
     table = Table(show_header=False, title=escape(f"{count_videos(len(manifest))}{cut} below {manifest.root}"))
+    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
     table.add_row(
-        "length", f"{hours:.2f} h{timeless}; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}"
+        "length", f"{length}{timeless}; frames {frames.min()} to {frames.max()}, median {np.median(frames):.0f}"
     )
     table.add_row("size on disk", f"{sum(files.values()) / 2**20:.1f} MiB")
     table.add_row("codecs", most(Counter(columns["codec"])))

@@ -12,7 +12,7 @@ from dali_pipelines.types import SkippedVideo
 from dali_pipelines.video.decode import DecodeError, decode_frames, to_rgb
 from dali_pipelines.video.geometry import turn_upright
 from tgmae.data.manifest import Manifest, count_videos
-from tgmae.pictures.figures import Page, fit, wrap
+from tgmae.pictures.figures import Page, fit, text_width, wrap
 
 _WIDTH, _HEIGHT, _GAP, _MARGIN = 2.4, 1.35, 0.15, 0.2  # inches: what a frame must fit into, between them, around them
 _TEXT = 0.55  # inches below a frame
@@ -23,7 +23,8 @@ _COLUMNS = 6
 class _Tile:
     frame: NDArray[np.uint8] | None  # the middle frame, upright, [H, W, 3]; None for a video that cannot be decoded
     words: str
-    about: str
+    name: str
+    about: str  # size, codec and length, to follow the name
 
 
 def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) -> list[SkippedVideo]:
@@ -54,7 +55,8 @@ def draw_contact_sheet(manifest: Manifest, path: Path, count: int, seed: int) ->
             page.show(left, top, wide * scale, high * scale, tile.frame)
         words = wrap(tile.words, _WIDTH, 8, lines=2)
         page.write(left, top + _HEIGHT + 0.05, "\n".join(words), 8)
-        page.write(left, top + _HEIGHT + 0.08 + 0.15 * len(words), fit(tile.about, _WIDTH, 7), 7, faint=True)
+        name = fit(tile.name, _WIDTH - text_width(tile.about, 7), 7)
+        page.write(left, top + _HEIGHT + 0.08 + 0.15 * len(words), name + tile.about, 7, faint=True)
     page.save(path)
     return skipped
 
@@ -67,7 +69,7 @@ def _read_tile(manifest: Manifest, row: int, skipped: list[SkippedVideo]) -> _Ti
         upright = turn_upright(to_rgb(frame), video)
     except DecodeError as error:
         skipped.append(SkippedVideo(row=row, path=video.name, reason=str(error)))
-        return _Tile(None, str(error), video.name)
+        return _Tile(None, str(error), video.name, "")
     caption = f"“{video.captions[0].text}”" if video.captions else video.label
-    about = f"{Path(video.name).name}, {video.width}×{video.height} {video.codec}, {video.length} frames"
-    return _Tile(upright, caption or Path(video.name).stem, about)
+    name, about = Path(video.name).name, f", {video.width}×{video.height} {video.codec}, {video.length} frames"
+    return _Tile(upright, caption or Path(video.name).stem, name, about)
