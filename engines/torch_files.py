@@ -24,12 +24,26 @@ def read_torch_file(path: Path, problem: str = "", allowed: tuple[type, ...] = (
     itself. Only files of torch before 1.6 have none.
     """
     try:
+        start = read_start(path)
         if zipfile.is_zipfile(path):
             _verify_records(path)
+        elif start.startswith(b"PK"):
+            raise ValueError("it is cut off")
         with torch.serialization.safe_globals([*allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         raise DamagedFile(f"{problem or f'{path} cannot be read'}: {first_line(error)}") from error
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first bytes of a file. Raises ValueError where they show that the file is not there yet."""
+    with path.open("rb") as file:
+        start = file.read(100)
+    if not start:
+        raise ValueError("it is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a pointer of Git LFS in place of the file; fetch that with git lfs pull")
+    return start
 
 
 def _verify_records(path: Path) -> None:

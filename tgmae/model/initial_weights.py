@@ -22,7 +22,7 @@ from tgmae.model.huggingface import FLAGS, make_hf_config
 from tgmae.model.naming import HUGGING_FACE, OURS, VIDEOMAE, Naming, recognise, to_ours
 from tgmae.model.videomae import VideoMAE, sinusoid_table
 from tgmae.model.weight_files import FoundWeights, find_weights
-from tgmae.model.weights import check_shapes
+from tgmae.model.weights import check_shapes, check_values
 
 _HF_NORM_EPS = 1e-12  # where config.json says nothing, transformers computes with this
 _POSITIONS = ("position_embeddings", "pos_embed")
@@ -56,6 +56,7 @@ def read_initial_weights(source: str, config: ModelConfig) -> InitialWeights:
         expected = VideoMAE(config).state_dict()
     try:
         naming, theirs = recognise(found.weights)
+        check_values(theirs)
         weights, others = to_ours(theirs, naming, [*expected])
     except ValueError as error:
         raise ValueError(f"{found.path} cannot be started from: {error}") from error
@@ -164,9 +165,10 @@ def _measure(theirs: dict[str, Tensor]) -> dict[str, Any]:
     kernel, mlp = theirs["encoder.patch_embed.proj.weight"].shape, theirs.get("encoder.blocks.0.mlp.fc1.weight")
     if len(kernel) == 5:  # `to_ours` refuses others
         said |= {"width": kernel[0], "tubelet_size": kernel[2], "patch_size": kernel[3]}
-    if mlp is not None:
+    # `check_shapes` refuses others here, too.
+    if mlp is not None and mlp.dim() == 2 and mlp.shape[1]:
         said["mlp_ratio"] = mlp.shape[0] / mlp.shape[1]
-    if (bridge := theirs.get("encoder_to_decoder.weight")) is not None:
+    if (bridge := theirs.get("encoder_to_decoder.weight")) is not None and bridge.dim() == 2:
         said["decoder_width"] = bridge.shape[0]
     return said
 
@@ -189,7 +191,7 @@ def _check_others(others: list[str], theirs: dict[str, Tensor], path: Path, conf
 
 def _check_positions(name: str, stored: Tensor, path: Path, config: ModelConfig) -> None:
     """Refuse positions that are not the sines and cosines that this network adds."""
-    table = sinusoid_table(config.num_tokens, stored.shape[-1])
+    table = sinusoid_table(config.num_tokens, config.decoder_width if name.startswith("decoder") else config.width)
     tolerance = 1e-5 if stored.dtype == torch.float32 else 1e-2
     if stored.numel() != table.numel() or not torch.allclose(stored.float().view_as(table), table, atol=tolerance):
         raise ValueError(

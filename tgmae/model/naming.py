@@ -84,6 +84,8 @@ _FIRST_WEIGHTS = {
     "patch_embed.proj.weight": (VIDEOMAE, "encoder."),
 }
 _QKV = ("query", "key", "value")
+# What DDP, torch.compile, Lightning and others put in front of every name.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
 
 
 def _rename_module(name: str, table: dict[str, str]) -> str:
@@ -94,12 +96,14 @@ def _rename_module(name: str, table: dict[str, str]) -> str:
 def recognise(weights: dict[str, Tensor]) -> tuple[Naming, dict[str, Tensor]]:
     """Return the naming of a state dict, and its weights by the full names.
 
-    A wrapper's "module." in front is dropped, and what an encoder leaves out is put back. Query and value biases get
+    What wrappers put in front ("module.") is dropped, and what an encoder leaves out is put back. Query and value biases get
     the names of published checkpoints; transformers 5 and old exports of ours call them query.bias and value.bias.
 
     Raises ValueError if it is not a VideoMAE.
     """
-    weights = {name.removeprefix("module."): weight for name, weight in weights.items()}
+    wrapped, weights = weights, {_WRAPPERS.sub("", name): weight for name, weight in weights.items()}
+    if len(weights) < len(wrapped):
+        raise ValueError(f"it holds several networks, as {[*wrapped][:3]} show; save the weights of one alone")
     first = next((name for name in _FIRST_WEIGHTS if name in weights), None)
     if first is None:
         raise ValueError(f"it is not a VideoMAE: expected a weight {' or '.join(_FIRST_WEIGHTS)}, got {[*weights][:3]}")
@@ -116,7 +120,7 @@ def recognise(weights: dict[str, Tensor]) -> tuple[Naming, dict[str, Tensor]]:
 def to_ours(weights: dict[str, Tensor], naming: Naming, expected: list[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Return those of `weights` that our parameters `expected` stand for, by our names, and the names of the others.
 
-    Raises ValueError for a patch embedding that is not a VideoMAE's.
+    Raises ValueError for a patch embedding or queries, keys and values that are not a VideoMAE's.
     """
     theirs = dict(weights)
     if naming is HUGGING_FACE:
@@ -124,6 +128,9 @@ def to_ours(weights: dict[str, Tensor], naming: Naming, expected: list[str]) -> 
             block = first.removesuffix("query.weight")
             parts = [f"{block}{part}.weight" for part in _QKV]
             if all(part in theirs for part in parts):
+                shapes = [list(theirs[part].shape) for part in parts]
+                if len(shapes[0]) != 2 or shapes != [shapes[0]] * 3:
+                    raise ValueError(f"expected matrices of one size for query, key and value in {block}, got {shapes}")
                 theirs[f"{block}qkv.weight"] = torch.cat([theirs.pop(part) for part in parts])
     ours = {name: theirs.pop(found) for name in expected if (found := naming.name(name)) in theirs}
     if naming is not OURS:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engines.torch_files import DamagedFile, read_torch_file
+from engines.torch_files import DamagedFile, read_start, read_torch_file
 from engines.towers.hub import download, find_file
 from tgmae.model.weights import digest_weights
 
@@ -56,24 +56,33 @@ def find_weights(source: str) -> FoundWeights:
         path = _download(source)
     if path.name.endswith(_INDEX):
         return FoundWeights(path=path, weights=_read_shards(path))
-    return _read_file(path)
+    try:
+        return _read_file(path)
+    except DamagedFile as error:
+        if others := [str(other) for other in _list_checkpoints(path.parent) if other != path]:
+            raise DamagedFile(f"{error}. Give another checkpoint of that run: {', '.join(others)}") from error
+        raise
 
 
 def _find_in_folder(folder: Path) -> Path:
     """Return the file of weights in a folder: the newest checkpoint of a run, else what was exported or published."""
     for own in (folder / "checkpoints", folder):
-        if steps := sorted(own.glob("step_" + "[0-9]" * 8 + ".pt")):
+        if steps := _list_checkpoints(own):
             return steps[-1]
     for path in (place / name for place in (folder, folder / "hf") for name in (*_PUBLISHED, _DEEPSPEED)):
         if path.is_file():
             return path
-    others = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".bin", ".safetensors"))
+    others = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"))
     if len(others) == 1:
         return others[0]
     if others:
         names = ", ".join(path.name for path in others[:5]) + (" …" if len(others) > 5 else "")
         raise ValueError(f"{folder} holds {len(others)} files of weights; name one of them: {names}")
     raise FileNotFoundError(f"{folder} holds no weights; {_EXPECTED}")
+
+
+def _list_checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_" + "[0-9]" * 8 + ".pt"))
 
 
 def _download(name: str) -> Path:
@@ -96,7 +105,8 @@ def _download(name: str) -> Path:
 
 def _list_shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(str(Path(name)) for name in names)  # Path refuses what is not a name
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{index} is not a readable index of weights: {error!r}") from error
 
@@ -128,9 +138,10 @@ def _read_file(path: Path) -> FoundWeights:
     if {"step", "model", "config"} <= plain.keys() and isinstance(plain["config"], dict):
         model = settings if isinstance(settings := plain["config"].get("model"), dict) else None
     weights = next((plain[key] for key in _STATE_DICTS if isinstance(plain.get(key), dict)), plain)
-    if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
+    if not weights or not all(isinstance(n, str) and isinstance(weight, Tensor) for n, weight in weights.items()):
         raise ValueError(
-            f"{path} holds no weights: expected a dictionary of tensors, alone or under {' or '.join(_STATE_DICTS)}"
+            f"{path} holds no weights: expected a dictionary of names and tensors, alone or under "
+            f"{' or '.join(_STATE_DICTS)}"
         )
     return FoundWeights(path=path, weights=weights, model=model)
 
@@ -138,6 +149,7 @@ def _read_file(path: Path) -> FoundWeights:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a .safetensors file. Ours carry a digest, which is compared."""
     try:
+        read_start(path)
         weights: dict[str, Tensor] = load_file(path)
         metadata = read_metadata(path)
     except Exception as error:  # safetensors raises exceptions of its own

@@ -217,16 +217,16 @@ def assert_taken(got: VideoMAE, expected: VideoMAE, parts: str = "", dtype: torc
 ENCODER = r"patch_embed|encoder\."
 
 
-@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", "bare", "ddp"])
+@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", "bare", "ddp", "compiled"])
 def test_videomaes_own_checkpoints_load(wrapper: str, tmp_path: Path) -> None:
     """With the arguments that they pickle, as half precision under DeepSpeed, and with what DDP puts before names."""
     model, weights = our_model(SMALL, 50), videomae_names(our_model(SMALL, 50))
     assert "encoder.blocks.2.attn.q_bias" in weights
     dtype = torch.float16 if wrapper == "module" else torch.float32
     path = tmp_path / ("mp_rank_00_model_states.pt" if wrapper == "module" else "checkpoint-799.pth")
-    if wrapper == "ddp":
-        weights = {f"module.{name}": weight for name, weight in weights.items()}
-    key = "model" if wrapper == "ddp" else wrapper
+    if prefix := {"ddp": "module.", "compiled": "module._orig_mod."}.get(wrapper, ""):
+        weights = {prefix + name: weight for name, weight in weights.items()}
+    key = "model" if prefix else wrapper
     content: dict[str, Any] = {key: {name: weight.to(dtype) for name, weight in weights.items()}}
     torch.save(weights if wrapper == "bare" else content | {"epoch": 799, "args": Namespace(window_size=(8, 3))}, path)
     if wrapper == "module":
@@ -346,6 +346,64 @@ def test_weights_that_this_network_lacks_are_refused(tmp_path: Path) -> None:
         read_initial_weights(str(tmp_path), SMALL)
     torch.save(weights | {"encoder.patch_embed.proj.weight": torch.ones(32, 3, 16, 16)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth cannot be started from: .*is it a model of images"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("encoder.norm.weight", torch.full((32,), float("nan")), "its weight encoder.norm.weight contains NaN"),
+        ("encoder.norm.weight", torch.ones(32, dtype=torch.int8), "floating-point .* in encoder.norm.weight, got int8"),
+        ("encoder.norm.weight", torch.ones(32).to_sparse(), "dense .* got float32, sparse_coo"),
+        ("encoder.norm.weight", torch.ones(32, device="meta"), "got float32, strided, on meta"),
+        ("encoder.blocks.0.mlp.fc1.weight", torch.ones(32), r"encoder.0.mlp.0.weight is \[32\] there"),
+        ("encoder_to_decoder.weight", torch.tensor(1.0), r"to_decoder.weight is \[\] there"),
+        ("encoder.pos_embed", torch.tensor(1.0), r"pos_embed \[\] are not the fixed"),
+        (7, torch.ones(32), "expected a dictionary of names and tensors"),
+    ],
+)
+def test_what_is_not_a_weight_is_refused(name: str, weight: Tensor, message: str, tmp_path: Path) -> None:
+    torch.save({"model": videomae_names(our_model(SMALL, 61)) | {name: weight}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"x\.pth .*{message}"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+def test_two_networks_in_one_file_are_refused(tmp_path: Path) -> None:
+    """A student and its teacher, say: either would do, but which?"""
+    weights = videomae_names(our_model(SMALL, 63))
+    both = {f"{prefix}.{name}": weight for prefix in ("model", "backbone") for name, weight in weights.items()}
+    torch.save({"state_dict": both}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt cannot be started from: it holds several networks"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+def test_queries_and_keys_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    weights = to_hugging_face(our_model(SMALL, 62).state_dict(), SMALL)
+    key = next(name for name in weights if name.endswith("key.weight"))
+    save_for_hugging_face(tmp_path, weights | {key: torch.ones(32, 16)})
+    with pytest.raises(ValueError, match="matrices of one size for query, key and value"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+@pytest.mark.parametrize("shard", [5, None, ["a"]])
+def test_a_shard_without_a_name_is_refused(shard: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(DamagedFile, match=r"index\.json is not a readable index"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+def test_a_damaged_checkpoint_offers_the_others(tmp_path: Path) -> None:
+    for step in (3, 6):
+        (tmp_path / f"step_{step:08d}.pt").write_bytes(b"PK")
+    with pytest.raises(DamagedFile, match=r"6\.pt: it is cut off\. Give another checkpoint .*step_00000003\.pt$"):
+        read_initial_weights(str(tmp_path), SMALL)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+@pytest.mark.parametrize(("start", "message"), [("", "empty"), ("version https://git-lfs", "a pointer of Git LFS")])
+def test_a_file_that_has_not_come_yet_is_named(start: str, message: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(start)
+    with pytest.raises(DamagedFile, match=f"{name}: it is {message}"):
         read_initial_weights(str(tmp_path), SMALL)
 
 
