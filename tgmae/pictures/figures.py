@@ -104,8 +104,9 @@ def text_width(text: str, size: float) -> float:
 
 
 def fit(text: str, width: float, size: float) -> str:
-    """Cut the middle out of a line that is wider than `width` inches."""
-    shown, keep = text, len(text)
+    """Cut the middle out of a line that is wider than `width` inches. A line break in it becomes a space."""
+    shown = text = _join_lines(text)
+    keep = len(text)
     while keep > 2 and (across := text_width(shown, size)) > width:
         keep = min(keep - 1, int(keep * width / across))
         shown = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
@@ -114,6 +115,7 @@ def fit(text: str, width: float, size: float) -> str:
 
 def wrap(text: str, width: float, size: float, lines: int | None = None) -> list[str]:
     """Break a text into lines of at most `width` inches; what does not fit into `lines` is left out, with a mark."""
+    text = _join_lines(text)
     across = text_width(text, size)
     if across <= width:
         return [text]
@@ -121,6 +123,10 @@ def wrap(text: str, width: float, size: float, lines: int | None = None) -> list
     if lines is not None and len(broken) > lines:
         broken[lines - 1 :] = [f"{broken[lines - 1][:-2].rstrip()} …"]
     return [fit(line, width, size) for line in broken]
+
+
+def _join_lines(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def name_clip(video: Video, caption: str, width: float, size: float = 9) -> tuple[list[str], str]:

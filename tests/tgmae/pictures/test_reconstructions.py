@@ -19,7 +19,7 @@ from kernels.masked_mse import normalised_targets
 from tests.support.videos import make_video
 from tgmae.config.model import ModelConfig
 from tgmae.model.token_masks import TokenMasks
-from tgmae.pictures.figures import HIDDEN, Page, text_width
+from tgmae.pictures.figures import HIDDEN, Page, fit, text_width, wrap
 from tgmae.pictures.reconstructions import draw_reconstructions, reconstruct
 
 CONFIGS = [
@@ -135,6 +135,12 @@ def test_draw_reconstructions_writes_a_picture(tmp_path: Path, batch: int) -> No
         pixels = np.asarray(picture.convert("RGB"))
     for colour in ((250, 10, 20), (int(HIDDEN[1:3], 16),) * 3):  # of the clip, and of hidden patches
         assert (np.abs(pixels.astype(int) - colour).max(-1) <= 1).sum() > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_line_break_in_a_caption_is_a_space() -> None:
+    assert wrap("a man\ngets up", 5, 9) == ["a man gets up"]
+    assert fit("new\nline.mp4", 5, 9) == "new line.mp4"
 
 
 @pytest.mark.slow
