@@ -96,8 +96,9 @@ def _rename_module(name: str, table: dict[str, str]) -> str:
 def recognise(weights: dict[str, Tensor]) -> tuple[Naming, dict[str, Tensor]]:
     """Return the naming of a state dict, and its weights by the full names.
 
-    What wrappers put in front ("module.") is dropped, and what an encoder leaves out is put back. Query and value biases get
-    the names of published checkpoints; transformers 5 and old exports of ours call them query.bias and value.bias.
+    What wrappers put in front ("module.") is dropped, and what an encoder leaves out is put back. Query and value
+    biases get the names of published checkpoints; transformers 5 and old exports of ours call them query.bias and
+    value.bias.
 
     Raises ValueError if it is not a VideoMAE.
     """

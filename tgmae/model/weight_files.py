@@ -22,8 +22,9 @@ _INDEX = ".index.json"
 _PUBLISHED = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
 _DEEPSPEED = "mp_rank_00_model_states.pt"  # the rest of its folder is the optimiser's
 _STATE_DICTS = ("model", "module", "state_dict")  # where VideoMAE, DeepSpeed and others put it
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _EXPECTED = (
-    "expected a file of weights (.safetensors, .bin, .pth, .pt), a folder with one (model.safetensors or "
+    f"expected a file of weights ({', '.join(_SUFFIXES)}), a folder with one (model.safetensors or "
     "pytorch_model.bin), a run folder, or a name on the Hugging Face hub such as MCG-NJU/videomae-base"
 )
 
@@ -72,7 +73,7 @@ def _find_in_folder(folder: Path) -> Path:
     for path in (place / name for place in (folder, folder / "hf") for name in (*_PUBLISHED, _DEEPSPEED)):
         if path.is_file():
             return path
-    others = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"))
+    others = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
     if len(others) == 1:
         return others[0]
     if others:
