@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.config.saved import to_dict
-from tgmae.config.training import LogConfig
+from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
 from tgmae.presets import PRESETS
 
 # docs/recipes.md, "Pretraining, ViT-B": (stride, base rate, batch, epochs, flip).
@@ -152,9 +153,30 @@ def test_two_frames_of_a_tubelet_of_one_are_refused() -> None:
     assert InputConfig(model=model, mask=MaskConfig(frames_per_tubelet=1)).model.num_slots == 16
 
 
-def test_negative_seed_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^--seed must not be negative, got -1"):
-        InputConfig(seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_torch_does_not_have_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"^--seed must lie between 0 and 2⁶³ - 1, got {seed}"):
+        InputConfig(seed=seed)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        *((OptimConfig, name) for name in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "clip_norm")),
+        (ValidationConfig, "every"),
+        *((ModelConfig, name) for name in ("norm_eps", "mlp_ratio")),
+    ],
+)
+def test_numbers_that_are_none_are_refused(config: type[Any], name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^--\w+\.{name.replace('_', '-')} must .*, got {value}"):
+        config(**{name: value})
+
+
+def test_validation_needs_a_split() -> None:
+    """select_split("") is all videos, those that are trained on among them."""
+    with pytest.raises(ValueError, match=r"--validation\.split must name a split"):
+        ValidationConfig(split="")
 
 
 @pytest.mark.parametrize("name", ["metrics_every", "picture_every", "checkpoint_every", "keep_checkpoints"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,13 @@ class ModelConfig:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"--model.{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"--model.norm-eps must lie strictly between 0 and 1, got {self.norm_eps}")
+        if not 1 <= min(self.width, self.decoder_width) * self.mlp_ratio < math.inf:
+            raise ValueError(
+                f"--model.mlp-ratio must leave an MLP at least one hidden unit, got {self.mlp_ratio} of --model.width "
+                f"{self.width} and --model.decoder-width {self.decoder_width}"
+            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 "--model.image-size must be a multiple of --model.patch-size, "

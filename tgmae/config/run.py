@@ -34,8 +34,8 @@ class InputConfig:
                 "--mask.frames-per-tubelet must be at most --model.tubelet-size, "
                 f"got {self.mask.frames_per_tubelet} and {self.model.tubelet_size}"
             )
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**63:  # torch's seeds
+            raise ValueError(f"--seed must lie between 0 and 2⁶³ - 1, got {self.seed}")
         num_patches = self.model.patches_per_slot
         num_masked = self.mask.masked_per_slot(num_patches)
         if not 0 < num_masked < num_patches:

@@ -64,8 +64,8 @@ def from_dict(plain: Any, source: str) -> TrainConfig:
         raise ValueError(f"{source} is not a saved configuration: expected a JSON object, got {json.dumps(plain)}")
     if (found := plain.get("format", FORMAT)) != FORMAT:
         raise ValueError(
-            f"{source} has format {found}, and this version of tgmae reads format {FORMAT}: use the version that wrote "
-            "it, or give its settings as flags"
+            f"{source} has format {json.dumps(found)}, and this version of tgmae reads format {FORMAT}: use the "
+            "version that wrote it, or give its settings as flags"
         )
     try:
         config = _read_fields(TrainConfig, {key: value for key, value in plain.items() if key != "format"}, "")

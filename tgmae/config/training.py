@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +21,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--optim.{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--optim.{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"--optim.betas must lie in [0, 1), got {self.betas}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"--optim.clip-norm must be above 0, or None for no clipping, got {self.clip_norm}")
 
 
@@ -40,8 +41,10 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise ValueError(f"--validation.clips must be at least 1, got {self.clips}; --validation.every 0 is off")
-        if self.every < 0:
-            raise ValueError(f"--validation.every must not be negative, got {self.every}")
+        if not 0 <= self.every < math.inf:
+            raise ValueError(f"--validation.every must be at least 0, got {self.every}")
+        if not self.split:
+            raise ValueError("--validation.split must name a split; --validation.every 0 is off")
 
 
 @dataclass(frozen=True, kw_only=True)

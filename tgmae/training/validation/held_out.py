@@ -38,10 +38,12 @@ class HeldOut:
         """Say which clips are held out, how often they are used and what they take, in one line."""
         model = config.model
         frames = model.num_frames * model.image_size**2 * 3
-        megabytes = len(self.requests) * (frames + 4 * model.num_tokens) / 1e6
+        count = len(self.requests)
+        megabytes = count * (frames + 4 * model.num_tokens) / 1e6
         return (
-            f"{len(self.requests)} clips from {count_videos(len(self.manifest))} of split {config.validation.split}, "
-            f"every {self.period / config.batch_size:.0f} steps; {megabytes:.1f} MB in host memory"
+            f"{count} clip{'s' * (count != 1)} from {count_videos(len(self.manifest))} of split "
+            f"{config.validation.split}, every {self.period / config.batch_size:.0f} steps; "
+            f"{megabytes:.1f} MB in host memory"
         )
 
 
