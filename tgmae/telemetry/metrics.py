@@ -129,7 +129,8 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         except ValueError:
             line = None
         line, is_whole = open_fields(line) if isinstance(line, dict) else ({}, False)
-        if is_whole and isinstance(line.get("step"), int):
+        are_numbers = all(isinstance(value, int | float) for value in line.values())
+        if is_whole and are_numbers and isinstance(line.get("step"), int):
             lines.append(line)
         elif text:
             unreadable.append(number)

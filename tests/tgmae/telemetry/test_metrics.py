@@ -75,6 +75,7 @@ def test_a_truncated_line_is_ignored(tmp_path: Path, cut: int) -> None:
         (lambda lines: [lines[0], lines[1].replace(b"0.25", b"0.75"), *lines[2:]], [1, 3, 4, 5]),
         (lambda lines: [*lines[:3], lines[3].replace(b"checksum", b"chgcksum"), lines[4]], [1, 2, 3, 5]),
         (lambda lines: [*lines[:2], b"7", *lines[3:]], [1, 2, 4, 5]),
+        (lambda lines: [*lines[:2], b'{"step": 3, "loss": null}', *lines[3:]], [1, 2, 4, 5]),  # edited
         (lambda lines: [*lines[:4], lines[4][:9]], [1, 2, 3, 4]),
     ],
 )
