@@ -13,3 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _is_command = sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("tgmae-")
 if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# A stream that is closed, as services may start a command, is None in Python, and the next file that is opened takes
+# its number: what libraries print would end up in a checkpoint.
+if _is_command:
+    for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, _name) is None:
+            setattr(sys, _name, os.fdopen(os.open(os.devnull, os.O_RDWR), _mode))

@@ -17,7 +17,7 @@ from tgmae import __version__
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
-from tgmae.cli.parser.subcommands import exit_for_usage
+from tgmae.cli.parser.subcommands import describe, exit_for_usage
 from tgmae.cli.parser.values import convert_values
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import read_config
@@ -165,7 +165,7 @@ def main() -> None:
                 print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)
             result = run(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"{PROG}: {error}")
+        sys.exit(f"{PROG}: {describe(error)}")
     except Stopped as stopped:
         print(f"{PROG}: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)

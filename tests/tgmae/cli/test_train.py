@@ -42,6 +42,20 @@ def message(capsys: pytest.CaptureFixture[str], caught: pytest.ExceptionInfo[Sys
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", f"{printed.out} {printed.err} {caught.value.code}").split())
 
 
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    """0, 1 and 2 stay taken, or FFmpeg's messages would be written into the run's files."""
+    code = "import os, sys; sys.argv[0] = 'tgmae-data'; import tgmae.cli; print('x', file=sys.stderr); "
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code + "os._exit(os.open('/dev/null', 0))"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode >= 3
+
+
+def test_a_closed_pipe_is_told_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tgmae-train"])
+    monkeypatch.setattr(train, "run", lambda _: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+    with pytest.raises(SystemExit, match=r"^tgmae-train: nothing reads its output any more$"):
+        train.main()
+
+
 def test_the_demo_is_the_default() -> None:
     assert parse([]) == PRESETS["demo"]
 

@@ -130,13 +130,18 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
     except UsageError as error:
         exit_for_usage(prog, error)
     except (ValueError, OSError) as error:
-        sys.exit(f"{prog}: {error}")
+        sys.exit(f"{prog}: {describe(error)}")
     except Stopped as stopped:
         print(f"{prog}: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def describe(error: ValueError | OSError) -> str:
+    """Return what an error says, in words where its output is a pipe that `head` has closed."""
+    return "nothing reads its output any more" if isinstance(error, BrokenPipeError) else str(error)
 
 
 def exit_for_usage(prog: str, error: UsageError) -> None:
