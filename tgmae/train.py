@@ -12,6 +12,7 @@ from torch import Tensor
 from dali_pipelines.types import ClipRequest
 from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf, read_step
+from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
 from tgmae.training import parallel
 from tgmae.training.loader import InputError, InputStalled, TrainingBatch
@@ -64,22 +65,20 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
         with world.noticing_losses(), manual_garbage_collection():
             while step < steps.last:
                 # Add up the gradients of every forward pass. The loader has made the batch while the last step ran.
-                losses: list[Tensor] = []
+                losses: list[Losses] = []
                 requests: list[ClipRequest] = []
                 for micro in range(steps.accumulation):
                     batch = loader.next_batch(lambda: stop.requested)
-                    loss, prediction = run.step.add_gradients(
-                        batch.clips.frames, batch.masks, is_last=micro == steps.accumulation - 1
-                    )
-                    losses.append(loss)
+                    done, prediction = run.step.add_gradients(batch.inputs, is_last=micro == steps.accumulation - 1)
+                    losses += done
                     requests.extend(batch.clips.requests)
 
                 # Update the weights. Losses stay on the device and are read a step later, so that nothing waits here.
                 rate = run.schedule.rate(step)
-                grad_norm = run.step.update(rate)
+                grad_norms = run.step.update(rate)
                 step += 1
                 run.profiler.step()
-                log.record(step, losses, grad_norm, requests)
+                log.record(step, losses, grad_norms, requests)
 
                 # Processes agree on what to do next: a signal or a broken video concerns all of them.
                 found_skipped, stopping = world.max(not skipped.issuperset(loader.skipped), stop.number)
@@ -92,7 +91,8 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 if step % config.log.metrics_every == 0 or step == steps.last or stopping:
                     log.report(step, rate, len(skipped), loader, run.step)
                 log.sum_up_epochs(step, loader)
-                if world.is_main and (step == 1 or step % config.log.picture_every == 0 or step == steps.last):
+                is_shown = step == 1 or step % config.log.picture_every == 0 or step == steps.last
+                if world.is_main and is_shown and prediction is not None:
                     log.show(step, _draw(config, batch, prediction, step))
                 if step % config.log.checkpoint_every == 0:
                     run.save(step)
@@ -123,7 +123,7 @@ def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
     """Draw the loss curve, export the weights, and sum up."""
     world = run.world
     if world.is_main:
-        _write_results(config.run_dir, run.model, step)
+        _write_results(config.run_dir, run.model.mae, step)
     world.wait()
     if run.profiler.note:
         world.say(run.profiler.note)

@@ -101,7 +101,7 @@ def make_pass(config: ModelConfig, ratio: float, batch: int) -> tuple[VideoMAE, 
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            mean, _ = network(frames, TokenMasks(visible=visible, masked=masked))
+            mean = network(frames, TokenMasks(visible=visible, masked=masked)).loss
         mean.backward()
 
     return network, run

@@ -17,6 +17,7 @@ from kernels.topk_mask import topk_mask
 from tgmae.config.masks import MaskConfig
 from tgmae.config.run import TrainConfig
 from tgmae.model.attention import choose_attention
+from tgmae.model.pretraining import Inputs, Pretraining
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Attention, VideoMAE
 from tgmae.training.async_losses import AsyncLosses
@@ -63,12 +64,13 @@ class Step:
 
     def __init__(self, model: VideoMAE, config: TrainConfig, device: torch.device) -> None:
         self.rate, self.losses = config.optim.base_lr, AsyncLosses(device)
-        optimizer = make_optimizer(model, config.optim)
-        self.training = TrainingStep(model, optimizer, config, World(0, 1, device), device.type == "cuda")
+        networks = Pretraining(model)
+        optimizer = make_optimizer(networks, config.optim)
+        self.training = TrainingStep(networks, optimizer, config, World(0, 1, device), device.type == "cuda")
 
     def __call__(self, frames: Tensor, masks: TokenMasks) -> None:
-        loss, _ = self.training.add_gradients(frames, masks)
-        self.losses.push(0, [loss], self.training.update(self.rate), [])
+        losses, _ = self.training.add_gradients(Inputs(frames, masks))
+        self.losses.push(0, losses, self.training.update(self.rate), [])
         assert all(seen.is_finite for seen in self.losses.pop(wait=False))
 
 

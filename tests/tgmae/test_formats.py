@@ -36,6 +36,7 @@ from tgmae.masks.maps.writer import write_maps
 from tgmae.masks.motion_field import COMMAND as MOTION_COMMAND
 from tgmae.masks.motion_field import MOTION_KEY, CodecMotion
 from tgmae.masks.scorer import bind_scorer
+from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from tgmae.training.checkpoint import Checkpoints, changed_settings, load_checkpoint, restore, save_checkpoint
@@ -301,9 +302,9 @@ SMALL = ModelConfig(
 TRAIN = TrainConfig(model=SMALL, batch_size=4, device_batch_size=4)
 
 
-def train_a_step(seed: int) -> tuple[VideoMAE, torch.optim.AdamW]:
+def train_a_step(seed: int) -> tuple[Pretraining, torch.optim.AdamW]:
     torch.manual_seed(seed)
-    model = VideoMAE(SMALL)
+    model = Pretraining(VideoMAE(SMALL))
     optimizer = make_optimizer(model, TRAIN.optim)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -311,12 +312,16 @@ def train_a_step(seed: int) -> tuple[VideoMAE, torch.optim.AdamW]:
     return model, optimizer
 
 
-def test_a_checkpoint_without_a_format_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [None, 2])
+def test_a_checkpoint_of_an_earlier_format_resumes(tmp_path: Path, number: int | None) -> None:
+    """They hold the autoencoder alone, and the first had no number and no names of the optimiser's parameters."""
     model, optimizer = train_a_step(0)
     path = save_checkpoint(tmp_path, 3, model, optimizer, TRAIN, "videos")
     state = torch.load(path, weights_only=True)
     assert state.pop("format") == CHECKPOINT_FORMAT
-    torch.save(state, path)
+    state["model"] = {name.removeprefix("mae."): weight for name, weight in state["model"].items()}
+    names = [[name.removeprefix("mae.") for name in group] for group in state.pop("parameters")]
+    torch.save(state if number is None else {**state, "format": number, "parameters": names}, path)
     other, other_optimizer = train_a_step(1)
     assert restore(load_checkpoint(path), path, other, other_optimizer, TRAIN, "videos") == 3
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):

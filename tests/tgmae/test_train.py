@@ -28,6 +28,7 @@ from tests.support.runs import (
 )  # fmt: skip
 from tests.support.videos import write_numbered
 from tgmae.captions.policy import require_captions
+from tgmae.config.loss import LossConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import read_config
@@ -86,7 +87,7 @@ def test_the_run_folder_holds_everything(shapes: Path, tmp_path: Path) -> None:
 
     theirs = VideoMAEForPreTraining.from_pretrained(tmp_path / "hf").state_dict()
     ours = load_checkpoint(tmp_path / "checkpoints" / "step_00000010.pt")["model"]
-    assert torch.equal(theirs["mask_token"], ours["mask_token"])
+    assert torch.equal(theirs["mask_token"], ours["mae.mask_token"])
 
 
 @pytest.mark.slow
@@ -148,12 +149,18 @@ def by_text(config: TrainConfig, cache_dir: Path, **mask: object) -> TrainConfig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pipeline", "scorer"), [("dali", "patch"), ("pyav", "cached")])
+@pytest.mark.parametrize(
+    ("pipeline", "scorer", "loss"),
+    [
+        ("dali", "patch", LossConfig()),
+        ("pyav", "cached", LossConfig(contrastive=0.5, contrast_over="step", learn_temperature=True)),
+    ],
+)
 def test_masks_by_text_resume_equals_uninterrupted(
-    shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, pipeline: str, scorer: str
+    shapes: Path, tmp_path: Path, cache_dir: Path, score_maps: Path, pipeline: str, scorer: str, loss: LossConfig
 ) -> None:
     """Text-guided from end to end; interrupted and resumed, bit for bit the same; every stage's share is reported."""
-    config = tiny(shapes, tmp_path / "whole", pipeline=pipeline, max_steps=6)
+    config = tiny(shapes, tmp_path / "whole", pipeline=pipeline, max_steps=6, loss=loss, device_batch_size=2)
     whole = by_text(config, cache_dir, scorer=scorer, scores=score_maps)
     train(whole)
     parts = replace(whole, run_dir=tmp_path / "parts")
@@ -165,6 +172,10 @@ def test_masks_by_text_resume_equals_uninterrupted(
     stages = [f"{stage}_share" for stage in ("load", "score", "mask", "forward", "backward", "optimizer")]
     for line in read_metrics(tmp_path / "whole"):
         assert all(line[stage] >= 0 for stage in stages)
+        if loss.contrasts:
+            both = line["reconstruction_loss"] + loss.contrastive * line["contrastive_loss"]
+            assert line["loss"] == pytest.approx(both)
+            assert line["contrastive_loss"] > 0
     # The step's own stages follow one another, so together they take no longer than the step.
     last = read_metrics(tmp_path / "whole")[-1]
     assert 0 < sum(last[stage] for stage in stages[3:]) <= 1
@@ -172,6 +183,10 @@ def test_masks_by_text_resume_equals_uninterrupted(
     noise = replace(whole, run_dir=tmp_path / "noise", mask=MaskConfig(kind="random"), max_steps=1)
     train(noise)
     assert losses(tmp_path / "noise")[0] != losses(tmp_path / "whole")[0]
+    # A head belongs to the run: one with another loss starts over, and its network may start from these weights.
+    other = replace(parts, loss=LossConfig(contrastive=0.0 if loss.contrasts else 1.0))
+    with pytest.raises(ValueError, match=r"learning a contrastive head from (True|False) to (True|False)"):
+        train(replace(other, max_steps=7))
 
 
 @pytest.mark.slow
@@ -264,7 +279,9 @@ def test_a_run_starts_from_another_ones_weights(
     config = replace(config, optim=replace(config.optim, base_lr=0.0, warmup_lr=0.0))
     capsys.readouterr()
     train(config)
-    assert torch.equal(state(tmp_path / "second")["encoder.0.norm1.weight"], state(first)["encoder.0.norm1.weight"])
+    assert torch.equal(
+        state(tmp_path / "second")["mae.encoder.0.norm1.weight"], state(first)["mae.encoder.0.norm1.weight"]
+    )
     output = capsys.readouterr().out
     assert f"starting from all weights of {hf} (model.safetensors), with Hugging Face's names\n" in output
     assert f"layer norms have the epsilon 1e-12 of {hf}/config.json; --model.norm-eps is not used\n" in output
@@ -286,7 +303,7 @@ def test_weights_are_taken_from_a_run_or_its_checkpoint(shapes: Path, tmp_path: 
     train(config)
     steps = sorted((tmp_path / "checkpoints").iterdir())
     assert len(steps) > 1
-    expected = state(tmp_path)["head.weight"]
+    expected = state(tmp_path)["mae.head.weight"]
     for source in (tmp_path, tmp_path / "checkpoints", steps[-1]):
         found = read_initial_weights(str(source), config.model)
         assert torch.equal(found.weights["head.weight"], expected)
@@ -365,7 +382,7 @@ def test_stops_on_a_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> Non
     train(config)
     checkpoint = tmp_path / "checkpoints" / "step_00000003.pt"
     broken = load_checkpoint(checkpoint)
-    broken["model"]["head.weight"][0, 0] = float("nan")
+    broken["model"]["mae.head.weight"][0, 0] = float("nan")
     torch.save(broken, checkpoint)
     with pytest.raises(
         ValueError, match=r"loss is nan .* at step 4;(.|\n)*epoch 0 position \d+ row \d+  videos/\d+\.mp4"

@@ -51,8 +51,12 @@ class CaptionEmbeddings:
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of captions of the manifest, float32 [len(texts), E]."""
+        return self.table[self.numbers(texts)]
+
+    def numbers(self, texts: Sequence[str]) -> Tensor:
+        """Return the row of `table` of each caption, int64 [len(texts)]: the same in every process of a run."""
         rows = torch.tensor([self._rows[text] for text in texts], dtype=torch.int64)
-        return self.table[rows.to(self.table.device, non_blocking=True)]
+        return rows.to(self.table.device, non_blocking=True)
 
 
 def _distinct(manifest: Manifest) -> list[str]:

@@ -38,6 +38,7 @@ EXAMPLES = (
 COMMON = (
     "run-dir", "resume", "device", "data.manifest", "data.stride", "data.num-workers", "epochs", "batch-size",
     "device-batch-size", "optim.base-lr", "mask.kind", "mask.ratio", "mask.scorer", "clip.model",
+    "loss.contrastive",
 )  # fmt: skip
 
 

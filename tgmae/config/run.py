@@ -12,6 +12,7 @@ from typing import Literal
 
 from engines.config import CLIPConfig
 from tgmae.config.data import DataConfig
+from tgmae.config.loss import LossConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
@@ -67,6 +68,7 @@ class TrainConfig(InputConfig):
     compile: bool = False  # torch.compile the transformer blocks: takes minutes at the start, needs a C++ compiler.
     cuda_graph: bool = False  # Launch forward and backward as one CUDA graph; needs one process on one GPU.
     profile: int = 0  # Steps to profile after ten steps of warm-up; writes RUN/profile (docs/profiling.md).
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -83,6 +85,10 @@ class TrainConfig(InputConfig):
                 f"--device-batch-size must be a multiple of --data.repeat, got {self.device_batch_size} "
                 f"and {self.data.repeat}"
             )
+
+    def contrasted_clips(self, world_size: int) -> int:
+        """Return the clips that the contrastive loss compares with each other."""
+        return self.batch_size if self.loss.contrast_over == "step" else self.device_batch_size * world_size
 
     def accumulation_steps(self, world_size: int) -> int:
         """Return the forward passes of each process in one optimiser step."""

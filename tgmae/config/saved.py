@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from engines.files import write_atomically
 from engines.sealed import open_fields, seal_fields
+from tgmae.config.loss import LossConfig
 from tgmae.config.run import TrainConfig
 
 FORMAT = 1  # of to_dict
@@ -22,6 +23,7 @@ LATER = {
     "clip.tag": None,
     "clip.trust_code": False,
     "mask.no_motion": "error",
+    "loss": dataclasses.asdict(LossConfig()),
     "validation": {"split": "val", "clips": 128, "every": 0.0},
 }
 

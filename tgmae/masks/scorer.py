@@ -88,9 +88,18 @@ class BoundScorer:
         """What the user should know about scores and captions, "" for nothing."""
         return "\n".join(filter(None, [self.captions.note if self.captions else "", self.scorer.note]))
 
+    @property
+    def text_width(self) -> int | None:
+        """Width of the embeddings of captions; None where nothing needs text."""
+        return None if self.captions is None else int(self.captions.table.shape[1])
+
     def text(self, clips: ClipBatch) -> Tensor | None:
         """Return the embedding of the caption that each request drew, float32 [B, E]; None where nothing needs text."""
         return None if self.captions is None else self.captions(clips)
+
+    def caption_numbers(self, clips: ClipBatch) -> Tensor | None:
+        """Return numbers int64 [B] that are equal where requests drew equal captions; None where nothing needs text."""
+        return None if self.captions is None else self.captions.numbers(clips.captions())
 
     def __call__(self, clips: ClipBatch) -> Tensor:
         """Return scores float32 [B, S, N] on the training device."""
@@ -118,16 +127,18 @@ def bind_scorer(
     clip: CLIPModel | None = None,
     num_clips: int | None = None,
     more: Manifest | None = None,
+    needs_text: bool = False,
 ) -> BoundScorer:
     """Make the scorer that `config.mask` names, and its captions, with one CLIP for both.
 
     clip, num_clips   as for `make_scorer`
     more              further videos that it will score; the scores of the others do not depend on them
+    needs_text        whether something else reads the text of the batches, such as the contrastive loss
 
     Raises ValueError where the scores cannot be computed.
     """
     videos = manifest if more is None else manifest.joined(more)
-    if config.mask.kind != "tgm" or config.mask.scorer == "cached":
+    if not needs_text and (config.mask.kind != "tgm" or config.mask.scorer == "cached"):
         return BoundScorer(make_scorer(config, videos, device), None)
     from engines.clip_model import load_clip
     from tgmae.captions.embeddings import CaptionEmbeddings

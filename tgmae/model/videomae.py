@@ -8,6 +8,8 @@ Dimensions: B clips, T frames, H W pixels, L tokens, V visible, M masked, D widt
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,6 +78,19 @@ class Block(nn.Module):
         return out
 
 
+class Reconstruction(NamedTuple):
+    """What the masked autoencoder makes of a batch.
+
+    loss        scalar, 0 where nothing was decoded
+    prediction  [B, M, P], pixels of the masked tokens, normalised per token; None where nothing was decoded
+    features    [B, D], the mean of the encoder's visible tokens
+    """
+
+    loss: Tensor
+    prediction: Tensor | None
+    features: Tensor
+
+
 class VideoMAE(nn.Module):
     """The masked autoencoder: frames and masks in, loss out. `forward` is its three steps: encode, decode, loss.
 
@@ -108,11 +123,14 @@ class VideoMAE(nn.Module):
             part.apply(_initialise)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    def forward(self, frames: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar, and the prediction [B, M, P] for uint8 frames [B, T, H, W, 3]."""
+    def forward(self, frames: Tensor, masks: TokenMasks, decode: bool = True) -> Reconstruction:
+        """Reconstruct the masked tokens of uint8 frames [B, T, H, W, 3]; without `decode`, only encode the others."""
         latent = self.encode(frames, masks.visible)  # [B, V, D]
+        features = latent.mean(1)  # [B, D]
+        if not decode:
+            return Reconstruction(features.new_zeros(()), None, features)
         prediction = self.decode(latent, masks)  # [B, M, P]
-        return self.loss(prediction, frames, masks.masked), prediction
+        return Reconstruction(self.loss(prediction, frames, masks.masked), prediction, features)
 
     def encode(self, frames: Tensor, visible: Tensor) -> Tensor:
         """Return features [B, V, D] of the visible tokens (numbers int32 [B, V]) of uint8 frames [B, T, H, W, 3]."""

@@ -139,6 +139,8 @@ def _read_file(path: Path) -> FoundWeights:
     if {"step", "model", "config"} <= plain.keys() and isinstance(plain["config"], dict):
         model = settings if isinstance(settings := plain["config"].get("model"), dict) else None
     weights = next((plain[key] for key in _STATE_DICTS if isinstance(plain.get(key), dict)), plain)
+    if model is not None and any(name.startswith("mae.") for name in weights):  # beside it a head for contrast
+        weights = {name.removeprefix("mae."): weights[name] for name in weights if name.startswith("mae.")}
     if not weights or not all(isinstance(n, str) and isinstance(weight, Tensor) for n, weight in weights.items()):
         raise ValueError(
             f"{path} holds no weights: expected a dictionary of names and tensors, alone or under "

@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
@@ -138,7 +139,7 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 class Throughput:
-    """Loss, speed and waiting time of training, since the last report and over the whole run.
+    """Losses, speed and waiting time of training, since the last report and over the whole run.
 
     paused_s   seconds of pauses, which do not count
 
@@ -147,7 +148,8 @@ class Throughput:
 
     def __init__(self) -> None:
         self._run_begun_s = self._begun_s = time.perf_counter()
-        self._waited_s = self._loss = 0.0
+        self._waited_s = 0.0
+        self._losses: Counter[str] = Counter()  # sums over steps
         self._stages: dict[str, float] = {}
         self._steps = self._clips = self._run_clips = 0
         self._first_s: float | None = None  # from the start to the end of the first step
@@ -164,12 +166,12 @@ class Throughput:
         """The share of the whole run in which it was paused."""
         return self.paused_s / (self.paused_s + time.perf_counter() - self._run_begun_s)
 
-    def count(self, clips: int, loss: float) -> None:
-        """Count one finished optimiser step."""
+    def count(self, clips: int, losses: Mapping[str, float]) -> None:
+        """Count one finished optimiser step and its losses."""
         if self._first_s is None:
             self._first_s = time.perf_counter() - self._run_begun_s
         self._steps += 1
-        self._loss += loss
+        self._losses.update(losses)
         self._clips += clips
         self._run_clips += clips
 
@@ -184,12 +186,12 @@ class Throughput:
         """
         now = time.perf_counter()
         elapsed_s, window_waited_s = now - self._begun_s, waited_s - self._waited_s
-        steps, clips, loss = self._steps, self._clips, self._loss
-        self._begun_s, self._waited_s, self._steps, self._clips, self._loss = now, waited_s, 0, 0, 0.0
+        steps, clips, losses = self._steps, self._clips, self._losses
+        self._begun_s, self._waited_s, self._steps, self._clips, self._losses = now, waited_s, 0, 0, Counter()
         spent = {name: total - self._stages.get(name, 0.0) for name, total in stages.items()}
         self._stages = stages
         return {
-            "loss": loss / steps,
+            **{name: total / steps for name, total in losses.items()},
             "clips_per_s": clips / elapsed_s,
             "step_ms": 1000 * elapsed_s / steps,
             "wait_ms": 1000 * window_waited_s / steps,

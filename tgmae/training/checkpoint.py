@@ -13,6 +13,7 @@ from torch import nn
 
 from engines.files import replacing
 from engines.torch_files import DamagedFile, read_torch_file
+from tgmae.config.loss import LossConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import LATER, to_dict
 from tgmae.model.weights import check_shapes
@@ -20,7 +21,7 @@ from tgmae.model.weights import check_shapes
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
-FORMAT = 2  # of the file; 1 had no number, and is still read
+FORMAT = 3  # of the file. 2 held the autoencoder alone, 1 had no number; both are still read
 
 
 class Checkpoints:
@@ -158,6 +159,9 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if not isinstance(state, dict) or not {"step", "videos", "config", "model", "optimizer"} <= state.keys():
         raise ValueError(f"{path} is not a tgmae checkpoint")
+    if number < 3:
+        state["model"] = {f"mae.{name}": weight for name, weight in state["model"].items()}
+        state["parameters"] = [[f"mae.{name}" for name in names] for names in state.get("parameters", [])]
     return state
 
 
@@ -174,7 +178,9 @@ def restore(
     Raises ValueError where the network has another shape (naming both) or function, and where clips would come in
     another order than in the run that is resumed.
     """
-    check_shapes(model.state_dict(), state["model"], str(path))
+    had, has = (_learns(one) for one in (state["config"], to_dict(config)))
+    if had == has:  # else the message below says more than names of weights
+        check_shapes(model.state_dict(), state["model"], str(path))
     old, new = _what_must_stay(state["config"], state["videos"]), _what_must_stay(to_dict(config), videos)
     changed = [f"{name} from {old[name]} to {new[name]}" for name in old if old[name] != new[name]]
     if changed:
@@ -183,7 +189,8 @@ def restore(
             "Start over with --resume never or another --run-dir; with --init-from RUN/hf as well, from its weights"
         )
     # torch assigns the optimiser's state to parameters by their position. Checkpoints once had no names.
-    if state.get("parameters", names := _name_parameters(model, optimizer)) != names:
+    names = _name_parameters(model, optimizer)
+    if (state.get("parameters") or names) != names:
         raise ValueError(
             f"cannot resume from {path}: the optimiser's state is in another order than this version of tgmae has the "
             "parameters. Use the version that wrote it, or start from its weights with --init-from RUN/hf"
@@ -235,7 +242,13 @@ def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:
     model = {name: value for name, value in _flatten(config).items() if name.startswith("model.")}
     model.pop("model.attention")
     clips = {"seed": config["seed"], "batch_size": config["batch_size"], "data.repeat": config["data"]["repeat"]}
-    return {**model, **clips, "videos": videos}
+    return {**model, **clips, **_learns(config), "videos": videos}
+
+
+def _learns(config: dict[str, Any]) -> dict[str, bool]:
+    """Return what a run learns beside the encoder. Configurations once had no losses to choose."""
+    loss = LossConfig(**config.get("loss", {}))
+    return {"learning a contrastive head": loss.contrasts, "learning a decoder": loss.reconstruction > 0}
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

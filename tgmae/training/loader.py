@@ -28,6 +28,7 @@ from tgmae.data.manifest import Manifest
 from tgmae.data.sampling import ClipSampler
 from tgmae.masks.scorer import BoundScorer
 from tgmae.masks.select import select_masks
+from tgmae.model.pretraining import Inputs
 from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.batch_lifetime import BatchLifetime
@@ -48,13 +49,20 @@ class InputStalled(InputError):
 class TrainingBatch:
     """Clips, their masks and their text, on the training device.
 
-    text   float32 [B, E], L2-normalised: the embedding of the caption that each request drew; None where nothing
-           needs it
+    text      float32 [B, E], L2-normalised: the embedding of the caption that each request drew; None where nothing
+              needs it
+    captions  int64 [B], equal where the captions are equal; None where `text` is
     """
 
     clips: ClipBatch
     masks: TokenMasks
     text: Tensor | None
+    captions: Tensor | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the networks read."""
+        return Inputs(self.clips.frames, self.masks, self.text, self.captions)
 
     def __repr__(self) -> str:
         text = "None" if self.text is None else describe_tensor(self.text)
@@ -170,10 +178,10 @@ class Loader(Iterator[TrainingBatch]):
                 clips = self.pipeline.next_batch()
                 clips = replace(clips, frames=clips.frames.to(self.device, non_blocking=True))
             with self.clock("score"):
-                text = self.scorer.text(clips)
+                text, captions = self.scorer.text(clips), self.scorer.caption_numbers(clips)
                 scores = self.scorer.score(clips, text)
             with self.clock("mask"):
-                batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text)
+                batch = TrainingBatch(clips, select_masks(self.mask, self.model, scores), text, captions)
         if self._stream is not None:
             # A batch is done when the GPU is done with it; otherwise the wait would move into the training step,
             # outside `waited_s`. The event blocks, as in BatchLifetime.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from tgmae.config.training import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Make AdamW with weight decay on matrices only: not on biases, norms and the mask token."""
+    """Make AdamW with weight decay on matrices only: not on biases, norms, the mask token and the temperature."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.dim() < 2 or name.endswith("mask_token")]
     matrices = [p for name, p in named if not (p.dim() < 2 or name.endswith("mask_token"))]
@@ -20,18 +21,23 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=True)
 
 
-def apply_gradients(model: nn.Module, optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
-    """Clip the gradients and take a step; return their norm before clipping, a scalar on the device.
+def apply_gradients(networks: Sequence[nn.Module], optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
+    """Clip the gradients of each network and take a step; return their norms before clipping, on the device.
 
-    A step whose norm is not finite changes nothing, not even the moments. The device decides that, so the host need not
-    wait for the norm: fused AdamW reads `found_inf`, as it does for torch's GradScaler.
+    Each network is clipped by its own norm: a head that only observes must not shorten the steps of the others.
+
+    A step with a norm that is not finite changes nothing, not even the moments. The device decides that, so the host
+    need not wait for the norms: fused AdamW reads `found_inf`, as it does for torch's GradScaler.
     """
-    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    gradients = ([p.grad for p in network.parameters() if p.grad is not None] for network in networks)
+    norms = [nn.utils.get_total_norm(of_one) for of_one in gradients]
     if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
-    optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+        for network, norm in zip(networks, norms, strict=True):
+            nn.utils.clip_grads_with_norm_(network.parameters(), clip_norm, norm)
+    every = torch.stack(norms)
+    optimizer.found_inf = every.isfinite().all().logical_not().float()  # type: ignore[attr-defined]
     optimizer.step()
-    return norm
+    return every
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest, count_videos
 from tgmae.data.sampling import ends_period
+from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput
 from tgmae.training.async_losses import AsyncLosses, StepRecord
@@ -27,6 +28,9 @@ from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+_CONTRASTED = {
+    "reconstruction": "reconstruction_loss", "contrastive": "contrastive_loss", "duplicate_pairs": "duplicate_pairs",
+}  # fmt: skip
 _EPOCHS_S = 30.0  # at least, from one line about epochs to the next
 
 
@@ -55,16 +59,18 @@ class RunLog:
         self._epochs_from, self._epochs_said_s = first_step, time.perf_counter()
         self._reported = f"epoch {self._epoch(first_step):.1f}/{config.epochs}"
         self._losses = AsyncLosses(world.device)
+        # Metrics by loss. What is minimised is the reconstruction loss where nothing is contrasted.
+        self._names = {"total": "loss"} | (_CONTRASTED if config.loss.contrasts else {})
 
-    def record(self, step: int, losses: list[Tensor], grad_norm: Tensor, requests: list[ClipRequest]) -> None:
+    def record(self, step: int, losses: list[Losses], grad_norms: Tensor, requests: list[ClipRequest]) -> None:
         """Take note of a step that was launched. Raises ValueError where an earlier loss was not finite.
 
-        losses     scalars on the device, one per forward pass
-        grad_norm  scalar on the device, before clipping
-        requests   the clips of the step, in the order of the forward passes
+        losses      on the device, those of each forward pass
+        grad_norms  on the device, before clipping (`TrainingStep.update`)
+        requests    the clips of the step, in the order of the forward passes
         """
         self.bar.update()
-        self._losses.push(step, losses, grad_norm, requests)
+        self._losses.push(step, losses, grad_norms, requests)
         self._read(wait=False)
 
     def settle(self) -> None:
@@ -75,9 +81,10 @@ class RunLog:
         for seen in self._losses.pop(wait):
             if not seen.is_finite:
                 raise ValueError(describe_bad_loss(seen, self.manifest, self.config.run_dir / "checkpoints"))
+            losses = {self._names[name]: mean for name, mean in seen.means.items() if name in self._names}
             for window in (self.throughput, self.epochs):
-                window.count(self.config.batch_size, sum(seen.losses) / len(seen.losses))
-            self.grad_norm = seen.grad_norm
+                window.count(self.config.batch_size, losses)
+            self.grad_norm = seen.grad_norms[0]
 
     def report(self, step: int, rate: float, num_skipped: int, loader: Loader, training_step: TrainingStep) -> None:
         """Write the metrics since the last report. Every process must call it."""
@@ -90,7 +97,8 @@ class RunLog:
             "grad_norm": self.grad_norm,
             "skipped_videos": num_skipped,
         }
-        values["loss"] = self.loss = self.world.mean(values["loss"])
+        values |= {name: self.world.mean(values[name]) for name in self._names.values()}
+        self.loss = values["loss"]
         gc.collect(1)  # objects made since the last report
         if self.metrics is not None:
             self.metrics.write(step, values)
@@ -129,7 +137,7 @@ class RunLog:
             return
         self.settle()
         values = self.epochs.report(loader.waited_s, {})
-        values["loss"] = self.world.mean(values["loss"])
+        values |= {name: self.world.mean(values[name]) for name in self._names.values()}
         first, last = math.floor(self._epoch(self._epochs_from)) + 1, math.floor(self._epoch(step))
         epochs = f"epoch {last}" if first == last else f"epochs {first} to {last}"
         if self._epochs_from and not self._ends_epoch(self._epochs_from):  # resumed
@@ -175,7 +183,11 @@ class RunLog:
 
 
 def _describe(values: dict[str, float]) -> str:
-    return f"loss {values['loss']:.3f}, {values['clips_per_s']:.1f} clips/s, waiting {values['wait_share']:.0%}"
+    contrastive = f", contrastive {values['contrastive_loss']:.3f}" if "contrastive_loss" in values else ""
+    return (
+        f"loss {values['loss']:.3f}{contrastive}, {values['clips_per_s']:.1f} clips/s, "
+        f"waiting {values['wait_share']:.0%}"
+    )
 
 
 def describe_run(
@@ -191,7 +203,7 @@ def describe_run(
         f"pipeline  {pipeline.describe()}\n"
         f"model     {_describe_network(config, model, use_bf16)}\n"
         f"mask      {_describe_mask(config, world.device.type)}, {visible * shape.num_slots} of {shape.num_tokens} "
-        "tokens visible\n"
+        f"tokens visible\n{_describe_loss(config, world)}"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {first_step} to {last_step} of "
         f"{total_steps}; batch {config.batch_size}: {config.accumulation_steps(world.size)} × "
         f"{config.device_batch_size} clips on each"
@@ -210,6 +222,20 @@ def _describe_network(config: TrainConfig, model: VideoMAE, use_bf16: bool) -> s
     if config.cuda_graph:
         network.append("CUDA graph")
     return ", ".join(network)
+
+
+def _describe_loss(config: TrainConfig, world: World) -> str:
+    loss = config.loss
+    if not loss.contrasts:
+        return ""
+    weighted = [(loss.reconstruction, "reconstruction"), (loss.contrastive, "contrastive")]
+    terms = " + ".join(f"{weight:g} × {name}" for weight, name in weighted if weight)
+    observed = " (observed only)" * loss.is_observing
+    learned = ", learned" * loss.learn_temperature
+    return (
+        f"loss      {terms}; contrast{observed} over {config.contrasted_clips(world.size)} clips, "
+        f"temperature {loss.temperature:g}{learned}, equal captions: {loss.duplicates}\n"
+    )
 
 
 def _describe_mask(config: TrainConfig, device_type: str) -> str:
@@ -249,7 +275,7 @@ def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -
     clips = [request for number in bad for request in seen.requests[number * size : (number + 1) * size]]
     newest = newest_checkpoint(checkpoints)
     return (
-        f"loss is {sum(losses) / len(losses)} and the gradient's norm {seen.grad_norm} at step {seen.step}; the "
+        f"loss is {sum(losses) / len(losses)} and the gradient's norm {seen.grad_norms[0]} at step {seen.step}; the "
         f"weights were not updated with it. {f'Newest checkpoint: {newest}. ' if newest else ''}The clips:\n"
         + "\n".join(f"  {request}  {manifest[request.row].name}" for request in clips)
     )

@@ -22,7 +22,9 @@ from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest, open_manifest
 from tgmae.model.attention import choose_attention
+from tgmae.model.contrastive import ContrastiveHead
 from tgmae.model.initial_weights import read_initial_weights
+from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.profiler import StepProfiler
 from tgmae.training.checkpoint import (
@@ -60,7 +62,7 @@ class Run:
 
     world: World
     manifest: Manifest
-    model: VideoMAE
+    model: Pretraining
     step: TrainingStep
     schedule: Schedule
     steps: Steps
@@ -107,14 +109,16 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     The run folder must be held (`hold_run_folder`). Raises ValueError, FileNotFoundError or OSError, which say what to
     do about it.
     """
-    # The videos. With text-guided masks every one of them needs a caption.
+    # The videos. Every one of them needs a caption where text guides the masks or is contrasted with the clips.
     videos = open_manifest(config.data.manifest, config.data.root, "--data.root")
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
-    if config.mask.kind == "tgm":
-        without_text = "train without text: --mask.kind tube --mask.ratio 0.9"
-        manifest, note = require_captions(manifest, config.mask.no_caption, without_text)
+    if config.mask.kind == "tgm" or config.loss.contrasts:
+        without_text = "--mask.kind tube --mask.ratio 0.9" if config.mask.kind == "tgm" else "--loss.contrastive 0"
+        manifest, note = require_captions(manifest, config.mask.no_caption, f"train without text: {without_text}")
         notes.append(note)
+    if config.loss.contrasts:
+        _require_contrast(config, world, manifest)
     if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
         from tgmae.masks.motion_field import leave_out_motionless
 
@@ -140,23 +144,24 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         accumulation=accumulation,
     )  # fmt: skip
     if steps.first >= steps.last:
-        model, _ = _make_network(config, world, manifest, start)
+        model, _ = _make_network(config, world, manifest, start, start.text_width)
         for note in filter(None, notes):
             world.say(note)
         world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
-        return Finished(steps=steps, model=model)
+        return Finished(steps=steps, model=model.mae)
 
-    # The pipeline first: its worker processes take seconds to start, in which network, optimiser and CLIP are made.
+    # The pipeline first: its worker processes take seconds to start, in which CLIP, network and optimiser are made.
     pipeline = open_clips(config, manifest, steps.first * accumulation, world.device, world.rank, world.size)
     try:
-        model, optimizer = _make_network(config, world, manifest, start)
         scorer, held_out, held_out_note = bind_with_held_out(config, videos, manifest, world.device)
         (is_missing,) = world.max(held_out is None)
         if held_out is not None and is_missing:
             held_out, held_out_note = None, "no validation: another process cannot use the held-out videos"
+        text_width = scorer.text_width if config.loss.contrasts else None
+        model, optimizer = _make_network(config, world, manifest, start, text_width)
         notes += [scorer.note, advise_scorer(config), held_out_note]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-        world.say(describe_run(config, world, manifest, pipeline, model, use_bf16, steps.first, steps.last, total))
+        world.say(describe_run(config, world, manifest, pipeline, model.mae, use_bf16, steps.first, steps.last, total))
         if held_out is not None:
             world.say(f"held out  {held_out.describe(config)}")
         for note in filter(None, notes):
@@ -197,6 +202,12 @@ class _Start:
         """Steps done."""
         return int(self.state["step"]) if self.state else 0
 
+    @property
+    def text_width(self) -> int | None:
+        """Width of the text that the checkpoint's head was made for, None where it has none."""
+        weight = self.state.get("model", {}).get("head.last.weight")
+        return None if weight is None else len(weight)
+
 
 def _find_start(config: TrainConfig) -> _Start:
     """Read the checkpoint that `config.resume` names; where there is none, the weights that --init-from names."""
@@ -231,13 +242,21 @@ def _with_norm_eps(config: TrainConfig, norm_eps: float) -> TrainConfig:
 
 
 def _make_network(
-    config: TrainConfig, world: World, manifest: Manifest, start: _Start
-) -> tuple[VideoMAE, torch.optim.AdamW]:
-    """Make network and optimiser: as they were at the checkpoint, or with the weights to start from, or fresh."""
+    config: TrainConfig, world: World, manifest: Manifest, start: _Start, text_width: int | None
+) -> tuple[Pretraining, torch.optim.AdamW]:
+    """Make networks and optimiser: as they were at the checkpoint, or with the weights to start from, or fresh.
+
+    text_width   width of the captions' embeddings; None where nothing is contrasted, and no head is made
+    """
     torch.manual_seed(config.seed)
-    model = VideoMAE(config.model, choose_attention(config.model.attention, world.device))
+    mae, loss = VideoMAE(config.model, choose_attention(config.model.attention, world.device)), config.loss
     if start.weights:
-        model.load_state_dict(start.weights, strict=False)  # what is not among them stays fresh
+        mae.load_state_dict(start.weights, strict=False)  # what is not among them stays fresh
+    head = None
+    if text_width is not None:
+        head = ContrastiveHead(config.model.width, text_width, loss.temperature, loss.learn_temperature)
+    model = Pretraining(mae, head)
+    model.freeze_unused(loss)
     model.to(world.device)
     optimizer = make_optimizer(model, config.optim)
     if start.path is not None:
@@ -256,3 +275,14 @@ def _prepare_folder(config: TrainConfig, world: World, first_step: int) -> None:
         world.say(f"set aside {path}: this run starts from step {first_step}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, config.run_dir / "config.json")
+
+
+def _require_contrast(config: TrainConfig, world: World, manifest: Manifest) -> None:
+    """Raise ValueError where clips cannot be contrasted with captions: one clip, or one caption for all."""
+    if len({caption.text for captions in manifest.captions() for caption in captions}) < 2:
+        raise ValueError(
+            "all videos have the same caption, so that the contrastive loss has nothing to tell apart; use "
+            "--loss.contrastive 0, or index the videos with captions of their own"
+        )
+    if (clips := config.contrasted_clips(world.size)) < 2:
+        raise ValueError(f"the contrastive loss needs at least 2 clips, got {clips}; raise --device-batch-size")

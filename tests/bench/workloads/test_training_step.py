@@ -19,7 +19,7 @@ def test_half_a_residual_stream_is_the_same_network() -> None:
         if half:
             halve_residual(model)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, _ = model(*batch)
+            loss = model(batch.frames, batch.masks).loss
         loss.backward()
         losses.append(loss.detach())
     assert seen == [torch.float32, torch.bfloat16]

@@ -36,7 +36,7 @@ def test_memorises_a_batch() -> None:
     frames, masks = batch(2)
     first = model(frames, masks)[0].item()
     for _ in range(150):
-        loss, _ = model(frames, masks)
+        loss = model(frames, masks).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -215,7 +215,7 @@ def test_losses_on_held_out_clips_are_drawn_and_in_tensorboard(tmp_path: Path) -
 def test_a_pause_does_not_count() -> None:
     """A minute of validation changes no speed, and is reported as a share of the run."""
     throughput = Throughput()
-    throughput.count(8, loss=1.0)
+    throughput.count(8, {"loss": 1.0})
     time.sleep(0.01)
     throughput._run_begun_s -= 60  # as if a minute had passed
     throughput._begun_s -= 60
@@ -230,8 +230,8 @@ def test_throughput_counts_since_the_last_report() -> None:
     clock = time.perf_counter
     before_s, throughput, after_s = clock(), Throughput(), clock()
     time.sleep(0.05)
-    throughput.count(8, loss=1.0)
-    throughput.count(8, loss=0.5)
+    throughput.count(8, {"loss": 1.0})
+    throughput.count(8, {"loss": 0.5})
     before_first_s, first, after_first_s = clock(), throughput.report(0.02, {"score": 0.01}), clock()
     shortest_s, longest_s = before_first_s - after_s, after_first_s - before_s
     assert 16 / longest_s <= first["clips_per_s"] <= 16 / shortest_s
@@ -242,7 +242,7 @@ def test_throughput_counts_since_the_last_report() -> None:
     assert first["score_share"] == pytest.approx(first["wait_share"] / 2)
     assert "mask_share" not in first
     time.sleep(0.02)
-    throughput.count(4, loss=0.25)
+    throughput.count(4, {"loss": 0.25})
     before_second_s, second, after_second_s = clock(), throughput.report(0.03, {"score": 0.04, "mask": 0.002}), clock()
     assert 4 / (after_second_s - before_first_s) <= second["clips_per_s"] <= 4 / (before_second_s - after_first_s)
     assert second["wait_ms"] == pytest.approx(10)

@@ -12,6 +12,7 @@ from dali_pipelines.types import CropBox
 from tests.tgmae.masks.test_motion_field import request
 from tgmae.config.model import ModelConfig
 from tgmae.config.training import OptimConfig
+from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.async_losses import AsyncLosses
 from tgmae.training.optim import apply_gradients, make_optimizer
@@ -24,13 +25,18 @@ def scalar(value: float) -> torch.Tensor:
     return torch.tensor(value, device=DEVICE, requires_grad=True)
 
 
+def losses(total: float, dtype: torch.dtype = torch.float32) -> Losses:
+    """The losses of a pass: other numbers than the total, so that none is taken for another."""
+    return Losses(*(scalar(total + more).to(dtype) for more in range(4)))
+
+
 def test_steps_come_back_in_order() -> None:
     readback = AsyncLosses(DEVICE)
     assert list(readback.pop(wait=True)) == []
     seen = []
     for step in range(1, 6):
         readback.push(
-            step, [scalar(float(step)), scalar(step + 0.5)], torch.tensor(10.0 * step, device=DEVICE), REQUESTS[:step]
+            step, [losses(float(step)), losses(step + 0.5)], torch.tensor([10.0 * step], device=DEVICE), REQUESTS[:step]
         )
         seen += list(readback.pop(wait=False))
         # The GPU may be one step behind, a CPU is not.
@@ -38,15 +44,19 @@ def test_steps_come_back_in_order() -> None:
     seen += list(readback.pop(wait=True))
     assert [record.step for record in seen] == [1, 2, 3, 4, 5]
     assert seen[2].losses == [3.0, 3.5]
-    assert seen[2].grad_norm == 30.0
+    assert seen[2].grad_norms == [30.0]
+    assert seen[2].means == {"total": 3.25, "reconstruction": 4.25, "contrastive": 5.25, "duplicate_pairs": 6.25}
     assert seen[2].requests == REQUESTS[:3]
     assert all(record.is_finite for record in seen)
 
 
-@pytest.mark.parametrize(("losses", "norm"), [([1.0, math.nan], 1.0), ([1.0, math.inf], 1.0), ([1.0, 1.0], math.inf)])
-def test_what_is_not_finite_says_so(losses: list[float], norm: float) -> None:
+@pytest.mark.parametrize(
+    ("totals", "norms"),
+    [([1.0, math.nan], [1.0]), ([1.0, math.inf], [1.0]), ([1.0, 1.0], [math.inf]), ([1.0, 1.0], [1.0, math.nan])],
+)
+def test_what_is_not_finite_says_so(totals: list[float], norms: list[float]) -> None:
     readback = AsyncLosses(DEVICE)
-    readback.push(1, [scalar(loss).bfloat16() for loss in losses], torch.tensor(norm, device=DEVICE), [])
+    readback.push(1, [losses(total, torch.bfloat16) for total in totals], torch.tensor(norms, device=DEVICE), [])
     [seen] = readback.pop(wait=True)
     assert not seen.is_finite
 
@@ -57,19 +67,19 @@ def test_bad_gradients_move_neither_weights_nor_moments() -> None:
     optimizer = make_optimizer(model, OptimConfig(warmup_lr=0.1))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    apply_gradients(model, optimizer, None)
+    apply_gradients([model], optimizer, None)
     before = [p.detach().clone() for p in model.parameters()]
     moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    assert not apply_gradients(model, optimizer, 1.0).isfinite()
+    assert not apply_gradients([model], optimizer, 1.0).isfinite()
     for parameter, value, moment in zip(model.parameters(), before, moments, strict=True):
         assert torch.equal(parameter, value)
         assert torch.equal(optimizer.state[parameter]["exp_avg"], moment)
         assert optimizer.state[parameter]["step"] == 1
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    assert apply_gradients(model, optimizer, 1.0) == pytest.approx(18**0.5)
+    assert apply_gradients([model], optimizer, 1.0).item() == pytest.approx(18**0.5)
     assert not any(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
 
 

@@ -21,6 +21,7 @@ from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
+from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.checkpoint import (
     changed_settings,
@@ -41,17 +42,17 @@ CONFIG = TrainConfig(model=SMALL, batch_size=8, device_batch_size=4, seed=3)
 NUM_VIDEOS = 20
 
 
-def trained(config: TrainConfig = CONFIG, seed: int = 0) -> tuple[VideoMAE, torch.optim.AdamW]:
+def trained(config: TrainConfig = CONFIG, seed: int = 0) -> tuple[Pretraining, torch.optim.AdamW]:
     """A network and its optimiser after two steps, so that the optimiser has state."""
     torch.manual_seed(seed)
-    model = VideoMAE(config.model)
+    model = Pretraining(VideoMAE(config.model))
     optimizer = make_optimizer(model, config.optim)
     for _ in range(2):
         take_step(model, optimizer)
     return model, optimizer
 
 
-def take_step(model: VideoMAE, optimizer: torch.optim.AdamW) -> None:
+def take_step(model: Pretraining, optimizer: torch.optim.AdamW) -> None:
     """With gradients that differ between parameters and steps but come from no generator."""
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.sin(1e3 * parameter.detach() + number)

@@ -14,6 +14,7 @@ from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.training import OptimConfig
+from tgmae.model.pretraining import Inputs, Pretraining
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import Block, VideoMAE
 from tgmae.training.async_losses import AsyncLosses, StepRecord
@@ -33,16 +34,16 @@ CONFIG = TrainConfig(
 
 def make_step(config: TrainConfig, device: str = "cpu") -> TrainingStep:
     torch.manual_seed(0)
-    model = VideoMAE(config.model).to(device)
+    model = Pretraining(VideoMAE(config.model)).to(device)
     optimizer = make_optimizer(model, config.optim)
     return TrainingStep(model, optimizer, config, World(0, 1, torch.device(device)), use_bf16=device == "cuda")
 
 
-def make_batch(seed: int, clips: int, device: str = "cpu") -> tuple[Tensor, TokenMasks]:
+def make_batch(seed: int, clips: int, device: str = "cpu") -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(0, 256, (clips, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
     visible, masked = topk_mask(torch.rand(clips, 2, 16, generator=generator), 12)
-    return frames.to(device), TokenMasks(visible=visible.to(device), masked=masked.to(device))
+    return Inputs(frames.to(device), TokenMasks(visible=visible.to(device), masked=masked.to(device)))
 
 
 def train(step: TrainingStep, device: str, accumulation: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -50,9 +51,10 @@ def train(step: TrainingStep, device: str, accumulation: int) -> tuple[list[Tens
     losses, norms = [], []
     for number in range(4):
         for micro in range(accumulation):
-            loss, prediction = step.add_gradients(*make_batch(10 * number + micro, 4, device))
+            (one,), prediction = step.add_gradients(make_batch(10 * number + micro, 4, device))
+            assert prediction is not None
             assert prediction.shape == (4, 24, 384)
-            losses.append(loss)
+            losses.append(one.total)
         norms.append(step.update(1e-3))
     return losses, norms
 
@@ -60,13 +62,13 @@ def train(step: TrainingStep, device: str, accumulation: int) -> tuple[list[Tens
 def test_a_batch_in_pieces_gives_the_same_step() -> None:
     whole, pieces = make_step(CONFIG), make_step(replace(CONFIG, device_batch_size=2))
     assert (whole.accumulation, pieces.accumulation) == (1, 2)
-    frames, plan = make_batch(0, 4)
-    loss, _ = whole.add_gradients(frames, plan)
+    frames, plan, *_ = make_batch(0, 4)
+    (whole_loss,), _ = whole.add_gradients(Inputs(frames, plan))
     parts = []
     for half in (slice(0, 2), slice(2, 4)):
         part = TokenMasks(visible=plan.visible[half], masked=plan.masked[half])
-        parts.append(pieces.add_gradients(frames[half], part)[0])
-    torch.testing.assert_close(torch.stack(parts).mean(), loss)
+        parts.append(pieces.add_gradients(Inputs(frames[half], part))[0][0].total)
+    torch.testing.assert_close(torch.stack(parts).mean(), whole_loss.total)
     torch.testing.assert_close(pieces.update(1e-3), whole.update(1e-3))
     for one, other in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -79,13 +81,13 @@ def test_evaluating_changes_nothing_and_compiles_nothing() -> None:
     counters = torch._dynamo.utils.counters
     counters.clear()
     for clips in (4, 3):
-        frames, masks = make_batch(0, clips)
+        frames, masks, *_ = make_batch(0, clips)
         before = torch.random.get_rng_state()
         loss = step.evaluate(frames, masks)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert not loss.requires_grad
         assert torch.equal(compiled.evaluate(frames, masks), loss)
-        assert torch.equal(step.add_gradients(frames, masks)[0], loss)
+        assert torch.equal(step.add_gradients(Inputs(frames, masks))[0][0].total, loss)
     assert not counters["stats"]
 
 
@@ -124,7 +126,7 @@ def test_a_graph_repeats_the_step(accumulation: int, compiled: bool) -> None:
     for one, other in zip(launched, replayed, strict=True):
         torch.testing.assert_close(torch.stack(other), torch.stack(one), rtol=2e-3, atol=1e-5)
     with pytest.raises(ValueError, match=r"the captured step takes \[4, 4, 32, 32, 3\], got \[2"):
-        make_step(replace(config, cuda_graph=True), "cuda").add_gradients(*make_batch(0, 2, "cuda"))
+        make_step(replace(config, cuda_graph=True), "cuda").add_gradients(make_batch(0, 2, "cuda"))
 
 
 @pytest.mark.gpu
@@ -141,8 +143,8 @@ def test_step_and_readback_do_not_wait_for_the_gpu(graph: bool) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in range(3):
-            loss, _ = step.add_gradients(*batch)
-            readback.push(number, [loss], step.update(1e-3), [])
+            losses, _ = step.add_gradients(batch)
+            readback.push(number, losses, step.update(1e-3), [])
             seen += readback.pop(wait=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")

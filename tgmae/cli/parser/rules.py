@@ -44,11 +44,15 @@ def _one_of(flags: str, beside: str, values: Sequence[Any], command: str = "") -
     return Rule(flags, beside, lambda v: v[beside] in values, f"it needs --{beside} {listed}", command)
 
 
-_CLIP = (
-    "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.batch clip.cuda-graph "
-    "clip.cache-dir"
-)
-_TEXT = f"mask.scorer mask.frames-per-tubelet mask.dense mask.scores mask.student mask.no-caption {_CLIP}"
+_ENGINE = "clip.engine clip.precision clip.batch clip.cuda-graph"
+_SCORER = f"mask.scorer mask.frames-per-tubelet mask.dense mask.scores mask.student {_ENGINE}"
+_WITH_TEXT = "mask.no-caption data.captions clip.model clip.weights clip.tag clip.trust-code clip.cache-dir"
+_CONTRAST = "loss.temperature loss.learn-temperature loss.duplicates loss.contrast-over"
+
+
+def _contrasts(values: Values) -> bool:
+    return bool(values.get("loss.contrastive") or values.get("loss.observe-contrastive"))
+
 
 # The first rule that is broken makes the message, so the more general ones come first.
 RULES = [
@@ -56,9 +60,12 @@ RULES = [
     _one_of("data.stride", "data.sampling", ["dense"]),
     _one_of("data.decode data.num-workers data.prefetch data.pipelines data.threads", "pipeline", ["dali"]),
     # Masks
-    _one_of(_TEXT, "mask.kind", ["tgm"]),
-    _one_of(_TEXT, "text", [True]),  # tgmae-viz masks
-    _one_of("data.captions", "mask.kind", ["tgm"]),
+    _one_of(_SCORER, "mask.kind", ["tgm"]),
+    _one_of(f"{_SCORER} {_WITH_TEXT}", "text", [True]),  # tgmae-viz masks
+    Rule(
+        _WITH_TEXT, "mask.kind", lambda v: v["mask.kind"] == "tgm" or _contrasts(v),
+        "it needs --mask.kind tgm, or a contrastive loss",
+    ),
     _one_of("mask.dense", "mask.scorer", ["dense"]),
     _one_of("mask.student", "mask.scorer", ["student"]),
     _one_of("mask.scores", "mask.scorer", ["cached"]),
@@ -69,9 +76,10 @@ RULES = [
         "mgmae follows the flow instead",
     ),
     # CLIP; of score maps only the CLIP that made them matters
-    _one_of(
-        "clip.engine clip.precision clip.batch clip.cuda-graph clip.cache-dir", "mask.scorer",
-        ["patch", "dense", "student"],
+    _one_of(_ENGINE, "mask.scorer", ["patch", "dense", "student"]),
+    Rule(
+        "clip.cache-dir", "mask.scorer", lambda v: v["mask.scorer"] != "cached" or _contrasts(v),
+        "it needs --mask.scorer patch or dense or student",
     ),
     Rule(
         "clip.weights clip.tag clip.trust-code", "clip.model",
@@ -83,6 +91,16 @@ RULES = [
     ),
     _one_of("clip.cuda-graph", "clip.engine", ["torch"]),
     _one_of("clip.cuda-graph", "device", ["auto", "cuda"]),
+    # Losses
+    Rule(_CONTRAST, "loss.contrastive", _contrasts, "it needs a weight above 0, or --loss.observe-contrastive"),
+    Rule(
+        "loss.observe-contrastive", "loss.contrastive", lambda v: v["loss.contrastive"] == 0,
+        "a loss with a weight is logged",
+    ),
+    Rule(
+        "log.picture-every validation.split validation.clips validation.every", "loss.reconstruction",
+        lambda v: v["loss.reconstruction"] > 0, "nothing is reconstructed",
+    ),
     # Training
     Rule(
         "init-from", "resume", lambda v: v["resume"] in ("auto", "never"), "the checkpoint has weights of its own"

@@ -57,7 +57,9 @@ def bind_with_held_out(
     Returns the scorer, the held-out clips (None where there are none, or the run does not validate), and what the user
     should know, "" for nothing. Raises ValueError where the videos that are trained on cannot be scored.
     """
-    bind = partial(bind_scorer, config, manifest, device, num_clips=config.device_batch_size)
+    bind = partial(
+        bind_scorer, config, manifest, device, num_clips=config.device_batch_size, needs_text=config.loss.contrasts
+    )
     if not config.validation.every:
         return bind(), None, ""
     try:
@@ -73,10 +75,12 @@ def _choose_clips(config: TrainConfig, videos: Manifest, num_trained: int) -> tu
     num_trained   videos that are trained on
     """
     options, note = config.validation, ""
+    if config.loss.reconstruction == 0:
+        raise ValueError("--loss.reconstruction 0 reconstructs nothing")
     if config.data.split in ("", options.split):
         raise ValueError(f"--data.split {config.data.split or '(all)'} trains on split {options.split} too")
     manifest = videos.select_split(options.split)
-    if config.mask.kind == "tgm":
+    if config.mask.kind == "tgm" or config.loss.contrasts:
         manifest, note = require_captions(manifest, config.mask.no_caption)
     count = min(options.clips, len(manifest))
     sampler = ClipSampler(

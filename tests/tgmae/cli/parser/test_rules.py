@@ -62,6 +62,22 @@ REFUSED = [
         "clip.engine onnxruntime",
     ),
     ("tgmae-train", ["--device", "cpu", "--clip.cuda-graph"], "clip.cuda-graph", "device cpu"),
+    *(
+        ("tgmae-train", [f"--loss.{name}", *value.split()], f"loss.{name}", "loss.contrastive 0.0")
+        for name, value in {"temperature": "0.2", "learn-temperature": "", "duplicates": "keep"}.items()
+    ),
+    ("tgmae-train", ["--loss.contrast-over", "step"], "loss.contrast-over", "loss.contrastive 0.0"),
+    (
+        "tgmae-train", ["--loss.contrastive", "1", "--loss.observe-contrastive"], "loss.observe-contrastive",
+        "loss.contrastive 1.0",
+    ),
+    *(
+        ("tgmae-train", ["--loss.contrastive", "1", "--loss.reconstruction", "0", f"--{name}", value], name,
+         "loss.reconstruction 0.0")
+        for name, value in {
+            "log.picture-every": "5", "validation.split": "x", "validation.clips": "8", "validation.every": "2",
+        }.items()
+    ),
     ("tgmae-train", ["--resume", "x.pt", "--init-from", "hf"], "init-from", "resume x.pt"),
     (
         "tgmae-train", ["--optim.warmup-epochs", "0", "--optim.warmup-lr", "0"], "optim.warmup-lr",
