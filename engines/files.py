@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -93,6 +94,19 @@ def open_line(line: bytes) -> bytes | None:
     """Return the text of a journal's line; None where it is damaged. Lines of earlier versions have no CRC-32."""
     text, tab, checksum = line.partition(b"\t")
     return None if tab and checksum != b"%08x" % zlib.crc32(text) else text
+
+
+def journal_of(journal: Path, rank: int) -> Path:
+    """Return the journal of one of the processes that share a job: NAME.journal, NAME.1.journal, NAME.2.journal, …"""
+    return journal.with_name(f"{journal.stem}.{rank}.journal") if rank else journal
+
+
+def absorb_journals(journal: Path) -> None:
+    """Append to a journal the lines of the other processes' journals, and delete those. No process may be writing."""
+    for other in sorted(journal.parent.glob(f"{glob.escape(journal.stem)}.[0-9]*.journal")):
+        with naming_errors(journal), journal.open("ab") as file:
+            file.write(b"\n" + other.read_bytes())  # the newline ends a line that an interruption cut off
+        other.unlink()
 
 
 @contextlib.contextmanager

@@ -14,13 +14,14 @@ import tyro
 
 from dali_pipelines.workers.processes import count_cores
 from engines.files import write_atomically
-from tgmae.cli.parser.subcommands import Command, name_some
+from tgmae.cli.parser.subcommands import SharedCommand, name_some
 from tgmae.data.coders import CompactConfig
 
 if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
     from rich.table import Table
 
     from dali_pipelines.types import Video
+    from dali_pipelines.workers.team import Team
     from tgmae.data.compact import CompactResult
     from tgmae.data.manifest import Manifest
 
@@ -32,11 +33,11 @@ _Sample = list[tuple[str, "Video"]]
 
 
 @dataclass(frozen=True)
-class Compact(Command):
+class Compact(SharedCommand):
     """Re-encode a data set for training: small frames, frequent keyframes, no B frames. The originals stay.
 
     Writes the videos, manifest.parquet and compact.json: bytes, and how fast frames and clips are decoded before and
-    after. After an interruption the same command resumes.
+    after. After an interruption the same command resumes. Under torchrun the processes share the work.
     """
 
     EXAMPLES: ClassVar = (
@@ -51,16 +52,19 @@ class Compact(Command):
     root: Path | None = None  # Folder of the videos, where it is not the one that the manifest names.
     workers: int = field(default_factory=count_cores)  # Processes that encode, with one thread each.
 
-    def run(self) -> None:
+    def share(self, team: Team) -> None:
         from rich.console import Console
 
-        from tgmae.data.compact import compact
+        from tgmae.data.compact import compact, help_compact
         from tgmae.data.manifest import count_videos, open_manifest
 
+        if not team.is_main:
+            help_compact(self.out, self.workers, team)
+            return
         source = open_manifest(self.manifest, self.root)
         if self.manifest.resolve().parent == self.out.resolve():
             raise ValueError(f"--out must not be the folder of the manifest, got {self.out} for {self.manifest}")
-        result = compact(source, self.out, self.config, self.workers)
+        result = compact(source, self.out, self.config, self.workers, team)
         name_some("left out", result.excluded, f", listed in {result.report}")
         num_new = len(result.rows) - result.num_reused
         print(

@@ -14,11 +14,12 @@ import tyro
 from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.compact import Compact
 from tgmae.cli.maps import Motion, Scores
-from tgmae.cli.parser.subcommands import Command, name_some, run_subcommand
+from tgmae.cli.parser.subcommands import Command, SharedCommand, name_some, run_subcommand
 
 if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
     from rich.table import Table
 
+    from dali_pipelines.workers.team import Team
     from tgmae.data.indexing import IndexResult
     from tgmae.data.manifest import Manifest
 
@@ -53,10 +54,11 @@ class Shapes(Command):
 
 
 @dataclass(frozen=True)
-class Index(Command):
+class Index(SharedCommand):
     """Write the manifest of a folder of videos, which all other commands read.
 
-    A video's label is the name of its folder, or what a CSV file says.
+    A video's label is the name of its folder, or what a CSV file says. After an interruption the same command resumes.
+    Under torchrun the processes share the work.
     """
 
     EXAMPLES: ClassVar = (
@@ -75,16 +77,22 @@ class Index(Command):
     decode_all: bool = False
     workers: int = field(default_factory=count_cores)  # Processes that probe videos.
 
-    def run(self) -> None:
-        from tgmae.data.indexing import index_folder
+    def share(self, team: Team) -> None:
+        from tgmae.data.indexing import help_index, index_folder
 
         started = time.perf_counter()
         out = self.out or self.folder / "manifest.parquet"
+        if not team.is_main:
+            help_index(
+                self.folder, out, min_frames=self.min_frames, decode_all=self.decode_all, num_workers=self.workers,
+                team=team,
+            )  # fmt: skip
+            return
         if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
             raise ValueError(f"cannot write {out}; choose a place for the manifest with --out")
         result = index_folder(
             self.folder, out, csv_path=self.csv, split=self.split, min_frames=self.min_frames,
-            decode_all=self.decode_all, num_workers=self.workers,
+            decode_all=self.decode_all, num_workers=self.workers, team=team,
         )  # fmt: skip
         _report(result, out, started)
         if result.table:

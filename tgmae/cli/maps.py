@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from dali_pipelines.workers.processes import count_cores
-from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, Command, name_some
+from tgmae.cli.parser.subcommands import CLIP_FLAGS, ClipCommand, SharedCommand, name_some
 
-if TYPE_CHECKING:  # both import torch, which --help does without
+if TYPE_CHECKING:  # --help does without pyarrow and numpy
+    from dali_pipelines.workers.team import Team
     from tgmae.masks.maps.writer import BuildResult
-    from tgmae.training.parallel import World
 
 
 @dataclass(frozen=True)
-class Scores(ClipCommand):
+class Scores(ClipCommand, SharedCommand):
     """Compute CLIP's score maps of all videos and captions of a split once, for --mask.scorer cached.
 
     Each map holds the similarity of every patch of a frame to a caption. After an interruption the same command
@@ -43,25 +43,27 @@ class Scores(ClipCommand):
     every: int = 2  # Video frames from one map to the next.
     workers: int = field(default_factory=count_cores)  # Processes that decode.
 
-    def run(self) -> None:
+    def share(self, team: Team) -> None:
         from tgmae.masks.maps.build_scores import build_scores
-        from tgmae.training import parallel
+        from tgmae.training.parallel import choose_device
 
-        if self.every < 1:
-            raise ValueError(f"--every must be at least 1, got {self.every}")
-        config, manifest = self.read()
+        with team.main_first():
+            if self.every < 1:
+                raise ValueError(f"--every must be at least 1, got {self.every}")
+            config, manifest = self.read()
+            device = choose_device(config.device)
         out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
         cells = config.model.image_size // config.model.patch_size
-        with parallel.join(config.device) as world:
-            result = build_scores(
-                manifest, out, config.clip, config.mask.tower(), cells=cells, patch_size=config.model.patch_size,
-                every=self.every, device=world.device, num_workers=self.workers, share=world.rank, shares=world.size,
-            )  # fmt: skip
-        _report(result, out, world, f"--mask.scorer cached --mask.scores {out}")
+        result = build_scores(
+            manifest, out, config.clip, config.mask.tower(), cells=cells, patch_size=config.model.patch_size,
+            every=self.every, device=device, num_workers=self.workers, team=team,
+        )  # fmt: skip
+        if team.is_main:
+            _report(result, out, team, f"--mask.scorer cached --mask.scores {out}")
 
 
 @dataclass(frozen=True)
-class Motion(Command):
+class Motion(SharedCommand):
     """Extract the motion vectors of all videos once, for --mask.kind mgm, mgm_box and mgmae.
 
     H.264 and MPEG-4 files carry them. After an interruption the same command resumes. Under torchrun the processes
@@ -80,21 +82,22 @@ class Motion(Command):
     split: str = ""  # Rows of the manifest to use; "" uses every row.
     workers: int = field(default_factory=count_cores)  # Processes that read videos.
 
-    def run(self) -> None:
+    def share(self, team: Team) -> None:
         from dali_pipelines.video.motion import CODECS
         from tgmae.data.manifest import count_videos, open_manifest
         from tgmae.masks.maps.build_motion import build_motion
-        from tgmae.training import parallel
 
-        if self.workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {self.workers}")
-        manifest = open_manifest(self.manifest, self.root).select_split(self.split)
+        with team.main_first():
+            if self.workers < 1:
+                raise ValueError(f"--workers must be at least 1, got {self.workers}")
+            manifest = open_manifest(self.manifest, self.root).select_split(self.split)
         out = self.out or self.manifest.parent / "motion"
-        with parallel.join("cpu") as world:
-            result = build_motion(manifest, out, self.workers, world.rank, world.size)
+        result = build_motion(manifest, out, self.workers, team)
+        if not team.is_main:
+            return
         silent = Counter(codec for video in result.skipped if (codec := manifest[video.row].codec) not in CODECS)
         broken = [video for video in result.skipped if manifest[video.row].codec in CODECS]
-        _report(replace(result, skipped=broken), out, world, "" if silent else f"--mask.kind mgm --mask.motion {out}")
+        _report(replace(result, skipped=broken), out, team, "" if silent else f"--mask.kind mgm --mask.motion {out}")
         if silent:
             codecs = ", ".join(f"{codec} ({count})" for codec, count in silent.items())
             message = (
@@ -107,16 +110,16 @@ class Motion(Command):
             print(f"{message}; or train without them: {flags}", file=sys.stderr)
 
 
-def _report(result: BuildResult, out: Path, world: World, flags: str) -> None:
+def _report(result: BuildResult, out: Path, team: Team, flags: str) -> None:
     name_some("could not be read:", result.skipped)
     if result.skipped and not result.num_videos + result.num_reused:
         raise ValueError(f"none of {len(result.skipped)} videos could be read; {out} holds nothing to train with")
     name_some("could be read in part only:", result.broken)
-    process = f" (process {world.rank + 1} of {world.size})" if world.size > 1 else ""
+    processes = f", {team.size} processes" if team.size > 1 else ""
     print(
         f"{out}: {result.num_videos} computed, {result.num_reused} already there, {len(result.skipped)} unreadable"
         + f" and {len(result.broken)} in part" * bool(result.broken)
         + "; "
-        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{process}"
+        f"{result.num_bytes / 2**20:.1f} MiB, {result.seconds:.1f} s{processes}"
         + (f". Train with: {flags}" if flags else "")
     )

@@ -26,7 +26,17 @@ from dali_pipelines.types import Video, video_from_json
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.opening import name_error
 from dali_pipelines.workers.pool import Death, map_in_workers
-from engines.files import LONGEST_NAME, lock_file, open_line, replacing, seal_line, write_atomically
+from dali_pipelines.workers.team import ALONE, Team
+from engines.files import (
+    LONGEST_NAME,
+    absorb_journals,
+    journal_of,
+    lock_file,
+    open_line,
+    replacing,
+    seal_line,
+    write_atomically,
+)
 from engines.progress import progress_bar
 from tgmae.data.coders import CODERS, CompactConfig
 from tgmae.data.listing import Entry
@@ -62,11 +72,13 @@ class _Job:
     config: CompactConfig
 
 
-def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: int) -> CompactResult:
+def compact(
+    manifest: Manifest, out: Path, config: CompactConfig, num_workers: int, team: Team = ALONE
+) -> CompactResult:
     """Re-encode all videos of a manifest into `out`, with a new manifest and a list of the videos left out.
 
     A boxes.parquet at the manifest's root is converted to the new sizes and frames. Where nothing is left to do, no
-    video and no manifest is written.
+    video and no manifest is written. The main process of a `team` calls this while the others call `help_compact`.
 
     Raises ValueError where `out` contains the originals, holds other files or was made with other settings, and where
     no video is usable; OSError where `out` cannot be written.
@@ -78,11 +90,11 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
     out.mkdir(parents=True, exist_ok=True)
     sources = [manifest[row] for row in range(len(manifest))]
     names = name_results(sources, CODERS[config.codec].suffix)
-    excluded: dict[int, Excluded] = {}
     with lock_file(out / JOURNAL):
         for half_written in out.rglob("*.tmp"):
             half_written.unlink()
         settings = {"root": str(manifest.root), **asdict(config)}
+        absorb_journals(out / JOURNAL)
         results = _find_done(manifest, sources, out, names, _read_journal(out / JOURNAL, settings))
         num_reused = len(results)
         jobs = [
@@ -90,16 +102,10 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
             for row, source in enumerate(sources)
             if row not in results
         ]
-        with (out / JOURNAL).open("a", encoding="utf-8") as journal:
-            for row, result in _run_jobs(jobs, num_workers):
-                if isinstance(result, Excluded):
-                    excluded[row] = result
-                    continue
-                stat, results[row] = result
-                # The newline first: it ends a line that a kill cut off.
-                text = json.dumps([sources[row].name, *stat, asdict(results[row])])
-                journal.write("\n" + seal_line(text.encode()).decode())
-                journal.flush()
+        encoded = _run_shared(jobs, out, num_workers, team)
+        absorb_journals(out / JOURNAL)
+        excluded = {row: result for row, result in encoded if isinstance(result, Excluded)}
+        results |= {row: result[1] for row, result in encoded if not isinstance(result, Excluded)}
         rows = tuple(sorted(results))
         left_out = [excluded[row] for row in sorted(excluded)]
         _write_tables(manifest.root, out, [(sources[row], results[row]) for row in rows], left_out, config)
@@ -107,6 +113,11 @@ def compact(manifest: Manifest, out: Path, config: CompactConfig, num_workers: i
         manifest=out / "manifest.parquet", rows=rows, num_reused=num_reused, excluded=left_out,
         report=_report_path(out), seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def help_compact(out: Path, num_workers: int, team: Team) -> None:
+    """Re-encode this process's share of the videos of `compact`, which the main process of the team calls."""
+    _run_shared([], out, num_workers, team)
 
 
 def _check_out(root: Path, out: Path) -> None:
@@ -193,10 +204,31 @@ def _find_done(
 _Done = tuple[tuple[int, int], Video]  # bytes and modification time of the source, and the result
 
 
-def _run_jobs(jobs: list[_Job], num_workers: int) -> Iterator[tuple[int, _Done | Excluded]]:
+def _run_shared(jobs: list[_Job], out: Path, num_workers: int, team: Team) -> list[tuple[int, _Done | Excluded]]:
+    """Run jobs, divided among the team, and note them in journals. The main process gets the results of all, by row."""
+    share = team.divide(jobs)
+    sources = {job.row: job.source.name for job in share}
+    results = []
+    with journal_of(out / JOURNAL, team.rank).open("a", encoding="utf-8") as journal:
+        for row, result in _run_jobs(share, num_workers, team):
+            results.append((row, result))
+            if isinstance(result, Excluded):
+                continue
+            stat, video = result
+            # The newline first: it ends a line that a kill cut off.
+            text = json.dumps([sources[row], *stat, asdict(video)])
+            journal.write("\n" + seal_line(text.encode()).decode())
+            journal.flush()
+    return team.collect(results)
+
+
+def _run_jobs(jobs: list[_Job], num_workers: int, team: Team = ALONE) -> Iterator[tuple[int, _Done | Excluded]]:
     """Yield results by row as they are finished. A video that keeps killing its process is left out."""
     found = map_in_workers(_run_job, jobs, num_workers, lambda job: job.source.name, ordered=False, finish=True)
-    for job, result in progress_bar(found, total=len(jobs), desc="compacting", unit="video", disable=not jobs):
+    silent = not (jobs and team.is_main)
+    for job, result in progress_bar(
+        found, total=len(jobs), desc=team.describe("compacting"), unit="video", disable=silent
+    ):
         yield job.row, Excluded(job.source.name, str(result)) if isinstance(result, Death) else result
 
 

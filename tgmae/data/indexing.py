@@ -14,7 +14,8 @@ from pathlib import Path
 
 from dali_pipelines.types import Video
 from dali_pipelines.workers.pool import Death, map_in_workers
-from engines.files import claim_file, replacing
+from dali_pipelines.workers.team import ALONE, Team
+from engines.files import absorb_journals, claim_file, journal_of, replacing
 from engines.progress import progress_bar
 from tgmae.data.columns import check_relative
 from tgmae.data.csv_list import list_csv
@@ -68,10 +69,12 @@ def index_folder(
     min_frames: int = 16,
     decode_all: bool = False,
     num_workers: int = 2,
+    team: Team = ALONE,
 ) -> IndexResult:
     """Write the manifest of `root` to `out`, and the list of files left out to `out` + ".excluded.csv".
 
     caption_source   the source of the captions in the CSV
+    team             whose main process calls this while the others call `help_index`
 
     Videos whose size and modification time match the existing manifest are not opened again, even where their folder
     has moved. An interrupted run resumes from its journal. Raises ValueError where no usable video is found and where
@@ -91,15 +94,15 @@ def index_folder(
         before = _read_before(out, root)
         if csv_path is None:
             _check_losses(before, listing, out)
-        return _write_index(root, out, listing, before, csv_path, min_frames, decode_all, num_workers)
+        return _write_index(root, out, listing, before, csv_path, min_frames, decode_all, num_workers, team)
 
 
 def _write_index(
     root: Path, out: Path, listing: Listing, before: _Before, csv_path: Path | None, min_frames: int, decode_all: bool,
-    num_workers: int,
+    num_workers: int, team: Team,
 ) -> IndexResult:  # fmt: skip
-    # Videos accepted by a quick run must still be decoded by a run that decodes everything.
-    journal = out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
+    journal = _journal(out, decode_all)
+    absorb_journals(journal)
     reusable = before.rows if before.are_of_root and before.are_current and not decode_all else []
     known = {video.path: video for video in [*reusable, *read_journal(journal, root)]}
 
@@ -120,17 +123,19 @@ def _write_index(
             todo.append(entry)
     num_reused = len(videos)
 
-    with open_journal(journal, root) as note:
-        for result in _probe_all(root, todo, min_frames, decode_all, num_workers):
-            if isinstance(result, Excluded):
-                excluded.append(result)
-            else:
-                videos[result.path] = result
-                note(result)
+    probed = _probe_shared(root, out, todo, min_frames, decode_all, num_workers, team)
+    by_path = {result.path: result for result in probed}
+    for entry in todo:  # in this order, whichever was finished first
+        result = by_path[entry.path]
+        if isinstance(result, Excluded):
+            excluded.append(result)
+        else:
+            videos[entry.path] = result
 
     report = out.with_name(out.name + ".excluded.csv")
     with replacing(report) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "reason"), *((e.path, e.reason) for e in excluded)])
+    absorb_journals(journal)
     if not videos:
         journal.unlink()
         listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
@@ -147,12 +152,39 @@ def _write_index(
     )  # fmt: skip
 
 
+def help_index(root: Path, out: Path, *, min_frames: int, decode_all: bool, num_workers: int, team: Team) -> None:
+    """Probe this process's share of the files of `index_folder`, which the main process of the team calls."""
+    _probe_shared(root, out, [], min_frames, decode_all, num_workers, team)
+
+
+def _journal(out: Path, decode_all: bool) -> Path:
+    # Videos accepted by a quick run must still be decoded by a run that decodes everything.
+    return out.with_name(out.name + (".decoded.journal" if decode_all else ".journal"))
+
+
+def _probe_shared(
+    root: Path, out: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int, team: Team
+) -> list[Video | Excluded]:
+    """Probe files, divided among the team, and note videos in journals. The main process gets the results of all."""
+    share = team.divide(todo)
+    results = []
+    with open_journal(journal_of(_journal(out, decode_all), team.rank), root) as note:
+        for result in _probe_all(root, share, min_frames, decode_all, num_workers, team):
+            results.append(result)
+            if isinstance(result, Video):
+                note(result)
+    return team.collect(results)
+
+
 def _probe_all(
-    root: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int
+    root: Path, todo: list[Entry], min_frames: int, decode_all: bool, num_workers: int, team: Team
 ) -> Iterator[Video | Excluded]:
     work = partial(_probe_entry, root, min_frames, decode_all)
     found = map_in_workers(work, todo, num_workers, lambda entry: entry.path, ordered=False, finish=True)
-    for entry, result in progress_bar(found, total=len(todo), desc="indexing", unit="video", disable=not todo):
+    silent = not (todo and team.is_main)
+    for entry, result in progress_bar(
+        found, total=len(todo), desc=team.describe("indexing"), unit="video", disable=silent
+    ):
         yield Excluded(entry.path, str(result)) if isinstance(result, Death) else result
 
 

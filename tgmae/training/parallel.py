@@ -105,6 +105,7 @@ def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:
         raise ValueError("--device cuda was asked for, but torch finds no CUDA device; tgmae-info says why")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device("cuda", place % torch.cuda.device_count())  # Slurm may show each process only its own
     torch.cuda.set_device(chosen)
     return chosen

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dali_pipelines.workers.team import ALONE, Team
 from tests.support.videos import make_video
 from tgmae.data.manifest import Manifest, read_manifest, write_manifest
 from tgmae.masks.maps import writer as map_writer
@@ -37,7 +38,13 @@ def content(row: int) -> NDArray[np.int8]:
 
 
 def write(
-    manifest: Manifest, out: Path, *, broken: tuple[int, ...] = (), key: Key = KEY, stop_before: int | None = None
+    manifest: Manifest,
+    out: Path,
+    *,
+    broken: tuple[int, ...] = (),
+    key: Key = KEY,
+    stop_before: int | None = None,
+    team: Team = ALONE,
 ) -> tuple[map_writer.BuildResult, list[int]]:
     """Returns the result and the rows that were computed; the process kills itself before row `stop_before`."""
     computed: list[int] = []
@@ -51,7 +58,7 @@ def write(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(map_writer, "PART_VIDEOS", PART)
-        return write_maps(manifest, digest_videos(manifest), out, key, "tgmae-data test", compute), computed
+        return write_maps(manifest, digest_videos(manifest), out, key, "tgmae-data test", compute, team), computed
 
 
 def assert_whole(manifest: Manifest, out: Path, without: tuple[int, ...] = ()) -> None:
@@ -66,7 +73,7 @@ def test_what_is_written_is_read(manifest: Manifest, tmp_path: Path, key: Key) -
     result, computed = write(manifest, tmp_path / "maps", key=key)
     assert (result.num_videos, result.num_reused, computed) == (COUNT, 0, list(range(COUNT)))
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
-        "maps.json", "part-00000.arrow", "part-00001.arrow", "part-00002.arrow", "writing-0-of-1.lock",
+        "maps.json", "part-00000.arrow", "part-00001.arrow", "part-00002.arrow", "writing.lock",
     ]  # fmt: skip
     assert_whole(manifest, tmp_path / "maps")
 

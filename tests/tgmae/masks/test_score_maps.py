@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import Caption, ClipRequest, CropBox
 from dali_pipelines.video.decode import decode_clips, decode_whole_frames
+from dali_pipelines.workers.team import Team
 from engines.clip_model import SHAPES_CLIP, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.engine import Engine
@@ -172,7 +173,7 @@ def test_key_says_what_the_maps_depend_on(maps: Path) -> None:
     assert sorted(path.name for path in maps.iterdir()) == [
         "maps.json",
         *(f"part-0000{n}.arrow" for n in range(3)),
-        "writing-0-of-1.lock",
+        "writing.lock",
     ]
 
 
@@ -346,9 +347,9 @@ def test_a_finished_folder_costs_nothing(manifest: Manifest, copied: Path, cache
 
 def test_two_shares_are_one_whole(manifest: Manifest, maps: Path, tmp_path: Path, cache_dir: Path) -> None:
     """In either order, into one folder; each writes its own parts only."""
-    second = build(manifest, tmp_path, cache_dir, share=1, shares=2)
+    second = build(manifest, tmp_path, cache_dir, team=Team(1, 2))
     assert [path.name for path in sorted(tmp_path.glob("part*"))] == ["part-00001.arrow"]
-    first = build(manifest, tmp_path, cache_dir, share=0, shares=2)
+    first = build(manifest, tmp_path, cache_dir, team=Team(0, 2))
     assert (first.num_videos, second.num_videos) == (7, 5)
     assert first.num_bytes + second.num_bytes == sum(len(part) for part in parts(maps))
     assert parts(tmp_path) == parts(maps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
 import tyro
 
+from dali_pipelines.workers.team import ALONE, Team, join_team, read_place
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import describe_flag, draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
@@ -60,6 +62,16 @@ class Command:
         return None
 
     def run(self) -> None:
+        raise NotImplementedError
+
+
+class SharedCommand(Command):
+    """A command whose work several processes may share, on one machine or several; `share` carries it out."""
+
+    def run(self) -> None:
+        self.share(ALONE)
+
+    def share(self, team: Team) -> None:
         raise NotImplementedError
 
 
@@ -125,8 +137,15 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
             meant = f"; did you mean {near[0]}?" if near else ""
             wrong = f"there is no command {name!r}{meant}" if name else "no command was given"
             raise UsageError(f"{wrong} (commands: {', '.join(commands)})")
-        command = parse_command(f"{prog} {name}", commands[name], arguments)
-        command.run()
+        with join_team() as team:
+            with team.main_first():
+                command = parse_command(f"{prog} {name}", commands[name], arguments)
+                if team.size > 1 and not isinstance(command, SharedCommand):
+                    raise ValueError(f"{name} is for one process, not {team.size}; run it without torchrun or srun")
+            if isinstance(command, SharedCommand):
+                command.share(team)
+            else:
+                command.run()
     except UsageError as error:
         exit_for_usage(prog, error)
     except (ValueError, OSError) as error:
@@ -135,7 +154,8 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
         print(f"{prog}: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
+        if read_place(os.environ)[0] == 0:  # Ctrl-C reaches all processes
+            print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

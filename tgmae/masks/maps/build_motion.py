@@ -14,14 +14,15 @@ from dali_pipelines.types import Video
 from dali_pipelines.video.decode import DecodeError
 from dali_pipelines.video.motion import read_motion
 from dali_pipelines.workers.pool import Death, map_in_workers
+from dali_pipelines.workers.team import ALONE, Team
 from tgmae.data.manifest import Manifest
 from tgmae.masks.maps.store import digest_videos
 from tgmae.masks.maps.writer import BuildResult, write_maps
 from tgmae.masks.motion_field import COMMAND, MOTION_KEY
 
 
-def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0, shares: int = 1) -> BuildResult:
-    """Write the missing parts among `share`, `share` + `shares`, … of the manifest's motion vectors.
+def build_motion(manifest: Manifest, out: Path, num_workers: int, team: Team = ALONE) -> BuildResult:
+    """Write the missing parts of the manifest's motion vectors, or of a team this process's share (`write_maps`).
 
     Raises ValueError where `out` holds maps of something else.
     """
@@ -30,7 +31,7 @@ def build_motion(manifest: Manifest, out: Path, num_workers: int, share: int = 0
         for _, motion in map_in_workers(partial(_read, manifest), rows, num_workers, lambda row: manifest[row].name):
             yield str(motion) if isinstance(motion, Death) else motion
 
-    return write_maps(manifest, digest_videos(manifest), out, MOTION_KEY, COMMAND, compute, share, shares)
+    return write_maps(manifest, digest_videos(manifest), out, MOTION_KEY, COMMAND, compute, team)
 
 
 def _read(manifest: Manifest, row: int) -> NDArray[np.int8] | str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dali_pipelines.workers.team import ALONE, Team
 from engines.clip_model import CLIPModel, load_clip
 from engines.config import CLIPConfig, TowerSpec
 from engines.patch_similarity import PatchSimilarity, make_patch_similarity, make_tower
@@ -27,24 +28,24 @@ _MAX_TOWERS = 4  # dense towers kept, one per frame size; each holds a copy of C
 
 def build_scores(
     manifest: Manifest, out: Path, clip_config: CLIPConfig, spec: TowerSpec, *, cells: int, patch_size: int,
-    every: int, device: torch.device, num_workers: int, share: int = 0, shares: int = 1,
+    every: int, device: torch.device, num_workers: int, team: Team = ALONE,
 ) -> BuildResult:  # fmt: skip
-    """Write the missing parts among `share`, `share` + `shares`, … of the manifest's score maps.
+    """Write the missing parts of the manifest's score maps, or of a team this process's share (`write_maps`).
 
     cells   cells along the short side of a video        every   frames from one map to the next
 
     Raises ValueError where `out` holds maps made with other settings, and where CLIP gives NaN, naming video and
     caption; FileNotFoundError and OSError for files.
     """
-    clip = load_clip(clip_config)
+    with team.main_first():  # which says what is wrong, and encodes captions that the others then read
+        clip = load_clip(clip_config)
+        captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
+        for note in filter(None, [advise_clip(clip.is_demos, manifest), captions.note]):
+            print(note)
     side = cells * patch_size
     tower = make_tower(clip, spec, patch_size, side, side)
     # The name of a dense tower contains its frame size, which differs from video to video.
     name = tower.name.partition("-")[0] if spec.kind == "dense" else tower.name
-    captions = CaptionEmbeddings(manifest, clip, clip_config.cache_dir, device)
-    notes = [advise_clip(clip.is_demos, manifest), captions.note] if share == 0 else []
-    for note in filter(None, notes):
-        print(note)
     # Videos differ in size and length, so a recorded CUDA graph would hardly ever fit.
     similarities = _SimilarityBySize(clip, replace(clip_config, cuda_graph=False), spec, patch_size, device)
 
@@ -66,7 +67,7 @@ def build_scores(
             yield Broken(maps, reason) if reason else maps
 
     key = score_key(clip.fingerprint, clip_config.identity(), name, patch_size, cells, every)
-    return write_maps(manifest, digest_videos(manifest, "captions"), out, key, COMMAND, compute, share, shares)
+    return write_maps(manifest, digest_videos(manifest, "captions"), out, key, COMMAND, compute, team)
 
 
 class _SimilarityBySize:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dali_pipelines.types import SkippedVideo
+from dali_pipelines.workers.team import ALONE, Team
 from engines.files import lock_file, replacing
 from engines.progress import progress_bar
 from tgmae.data.manifest import Manifest
@@ -34,7 +35,7 @@ from tgmae.masks.maps.records import (
 from tgmae.masks.maps.store import part_path, write_key
 
 PART_VIDEOS = 512  # rows per part; a process holds their maps in memory while it writes them
-WRITING = "writing"  # name of the lock that a process holds for its share of the parts
+WRITING = "writing"  # name of the lock that a process, or the main one of several, holds
 _STALE_S = 3600  # seconds after which no process can still be writing a temporary file
 
 # Yields the maps of each of the given rows in order, those before a video breaks off, or the reason why there are none.
@@ -46,33 +47,36 @@ class BuildResult:
     num_videos: int  # computed now
     num_reused: int  # found in parts written earlier
     skipped: list[SkippedVideo]
-    num_bytes: int  # size of this process's parts
+    num_bytes: int  # size of the parts
     seconds: float
     broken: list[SkippedVideo] = field(default_factory=list)  # computed up to where they break off
 
 
 def write_maps(
     manifest: Manifest, digests: Sequence[str], out: Path, key: Key, command: str, compute: Compute,
-    share: int = 0, shares: int = 1,
+    team: Team = ALONE,
 ) -> BuildResult:  # fmt: skip
-    """Write the missing parts among `share`, `share` + `shares`, … of a manifest's maps.
+    """Write the missing parts of a manifest's maps: of a team, each process takes every `team.size`-th.
 
-    Maps of videos that are not in this manifest are kept.
+    Maps of videos that are not in this manifest are kept. The main process returns the result of all of them.
 
     Raises ValueError where `out` holds maps that depend on something else, and where new ones contain NaN or infinity.
     """
     started = time.perf_counter()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder to write maps into, got the file {out}")
-    write_key(out, key, command)
     rows_names = manifest.names()
     names = list(zip(rows_names, digests, strict=True))
-    parts = range(share, -(-len(manifest) // PART_VIDEOS), shares)
+    parts = range(team.rank, -(-len(manifest) // PART_VIDEOS), team.size)
     rows_of = {part: range(part * PART_VIDEOS, min((part + 1) * PART_VIDEOS, len(manifest))) for part in parts}
     own = set(rows_names)
     skipped: list[SkippedVideo] = []
     broken: list[SkippedVideo] = []
-    with lock_file(out / f"{WRITING}-{share}-of-{shares}"):
+    with contextlib.ExitStack() as held:
+        with team.main_first():
+            if out.exists() and not out.is_dir():
+                raise ValueError(f"expected a folder to write maps into, got the file {out}")
+            write_key(out, key, command)
+            if team.is_main:
+                held.enter_context(lock_file(out / WRITING))
         missing: dict[int, list[int]] = {}  # rows to compute, by part to be written
         for part in parts:
             _remove_stale(out, part)
@@ -84,7 +88,9 @@ def write_maps(
                 del missing[part]
         rows = [row for part in missing.values() for row in part]
         results = compute(rows)
-        bar = progress_bar(total=len(rows), desc=command.split()[-1], unit="video", disable=not rows)
+        bar = progress_bar(
+            total=len(rows), desc=team.describe(command.split()[-1]), unit="video", disable=not (rows and team.is_main)
+        )
         for part in missing:
             found = _read_records(out, part, key)
             with _Journal(part_path(out, part), key) as journal:
@@ -105,10 +111,23 @@ def write_maps(
             others = [record for name, record in found.items() if name[0] not in own]
             _write_part(out, part, key, [found[names[row]] for row in rows_of[part]] + others)
         bar.close()
-    num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
-    reused = sum(len(rows_of[part]) for part in parts) - len(rows)
-    seconds = time.perf_counter() - started
-    return BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, seconds, broken)
+        num_bytes = sum(part_path(out, part).stat().st_size for part in parts)
+        reused = sum(len(rows_of[part]) for part in parts) - len(rows)
+        seconds = time.perf_counter() - started
+        result = BuildResult(len(rows) - len(skipped), reused, skipped, num_bytes, seconds, broken)
+        return _sum_up(team.collect([result]))
+
+
+def _sum_up(results: Sequence[BuildResult]) -> BuildResult:
+    """Return the result of several processes, with videos in the order of the manifest."""
+    skipped, broken = (
+        sorted((video for videos in listed for video in videos), key=lambda video: video.row)
+        for listed in ([result.skipped for result in results], [result.broken for result in results])
+    )
+    return BuildResult(
+        sum(result.num_videos for result in results), sum(result.num_reused for result in results), skipped,
+        sum(result.num_bytes for result in results), max(result.seconds for result in results), broken,
+    )  # fmt: skip
 
 
 def _check_finite(name: str, maps: NDArray[np.generic] | Broken) -> None:
