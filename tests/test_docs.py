@@ -13,8 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("tgmae", "dali_pipelines", "engines", "kernels", "bench", "tests", "docs")
-# Flags of every command, and of other programs: torchrun, docker, nsys, git.
-FOREIGN_FLAGS = {"signals-to-handle", "help", "nproc-per-node", "shm-size", "capture-range-end", "report", "stat"}
+# Flags of every command, and of other programs: torchrun, srun, docker, nsys, git.
+FOREIGN_FLAGS = {
+    "signals-to-handle", "help", "nproc-per-node", "nnodes", "node-rank", "master-addr", "master-port",
+    "max-restarts", "ntasks", "kill-on-bad-exit", "shm-size", "capture-range-end", "report", "stat",
+}  # fmt: skip
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
