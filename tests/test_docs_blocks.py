@@ -146,6 +146,9 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
             pass
         case ["nsys", "profile", *_]:
             train.parse(words[words.index("tgmae-train") + 1 :])
+        case ["torchrun" | "srun", *_] if "tgmae.cli.data" in words:  # several processes: tests/tgmae/cli runs them
+            name, *flags = words[words.index("tgmae.cli.data") + 1 :]
+            parse_command(f"tgmae-data {name}", data.COMMANDS[name], flags)
         case ["tgmae-engine", "build", *flags]:
             parse_command("tgmae-engine build", engine.Build, flags)
         case ["python", "-m", module, *_, "--help"]:
