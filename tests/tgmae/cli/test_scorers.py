@@ -156,7 +156,7 @@ def test_masks_draw_clips(tgmae: Terminal, few: Path, tmp_path: Path) -> None:
     assert code == 0, code
     assert f"masks of 3 clips: {out}" in said
     with Image.open(out) as picture:
-        assert picture.width == 1620
+        assert 1200 < picture.width <= 1620  # clips side by side, on a screen
 
 
 @pytest.mark.slow
@@ -169,7 +169,8 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
     assert f"--mask.kind mgm --mask.motion {folder}" in said
     code, said, _ = tgmae("data", "motion", few, "--workers", 1, small=False)
     assert (code, f"{folder}: 0 computed, 6 already there" in said) == (0, True)
-    for text, width in (("text", 1350), ("no-text", 945)):
+    widths = []
+    for text in ("text", "no-text"):
         out = tmp_path / f"{text}.png"
         code, _, _ = tgmae(
             "viz", "masks", few, "--count", 1, f"--{text}", "--mask.motion", folder, "--out", out,
@@ -177,7 +178,8 @@ def test_motion_and_its_masks(tgmae: Terminal, few: Path, tmp_path: Path) -> Non
         )  # fmt: skip
         assert code == 0, code
         with Image.open(out) as picture:
-            assert picture.width == width
+            widths.append(picture.width)
+    assert widths[0] > widths[1] + 200  # columns of similarity and text-guided masks
 
 
 @pytest.mark.slow
