@@ -526,7 +526,7 @@ def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     a, b = state(tmp_path / "one"), state(tmp_path / "two")
-    torch.testing.assert_close(b["head.weight"], a["head.weight"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(b["mae.head.weight"], a["mae.head.weight"], rtol=1e-3, atol=1e-5)
     # One process validates the weights of the two after a step that does not change them.
     assert validation_losses(tmp_path / "two") == {5: pytest.approx(validation_losses(tmp_path / "one")[5], rel=1e-4)}
     still = ("--optim.base-lr", "0", "--optim.warmup-lr", "0", "--optim.min-lr", "0", "--max-steps", "6")

@@ -90,7 +90,7 @@ class TrainingStep:
             trained = losses.total + contrastive if self.config.is_observing else losses.total
         with stage("backward"):
             torch.autograd.backward(trained / self.accumulation)
-        return Losses(*(loss.detach() for loss in losses)), made.prediction
+        return _detach(losses), None if made.prediction is None else made.prediction.detach()
 
     @torch.no_grad()
     def evaluate(self, frames: Tensor, masks: TokenMasks) -> Tensor:
@@ -137,8 +137,8 @@ class TrainingStep:
                     trained = trained + (made.features.float() * gradient).sum()
             with self.clock("backward"):
                 torch.autograd.backward(trained)
-            done.append(Losses(*(loss.detach() for loss in losses)))
-        return done, made.prediction
+            done.append(_detach(losses))
+        return done, None if made.prediction is None else made.prediction.detach()
 
     def _contrast(self, features: Tensor, text: Tensor | None, captions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the contrastive loss of pooled features [B, D], and the pairs of equal captions; zeros without a head.
@@ -181,6 +181,10 @@ class TrainingStep:
             # A graph adds to the gradients at the addresses where it was captured.
             self.optimizer.zero_grad(set_to_none=self.graph is None)
         return norms
+
+
+def _detach(losses: Losses) -> Losses:
+    return Losses(*(loss.detach() for loss in losses))
 
 
 class GradientGraph:

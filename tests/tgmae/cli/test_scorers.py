@@ -24,6 +24,7 @@ from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest, write_manifest
 from tgmae.masks.cached_scorer import COMMAND
 from tgmae.masks.maps.store import MapFolder, digest_videos
+from tgmae.presets import PRESETS
 from tgmae.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -306,7 +307,7 @@ def test_help_names_the_subcommands(tgmae: Terminal, name: str) -> None:
 @pytest.mark.parametrize(("name", "command"), [("data", "scores"), ("viz", "masks"), ("engine", "agree")])
 def test_unknown_preset(tgmae: Terminal, few: Path, name: str, command: str, form: list[str]) -> None:
     code, _, err = tgmae(name, command, few, *form)
-    assert (code, err) == (2, f"tgmae-{name}: there is no preset 'imagenet' (presets: demo, ssv2, k400, ucf101)\n")
+    assert (code, err) == (2, f"tgmae-{name}: there is no preset 'imagenet' (presets: {', '.join(PRESETS)})\n")
 
 
 @pytest.mark.slow

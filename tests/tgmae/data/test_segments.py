@@ -162,7 +162,7 @@ def test_the_summary_counts_frames_of_segments_and_bytes_of_files(tmp_path: Path
     ]  # fmt: skip
     said = show(written(tmp_path, videos))
     assert "3 videos, segments of 2 files below" in said
-    assert "0.10 h; frames 10 to 9000, median 25" in said
+    assert "6.0 min; frames 10 to 9000, median 25" in said
     assert "3.0 MiB" in said
     said = show(written(tmp_path, [make_video(), make_video(path="b.mp4")]))
     assert "2 videos below" in said

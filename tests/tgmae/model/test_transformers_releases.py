@@ -20,12 +20,11 @@ from tests.tgmae.model.networks import SMALL, bool_masked_pos, inputs, our_model
 from tgmae.model.huggingface import export_hf
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guide.md"
-# What a release needs beside the packages of this environment: the oldest, the last of 4 and the first of 5, which
-# changed the names of the biases. The newest is the one that is installed.
+# What a release needs beside the packages of this environment: the oldest, and the first of 5, which changed the names
+# of the biases. The newest is the one that is installed.
 REQUESTS = ["requests", "urllib3", "certifi", "charset_normalizer"]
 RELEASES = {
     "4.26.1": ["huggingface_hub==0.19.4", "tokenizers==0.13.3", *REQUESTS],
-    "4.57.6": ["huggingface_hub==0.36.0", "tokenizers==0.22.1", *REQUESTS],
     "5.0.0": ["huggingface_hub==1.3.4", "tokenizers==0.22.1", "httpx", "httpcore", "h11", "certifi"],
 }
 

@@ -85,7 +85,7 @@ def test_broken_held_out_videos_are_left_out(
     assert "validating on 3 of 4 held-out clips; the others could not be read" in said
 
     model = VideoMAE(config.model)
-    model.load_state_dict({name: state(tmp_path / "run")[name] for name in model.state_dict()})
+    model.load_state_dict({name: state(tmp_path / "run")[f"mae.{name}"] for name in model.state_dict()})
     pyav = PyavPipeline(held_out.manifest, FixedClips(tuple(readable), 1), config.model.image_size)
     each = []
     for clips in (pyav.next_batch() for _ in readable):
