@@ -236,6 +236,7 @@ def run_script(script: Path | str, text: str = "") -> subprocess.CompletedProces
 
 def test_a_signal_waits_while_workers_start_whichever_thread_gets_it() -> None:
     """The kernel gives it to a thread that does not block it, and Python runs its handler in the main thread."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup ignores
     end = threading.Event()
     other = threading.Thread(target=end.wait)
     other.start()
@@ -253,4 +254,5 @@ def test_a_signal_waits_while_workers_start_whichever_thread_gets_it() -> None:
     finally:
         end.set()
         other.join()
+        signal.signal(signal.SIGINT, before)
     assert done == ["start"]
