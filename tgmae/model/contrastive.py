@@ -62,8 +62,12 @@ class ContrastiveHead(nn.Module):
             return F.normalize(self.last(hidden), dim=-1)
 
 
-def contrast(video: Tensor, text: Tensor, captions: Tensor, log_temperature: Tensor, duplicates: Duplicates) -> Tensor:
+def contrast(
+    video: Tensor, text: Tensor, captions: Tensor, log_temperature: Tensor, duplicates: Duplicates
+) -> tuple[Tensor, Tensor]:
     """Return the symmetric InfoNCE loss of this process's clips, a scalar float32, against those of all processes.
+
+    Beside it stands how many pairs of clips of the whole batch have one caption, a scalar int64.
 
     video      float32 [n, E], L2-normalised      text   float32 [n, E], L2-normalised, without gradient
     captions   int64 [n]: equal numbers are equal captions, in all processes
@@ -78,13 +82,8 @@ def contrast(video: Tensor, text: Tensor, captions: Tensor, log_temperature: Ten
     scale = (-log_temperature).exp()
     to_text = _nce(scale * video @ every_text.T, own, same, duplicates)
     to_video = _nce(scale * text @ every_video.T, own, same, duplicates)
-    return (to_text + to_video) / 2
-
-
-def count_duplicates(captions: Tensor) -> Tensor:
-    """Return how many pairs of clips of the whole batch have one caption, a scalar int64; captions are int64 [n]."""
-    every = gather_rows(captions)
-    return ((every[:, None] == every).sum() - len(every)) // 2
+    pairs = ((every_caption[:, None] == every_caption).sum() - len(every_caption)) // 2
+    return (to_text + to_video) / 2, pairs
 
 
 def _nce(logits: Tensor, own: Tensor, same: Tensor, duplicates: Duplicates) -> Tensor:

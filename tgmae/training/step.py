@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tgmae.config.run import TrainConfig
-from tgmae.model.contrastive import contrast, count_duplicates
+from tgmae.model.contrastive import contrast
 from tgmae.model.pretraining import Inputs, Losses, Pretraining
 from tgmae.model.token_masks import TokenMasks
 from tgmae.telemetry.nvtx_ranges import named_range
@@ -152,8 +152,7 @@ class TrainingStep:
             raise ValueError("the contrastive loss needs the text of the batch")
         video = self.head(features.detach() if self.config.is_observing else features)
         with torch.autocast(features.device.type, enabled=False):
-            loss = contrast(video, text, captions, self.model.head.log_temperature, self.config.duplicates)
-        return loss, count_duplicates(captions)
+            return contrast(video, text, captions, self.model.head.log_temperature, self.config.duplicates)
 
     def _weigh(self, reconstruction: Tensor, contrastive: Tensor, duplicates: Tensor) -> Losses:
         total = self.config.reconstruction * reconstruction + self.config.contrastive * contrastive

@@ -1,0 +1,1 @@
+"""Validation: held-out clips, and the loss on them."""
