@@ -12,6 +12,7 @@ import pytest
 
 from engines.config import CLIPConfig
 from tgmae.config.data import DataConfig
+from tgmae.config.loss import LossConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig, TrainConfig
@@ -166,6 +167,7 @@ def test_seeds_that_torch_does_not_have_are_refused(seed: int) -> None:
         *((OptimConfig, name) for name in ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "clip_norm")),
         (ValidationConfig, "every"),
         *((ModelConfig, name) for name in ("norm_eps", "mlp_ratio")),
+        *((LossConfig, name) for name in ("reconstruction", "contrastive", "temperature")),
     ],
 )
 def test_numbers_that_are_none_are_refused(config: type[Any], name: str, value: float) -> None:

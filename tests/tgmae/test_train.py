@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dali_pipelines.types import Caption
 from engines.config import CLIPConfig
+from tests.support.clip_models import save_small_clip
 from tests.support.runs import (
     REPOSITORY,
     command,
@@ -176,6 +177,7 @@ def test_masks_by_text_resume_equals_uninterrupted(
             both = line["reconstruction_loss"] + loss.contrastive * line["contrastive_loss"]
             assert line["loss"] == pytest.approx(both)
             assert line["contrastive_loss"] > 0
+        assert ("temperature" in line) == loss.learn_temperature
     # The step's own stages follow one another, so together they take no longer than the step.
     last = read_metrics(tmp_path / "whole")[-1]
     assert 0 < sum(last[stage] for stage in stages[3:]) <= 1
@@ -187,6 +189,11 @@ def test_masks_by_text_resume_equals_uninterrupted(
     other = replace(parts, loss=LossConfig(contrastive=0.0 if loss.contrasts else 1.0))
     with pytest.raises(ValueError, match=r"learning a contrastive head from (True|False) to (True|False)"):
         train(replace(other, max_steps=7))
+    if loss.contrasts:  # so does the width of its captions' embeddings
+        save_small_clip(tmp_path / "clip")
+        other_clip = CLIPConfig(model=str(tmp_path / "clip"), cache_dir=cache_dir)
+        with pytest.raises(ValueError, match=r"texts of width 64, --clip\.model \S+ makes them 16 wide"):
+            train(replace(parts, mask=MaskConfig(kind="random"), clip=other_clip, max_steps=7))
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 Duplicates = Literal["mask", "positive", "keep"]
+
+LEAST_LEARNED_TEMPERATURE = 0.01  # Radford et al. 2021 ("CLIP"), section 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class LossConfig:
     observe_contrastive: bool = False
     # Temperature of the contrastive loss, its first value if it is learned. The paper names none; .1 is SimCLR's.
     temperature: float = 0.1
-    learn_temperature: bool = False  # Learn the temperature, as CLIP does.
+    learn_temperature: bool = False  # Learn the temperature, as CLIP does; it never falls below .01.
     # What clips with the same caption are to each other. Words of equal text count as the same caption.
     #   mask      neither positives nor negatives: left out of the denominator
     #   positive  positives, like the clip's own caption
@@ -34,12 +37,17 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("reconstruction", "contrastive"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--loss.{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--loss.{name} must be at least 0, got {getattr(self, name)}")
         if self.reconstruction == 0 and self.contrastive == 0:
             raise ValueError("--loss.reconstruction and --loss.contrastive are both 0: there is nothing to minimise")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"--loss.temperature must be above 0, got {self.temperature}")
+        if self.learn_temperature and self.temperature < LEAST_LEARNED_TEMPERATURE:
+            raise ValueError(
+                f"--loss.temperature must be at least {LEAST_LEARNED_TEMPERATURE} where it is learned, got "
+                f"{self.temperature}"
+            )
 
     @property
     def contrasts(self) -> bool:

@@ -8,11 +8,13 @@ Dimensions: n clips of this process, N clips of all processes, D encoder width, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgmae.config.loss import Duplicates
+from tgmae.config.loss import LEAST_LEARNED_TEMPERATURE, Duplicates
 from tgmae.model.collectives import gather_rows, sum_over_processes, world_size
 
 
@@ -54,6 +56,17 @@ class ContrastiveHead(nn.Module):
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)
+
+    @property
+    def temperature(self) -> float:
+        """Return the temperature. Waits for the device."""
+        return float(self.log_temperature.detach().exp())
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Raise a learned temperature that a step has taken too low. Call it after every step."""
+        if isinstance(self.log_temperature, nn.Parameter):
+            self.log_temperature.clamp_(min=math.log(LEAST_LEARNED_TEMPERATURE))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return embeddings float32 [n, E], L2-normalised, of pooled features [n, D]."""

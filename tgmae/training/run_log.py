@@ -98,6 +98,9 @@ class RunLog:
             "skipped_videos": num_skipped,
         }
         values |= {name: self.world.mean(values[name]) for name in self._names.values()}
+        head = training_step.model.head
+        if self.config.loss.learn_temperature and head is not None:
+            values["temperature"] = head.temperature
         self.loss = values["loss"]
         gc.collect(1)  # objects made since the last report
         if self.metrics is not None:

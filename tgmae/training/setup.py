@@ -158,6 +158,12 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         if held_out is not None and is_missing:
             held_out, held_out_note = None, "no validation: another process cannot use the held-out videos"
         text_width = scorer.text_width if config.loss.contrasts else None
+        if start.text_width is not None and text_width is not None and start.text_width != text_width:
+            raise ValueError(
+                f"cannot resume from {start.path}: its head compares clips with texts of width {start.text_width}, "
+                f"--clip.model {config.clip.model} makes them {text_width} wide; use the CLIP it was trained with, or "
+                "start over with --resume never"
+            )
         model, optimizer = _make_network(config, world, manifest, start, text_width)
         notes += [scorer.note, advise_scorer(config), held_out_note]
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")

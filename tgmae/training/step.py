@@ -177,6 +177,8 @@ class TrainingStep:
             group["lr"] = rate
         with self.clock("optimizer"):
             norms = apply_gradients(self.model.parts(), self.optimizer, self.clip_norm)
+            if self.model.head is not None:
+                self.model.head.limit_temperature()
             # A graph adds to the gradients at the addresses where it was captured.
             self.optimizer.zero_grad(set_to_none=self.graph is None)
         return norms

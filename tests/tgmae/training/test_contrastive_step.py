@@ -158,6 +158,19 @@ def test_contrast_alone_runs_no_decoder() -> None:
     assert all(torch.equal(p, decoder[name]) for name, p in step.model.mae.named_parameters() if name in decoder)
 
 
+def test_a_learned_temperature_stays_above_its_least() -> None:
+    step = make_step(replace(CONFIG, loss=LOSSES["contrast"]), ALONE)
+    head = step.model.head
+    assert head is not None
+    before = head.temperature
+    step.add_gradients(make_batch())
+    step.update(0.1)
+    assert 0.01 < head.temperature != before == pytest.approx(0.1)
+    head.log_temperature.data.fill_(-9.0)
+    step.update(0.0)
+    assert head.temperature == pytest.approx(0.01)
+
+
 def test_text_is_needed() -> None:
     step = make_step(replace(CONFIG, loss=LossConfig(contrastive=1)), ALONE)
     with pytest.raises(ValueError, match="needs the text of the batch"):
