@@ -99,7 +99,7 @@ def read_all(pipeline: ClipPipeline, manifest: Manifest) -> set[int]:
 def test_damaged_clips(
     tmp_path: Path, repetitions: Callable[[int, int], int], record_counts: Callable[..., None]
 ) -> None:
-    count, videos, out = repetitions(14, 200), tmp_path / "videos", tmp_path / "m.parquet"
+    count, videos, out = repetitions(7, 200), tmp_path / "videos", tmp_path / "m.parquet"
     videos.mkdir()
     kinds = write_damaged(videos, count)
     listed = "".join(f"{file.name},a square moves right\n" for file in sorted(videos.iterdir()))

@@ -5,7 +5,6 @@ TGMAE_FAULTS=all .venv/bin/python -m pytest tests/faults/test_killed_runs.py    
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import forking_context
 from tests.support.runs import state, tiny
 from tgmae.config.run import TrainConfig
 from tgmae.telemetry.metrics import read_metrics
@@ -28,12 +28,10 @@ STEPS = 60
 def test_killed_runs_resume_bit_identically(
     shapes: Path, tmp_path: Path, repetitions: Callable[[int, int], int], record_counts: Callable[..., None]
 ) -> None:
-    kills, choose = repetitions(3, 50), random.Random(0)
+    kills, choose = repetitions(2, 50), random.Random(0)
     config = tiny(shapes, tmp_path / "whole", epochs=1000, max_steps=STEPS)
     config = replace(config, log=replace(config.log, checkpoint_every=5, picture_every=10**6))
-    # The processes are forked from one that has torch already, so that a kill takes a second and not ten.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tgmae.train", "tests.support.runs"])
+    context = forking_context()
     started = time.monotonic()
     whole = context.Process(target=_train, args=(config,))
     whole.start()

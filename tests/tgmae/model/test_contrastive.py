@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
+from tests.support.processes import run_two
 from tgmae.config.loss import Duplicates
 from tgmae.model.collectives import gather_rows
 from tgmae.model.contrastive import ContrastiveHead, GlobalBatchNorm, contrast
@@ -101,7 +101,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     head = make_head()
     assert isinstance(head.norm, nn.BatchNorm1d)
     one = run_head(head, features, text, captions)  # alone, the batch norm is torch's own
-    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    run_two(one_of_two, tmp_path)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name, expected in one.items():
         if name == "features":  # DDP divides the gradients of parameters by the number of processes

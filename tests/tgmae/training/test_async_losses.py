@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import torch._inductor.config
 
 from dali_pipelines.types import CropBox
 from tests.tgmae.masks.test_motion_field import request
@@ -85,8 +86,10 @@ def test_bad_gradients_move_neither_weights_nor_moments() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_blocks_compute_the_same() -> None:
+def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """And keep their names, so that checkpoints of either kind fit the other."""
+    # torch would compile and load a test program for each vector instruction set: half of the test's time.
+    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)
     config = ModelConfig(
         image_size=32, num_frames=4, patch_size=8, width=32, depth=2, num_heads=2, decoder_width=32, decoder_depth=1,
         decoder_num_heads=2,

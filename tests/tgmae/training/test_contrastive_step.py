@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.topk_mask import topk_mask
+from tests.support.processes import run_two
 from tgmae.config.loss import LossConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
@@ -103,7 +103,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    run_two(one_of_two, tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name, loss in LOSSES.items():
         expected = gradients(replace(CONFIG, loss=loss), ALONE, [slice(0, CLIPS)])

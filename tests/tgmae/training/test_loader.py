@@ -140,6 +140,7 @@ def test_a_signal_waits_until_the_loaders_thread_has_started(
 ) -> None:
     """Python waits at its end for a thread that nobody tells to stop."""
     start, executor = threading.Thread.start, ThreadPoolExecutor(1, "loader")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def start_and_interrupt(thread: threading.Thread) -> None:
         start(thread)
@@ -155,4 +156,5 @@ def test_a_signal_waits_until_the_loaders_thread_has_started(
         assert started
         assert set(started) <= set(concurrent.futures.thread._threads_queues)  # these are told to
     finally:
+        signal.signal(signal.SIGINT, before)
         executor.shutdown(wait=False)
