@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -29,7 +30,7 @@ def require_captions(
     ]
     missing = [row for row, texts in enumerate(captions) if not texts]
     names = manifest.names()
-    labels = [str(label).replace("_", " ").strip() for label in manifest.table.column("label").to_pylist()]
+    labels = [_spell_out(str(label)) for label in manifest.table.column("label").to_pylist()]
     unlabelled = [row for row in missing if not labels[row]]
     if missing and no_caption == "error":
         advice = ["leave them out: --mask.no-caption exclude"] * (len(missing) < len(manifest))
@@ -60,6 +61,12 @@ def require_captions(
         manifest = Manifest(manifest.table.filter(pa.array(bool(texts) for texts in captions)), manifest.root)
         note = f"{count_videos(len(missing))} without a caption {'is' if len(missing) == 1 else 'are'} left out"
     return manifest, note
+
+
+def _spell_out(label: str) -> str:
+    """Return the name of a class as words: brush_hair and ApplyEyeMakeup are names of folders."""
+    words = label.replace("_", " ").strip()
+    return words if " " in words else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
 
 
 def _some(names: Sequence[str], rows: Sequence[int]) -> str:

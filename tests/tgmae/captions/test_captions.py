@@ -93,6 +93,14 @@ def test_videos_without_captions_are_named_with_the_three_choices() -> None:
         assert choice in str(caught.value)
 
 
+def test_class_names_become_words() -> None:
+    labels = ["brush_hair", "ApplyEyeMakeup", "YoYo", "air drumming", "playing the iPhone", "TaiChi_slow", "noFight"]
+    manifest, _ = require_captions(manifest_of(*[[] for _ in labels], labels=labels), "label")
+    assert [texts[0].text for texts in manifest.captions()] == [
+        "brush hair", "Apply Eye Makeup", "Yo Yo", "air drumming", "playing the iPhone", "TaiChi slow", "no Fight",
+    ]  # fmt: skip
+
+
 def test_only_what_helps_is_offered() -> None:
     """Nothing to leave out where no video has a caption, nothing to take where one has no label."""
     with pytest.raises(ValueError, match=r"^2 of 2 videos") as caught:
