@@ -101,7 +101,7 @@ class Distill(ClipCommand):
         from tgmae.training.parallel import choose_device
 
         config, manifest = self.read()
-        splits = set(read_manifest(self.manifest).table.column("split").to_pylist())
+        splits = read_manifest(self.manifest).splits()
         check_split = self.check_split or ("val" if "val" in splits else config.data.split)
         held_out = manifest if check_split == config.data.split else self.read(split=check_split)[1]
         out = self.out or self.manifest.parent / "student.safetensors"

@@ -6,9 +6,8 @@ import csv
 import errno
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +18,19 @@ from engines.files import absorb_journals, claim_file, journal_of, replacing
 from engines.progress import progress_bar
 from tgmae.data.columns import check_relative
 from tgmae.data.csv_list import list_csv
-from tgmae.data.index_journal import open_journal, read_journal
-from tgmae.data.listing import SUFFIXES, Entry, Listing, list_folder
-from tgmae.data.manifest import FORMAT, Manifest, count_videos, read_manifest, write_manifest
+from tgmae.data.earlier_index import (
+    DEFAULT_SPLIT,
+    EarlierIndex,
+    KnownFiles,
+    check_losses,
+    count,
+    open_journal,
+    read_earlier,
+    read_journal,
+)  # fmt: skip
+from tgmae.data.listing import SUFFIXES, Entry, Listing, list_folder, make_printable
+from tgmae.data.manifest import count_splits, count_videos, write_manifest
 from tgmae.data.probing import Excluded, probe
-
-_DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,8 @@ class IndexResult:
     num_reused: int  # rows taken over from the existing manifest
     excluded: list[Excluded]
     report: Path
-    num_gone: int = 0  # rows of the existing manifest that are not listed any more
+    num_gone: int = 0  # files of the existing manifest that are not listed any more
+    num_cut: int = 0  # segments that were to last longer than their file
     others: str = ""  # files of the folder that are not videos, in words
     table: str = ""  # labels and captions that a CSV gave, in words; "" without one
 
@@ -43,20 +50,12 @@ class IndexResult:
         not_there = f"{missing} of them not there; " if missing else ""
         reasons = f" ({not_there}{self.report} says why)" if self.excluded else ""
         gone = f"{self.num_gone} no longer listed, " if self.num_gone else ""
+        cut = f"{count(self.num_cut, 'segment')} cut where the file ends, " if self.num_cut else ""
         others = f"{self.others} not taken, " if self.others else ""
         return (
             f"{out}: {count_videos(self.num_videos)} ({self.num_reused} unchanged), "
-            f"{len(self.excluded)} left out{reasons}, {gone}{others}{seconds:.1f} s"
+            f"{len(self.excluded)} left out{reasons}, {gone}{cut}{others}{seconds:.1f} s"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """The rows of the manifest that is about to be replaced."""
-
-    rows: list[Video] = field(default_factory=list)
-    are_of_root: bool = False  # they describe the files that are indexed now
-    are_current: bool = False  # they know all that this version knows about a file
 
 
 def index_folder(
@@ -65,7 +64,7 @@ def index_folder(
     *,
     csv_path: Path | None = None,
     caption_source: str = "csv",
-    split: str = _DEFAULT_SPLIT,
+    split: str = DEFAULT_SPLIT,
     min_frames: int = 16,
     decode_all: bool = False,
     num_workers: int = 2,
@@ -81,56 +80,81 @@ def index_folder(
     captions, labels or splits of the existing manifest would be lost, BlockingIOError where another process writes
     `out`.
     """
-    _check_paths(root, out, csv_path)
-    if num_workers < 1:
-        raise ValueError(f"expected at least one worker, got {num_workers}")
+    check_paths(root, out, csv_path)
     listing = list_csv(csv_path, root, split, caption_source) if csv_path else list_folder(root, split, out)
     if not listing.entries:
         raise ValueError(_describe_nothing(listing, root, csv_path))
+    return index_listing(
+        root, out, listing, origin=csv_path, min_frames=min_frames, decode_all=decode_all, num_workers=num_workers,
+        team=team,
+    )  # fmt: skip
+
+
+def index_listing(
+    root: Path, out: Path, listing: Listing, *, origin: Path | None, min_frames: int, decode_all: bool,
+    num_workers: int, team: Team,
+) -> IndexResult:  # fmt: skip
+    """Write the manifest of listed files, as `index_folder` does. Entries of one file are segments of it.
+
+    origin   where labels, captions and splits come from; None where it is the folder itself, which may not replace a
+             manifest that knows more
+    """
+    if num_workers < 1:
+        raise ValueError(f"expected at least one worker, got {num_workers}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with claim_file(out):
         for half_written in out.parent.glob(f"{glob.escape(out.name)}*.tmp"):  # of a process that was killed
             half_written.unlink()
-        before = _read_before(out, root)
-        if csv_path is None:
-            _check_losses(before, listing, out)
-        return _write_index(root, out, listing, before, csv_path, min_frames, decode_all, num_workers, team)
+        before = read_earlier(out, root)
+        if origin is None:
+            check_losses(before, listing, out)
+        return _write_index(root, out, listing, before, origin, min_frames, decode_all, num_workers, team)
 
 
 def _write_index(
-    root: Path, out: Path, listing: Listing, before: _Before, csv_path: Path | None, min_frames: int, decode_all: bool,
-    num_workers: int, team: Team,
+    root: Path, out: Path, listing: Listing, before: EarlierIndex, origin: Path | None, min_frames: int,
+    decode_all: bool, num_workers: int, team: Team,
 ) -> IndexResult:  # fmt: skip
     journal = _journal(out, decode_all)
     absorb_journals(journal)
     reusable = before.rows if before.are_of_root and before.are_current and not decode_all else []
-    known = {video.path: video for video in [*reusable, *read_journal(journal, root)]}
+    known = KnownFiles([*reusable, *read_journal(journal, root)], root, min_frames)
 
-    videos: dict[str, Video] = {}
-    excluded = [Excluded(_make_printable(path), reason) for path, reason in listing.unreadable]
-    todo: list[Entry] = []
+    files: dict[str, list[Entry]] = {}
     for entry in listing.entries:
-        if reason := _find_fault(entry.path):
-            excluded.append(Excluded(_make_printable(entry.path), reason))
-            continue
-        video = known.get(entry.path)
-        if video is not None and video.is_file(root / entry.path) and video.num_frames >= min_frames:
-            # The manifest that was there may hold segments; this one holds whole files.
-            videos[entry.path] = replace(
-                video, label=entry.label, captions=entry.captions, split=entry.split, segment=None
-            )
+        files.setdefault(entry.path, []).append(entry)
+    excluded = [Excluded(make_printable(path), reason) for path, reason in listing.unreadable]
+    rows: dict[str, list[Video | str]] = {}  # of each file; in place of a row the reason why there is none
+    todo: list[Entry] = []
+    for path, entries in files.items():
+        if reason := _find_fault(path):
+            excluded.append(Excluded(make_printable(path), reason))
+        elif (found := known.find(entries)) is not None:
+            rows[path] = found
         else:
-            todo.append(entry)
-    num_reused = len(videos)
+            todo.append(entries[0])
+    num_reused = sum(isinstance(row, Video) for found in rows.values() for row in found)
 
     probed = _probe_shared(root, out, todo, min_frames, decode_all, num_workers, team)
     by_path = {result.path: result for result in probed}
-    for entry in todo:  # in this order, whichever was finished first
-        result = by_path[entry.path]
-        if isinstance(result, Excluded):
-            excluded.append(result)
+    for path in (entry.path for entry in todo):  # in this order, whichever was finished first
+        result = by_path[path]
+        if isinstance(result, Video):
+            rows[path] = [entry.cut(result) for entry in files[path]]
         else:
-            videos[entry.path] = result
+            more = f" ({len(files[path])} segments)" * (len(files[path]) > 1)
+            excluded.append(Excluded(path, result.reason + more))
+    pairs = [pair for path in files if path in rows for pair in zip(files[path], rows[path], strict=True)]
+    videos: list[Video] = []
+    names: set[str] = set()
+    for entry, row in pairs:
+        if isinstance(row, str):
+            excluded.append(Excluded(_name_span(entry), row))
+        elif row.name in names:
+            excluded.append(Excluded(_name_span(entry), f"shows the same frames as another segment, {row.name}"))
+        else:
+            names.add(row.name)
+            videos.append(row)
 
     report = out.with_name(out.name + ".excluded.csv")
     with replacing(report) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -140,15 +164,14 @@ def _write_index(
         journal.unlink()
         listed = "\n".join(f"  {e.path}: {e.reason}" for e in excluded[:5])
         raise ValueError(f"none of {len(listing.entries)} files is usable; {report} lists why:\n{listed}")
-    rows = [videos[entry.path] for entry in listing.entries if entry.path in videos]
-    write_manifest(out, rows, root)
+    write_manifest(out, videos, root)
     journal.unlink()
-    paths = {entry.path for entry in listing.entries}
     return IndexResult(
-        num_videos=len(rows), num_reused=num_reused, excluded=excluded, report=report,
-        num_gone=len({video.path for video in before.rows} - paths) if before.are_of_root else 0,
-        others=_make_printable(listing.describe_others()),
-        table=_describe_table(csv_path, rows, listing) if csv_path else "",
+        num_videos=len(videos), num_reused=num_reused, excluded=excluded, report=report,
+        num_gone=len({video.path for video in before.rows} - files.keys()) if before.are_of_root else 0,
+        num_cut=sum(entry.outlasts(row) for entry, row in pairs if isinstance(row, Video)),
+        others=make_printable(listing.describe_others()),
+        table=_describe_table(origin, videos, listing) if origin else "",
     )  # fmt: skip
 
 
@@ -192,7 +215,7 @@ def _probe_entry(root: Path, min_frames: int, decode_all: bool, entry: Entry) ->
     return probe(root / entry.path, entry, min_frames, decode_all)
 
 
-def _check_paths(root: Path, out: Path, csv_path: Path | None) -> None:
+def check_paths(root: Path, out: Path, csv_path: Path | None) -> None:
     """Raise before any work is done where the input is missing or the output would destroy something."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'not there'}; give a folder of videos")
@@ -207,46 +230,14 @@ def _check_paths(root: Path, out: Path, csv_path: Path | None) -> None:
             raise ValueError(f"{out} is there and is not a manifest; choose another place with --out, or delete it")
 
 
-def _read_before(out: Path, root: Path) -> _Before:
-    """Read the manifest that is about to be replaced. One that cannot be read counts as none, and a line says so."""
-    try:
-        manifest = read_manifest(out)
-    except FileNotFoundError:
-        return _Before()
-    except ValueError as error:
-        print(f"the manifest that was there is not taken into account, nor its captions and labels: {error}")
-        return _Before()
-    # A folder that is gone has moved. Where it is still there, its files are others, whatever their names.
-    are_of_root = manifest.root == root.resolve() or not manifest.root.exists()
-    return _Before(list(_rows(manifest)), are_of_root, manifest.format == FORMAT)
-
-
-def _rows(manifest: Manifest) -> Iterator[Video]:
-    return (manifest[row] for row in range(len(manifest)))
-
-
-def _check_losses(before: _Before, listing: Listing, out: Path) -> None:
-    """Raise ValueError where the manifest that is there knows more about its videos than their folder does."""
-    labels = {entry.path: entry.label for entry in listing.entries}
-    given = {entry.split for entry in listing.entries}
-    num_captions = sum(len(video.captions) for video in before.rows)
-    num_labels = sum(labels.get(video.path, video.label) != video.label != "" for video in before.rows)
-    splits = sorted({video.split for video in before.rows})
-    lost = [_count(num_captions, "caption")] if num_captions else []
-    lost += [f"{_count(num_labels, 'label')} other than the names of folders"] if num_labels else []
-    # The default's name says nothing: any other was given by a CSV or --split.
-    if len(splits) > 1 or not set(splits) <= {*given, _DEFAULT_SPLIT}:
-        lost.append(f"the split{'s' * (len(splits) > 1)} {', '.join(splits)}")
-    if lost:
-        raise ValueError(
-            f"{out} holds {' and '.join(lost)}, which an index without a CSV would drop; give the CSV again with "
-            f"--csv, write elsewhere with --out, or delete {out} first"
-        )
+def _name_span(entry: Entry) -> str:
+    start, end = entry.span or (0, 0)
+    return f"{entry.path} {start:.2f}-{end:.2f} s"
 
 
 def _find_fault(path: str) -> str:
     """Return why a manifest cannot hold a path; "" where it can."""
-    if _make_printable(path) != path:
+    if make_printable(path) != path:
         return "the file name is not UTF-8"
     try:
         check_relative(path)
@@ -255,34 +246,27 @@ def _find_fault(path: str) -> str:
     return ""
 
 
-def _make_printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
-
-
 def _describe_nothing(listing: Listing, root: Path, csv_path: Path | None) -> str:
     if csv_path is not None:
         return f"found no rows in {csv_path}"
-    there = [f"{_make_printable(path)} cannot be read ({reason})" for path, reason in listing.unreadable[:3]]
-    there += [others] if (others := _make_printable(listing.describe_others())) else []
+    there = [f"{make_printable(path)} cannot be read ({reason})" for path, reason in listing.unreadable[:3]]
+    there += [others] if (others := make_printable(listing.describe_others())) else []
     return (
         f"found no videos below {root}{': ' * bool(there)}{', '.join(there)} "
         f"(looked for {' '.join(sorted(SUFFIXES))}, and files without a suffix)"
     )
 
 
-def _describe_table(csv_path: Path, videos: Sequence[Video], listing: Listing) -> str:
+def _describe_table(origin: Path, videos: Sequence[Video], listing: Listing) -> str:
     """Say in one line what the manifest has from a CSV, and in another what may be wrong with it."""
-    labels, splits = {video.label for video in videos if video.label}, Counter(video.split for video in videos)
+    labels, splits = {video.label for video in videos if video.label}, count_splits(video.split for video in videos)
     bare = sum(not video.captions for video in videos)
     return (
-        f"{csv_path} gave {_count(len(labels), 'label')} and "
-        f"{_count(sum(len(video.captions) for video in videos), 'caption')}"
+        f"{origin} gave {count(len(labels), 'label')} and "
+        f"{count(sum(len(video.captions) for video in videos), 'caption')}"
         + (f" ({count_videos(bare)} without any)" if bare else "")
-        + f"; splits {', '.join(f'{name} {count}' for name, count in splits.items())}"
+        + "; splits "
+        + ", ".join(f"{name or 'none'} {number}" for name, number in splits.items())
         + (f"; ignored columns: {', '.join(listing.ignored)}" if listing.ignored else "")
         + _describe_doubts(listing.doubtful)
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dali_pipelines.types import Caption
+from dali_pipelines.types import Caption, Video
 
 # What FFmpeg's demuxers of moving pictures are called for, and what cameras and recorders call such files. Pictures,
 # sound, subtitles and playlists are not among them.
@@ -22,16 +24,56 @@ SUFFIXES = frozenset(
     """.split()  # noqa: SIM905 - one to a line reads worse
 )
 _TEXT_PROBE = 512  # bytes of a file without a suffix that are looked at
+_ROUNDING = 1e-3  # frames by which a product of seconds and frames per second may be too large
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A listed file, with the label, captions and split that its folder or a CSV gives it."""
+    """A listed file or a segment of one, with the label, captions and split that its folder or a table gives it."""
 
     path: str
     label: str
     captions: tuple[Caption, ...]
     split: str
+    span: tuple[float, float] | None = None  # first and last second of the segment; None for the whole file
+
+    def find_segment(self, video: Video) -> tuple[int, int] | str:
+        """Return the frames of its file that are shown within the span, the last one excluded, or why there is none.
+
+        A span that lasts longer than the file ends with it.
+        """
+        if self.span is None:
+            return 0, video.num_frames
+        if not video.fps:
+            return "its frame rate is unknown, so that seconds name no frames"
+        start, end = (math.ceil(seconds * video.fps - _ROUNDING) for seconds in self.span)
+        if start >= video.num_frames:
+            return f"begins at {self.span[0]:.2f} s, and the file ends at {video.num_frames / video.fps:.2f} s"
+        if end <= start:
+            return f"holds no frame at {video.fps:.4g} frames a second"
+        return start, min(end, video.num_frames)
+
+    def outlasts(self, video: Video) -> bool:
+        """Return whether the span ends more than a frame after its file."""
+        return self.span is not None and self.span[1] * video.fps > video.num_frames + 1
+
+    def cut(self, video: Video) -> Video | str:
+        """Make the row of this entry from that of its file; return the reason where there is none.
+
+        A segment keeps the keyframes that its clips start from: those of an hour in each of a hundred rows would fill
+        the memory. They are the first of the file, by which frames are counted where all else fails, those within the
+        segment, the last one before it and, for files that are searched inexactly, the one before that.
+        """
+        segment = self.find_segment(video)
+        if isinstance(segment, str):
+            return segment
+        row = replace(video, label=self.label, captions=self.captions, split=self.split, segment=segment)
+        if self.span is None:
+            return row
+        first = max(bisect.bisect_right(video.keyframes, segment[0]) - 2, 0)
+        kept = sorted({0, *range(first, bisect.bisect_left(video.keyframes, segment[1]))})
+        keyframes, stamps = (tuple(values[at] for at in kept) for values in (video.keyframes, video.keyframe_pts))
+        return replace(row, keyframes=keyframes, keyframe_pts=stamps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +131,11 @@ def list_folder(root: Path, split: str, out: Path | None = None) -> Listing:
     return listing
 
 
+def make_printable(name: str) -> str:
+    """Return a name with what is not UTF-8 in it escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _is_text(file: Path) -> bool:
     """Return whether a file begins as text does. A file that cannot be read is not text: indexing it says why."""
     try:
@@ -109,6 +156,6 @@ def _is_ours(file: Path, out: Path | None) -> bool:
     """Return whether tgmae writes such a file beside videos."""
     if file.suffix in (".parquet", ".journal", ".lock", ".arrow") or file.name in ("compact.json", "maps.json"):
         return True
-    return file.name.endswith((".parquet.excluded.csv", ".tmp")) or (
+    return file.name.endswith((".parquet.excluded.csv", ".parquet.missing.csv", ".tmp")) or (
         out is not None and file == out.with_suffix(".png")
     )

@@ -1,6 +1,7 @@
 """The manifest: a Parquet file with one row per video, made by `tgmae-data index` and read by everything else.
 
 A row may be a segment of a file: frames `start_frame` to `end_frame`, the latter excluded. Every caption has a source.
+A row may belong to several splits, whose names its cell separates by commas: train,train1,test2.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,12 +66,12 @@ class Manifest:
         return video
 
     def _read(self, row: int) -> Video:
-        values = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
-        segment = values.pop("start_frame"), values.pop("end_frame")
-        values["captions"] = tuple(_pair(values["captions"], values.pop("caption_sources")))
-        for name in ("keyframes", "keyframe_pts"):
-            values[name] = tuple(values[name])
-        return Video(**values, segment=segment)
+        return _make_video({name: self.table.column(name)[row].as_py() for name in SCHEMA.names})
+
+    def rows(self) -> Iterator[Video]:
+        """Yield all rows, without keeping them: ten times as fast as one by one."""
+        for batch in self.table.select(SCHEMA.names).to_batches(max_chunksize=_CACHED_VIDEOS):
+            yield from map(_make_video, batch.to_pylist())
 
     def file(self, row: int) -> str:
         """Return the absolute path of a row's video."""
@@ -93,17 +95,22 @@ class Manifest:
         columns = [self.names(), self.table.column("captions").to_pylist()]
         return f"{len(self)} (paths and captions {hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]})"
 
+    def splits(self) -> Counter[str]:
+        """Return the number of rows in each split."""
+        return count_splits(self.table.column("split").to_pylist())
+
     def select_split(self, split: str) -> Manifest:
         """Return the rows of one split; "" keeps all. Raises ValueError where none is left."""
         if not split:
             return self
         import pyarrow.compute as pc  # a tenth of a second, which decode workers do without
 
-        rows = self.table.filter(pc.equal(self.table.column("split"), split))
-        if not rows.num_rows:
-            found = ", ".join(map(repr, sorted(set(self.table.column("split").to_pylist()))))
+        column = self.table.column("split")
+        cells = [cell for cell in set(column.to_pylist()) if split in split_names(cell)]
+        if not cells:
+            found = ", ".join(map(repr, sorted(self.splits())))
             raise ValueError(f"no video has split {split!r}, only {found}; a CSV gives splits (tgmae-data index --csv)")
-        return Manifest(rows, self.root)
+        return Manifest(self.table.filter(pc.is_in(column, value_set=pa.array(cells, pa.string()))), self.root)
 
     def joined(self, other: Manifest) -> Manifest:
         """Return the rows of both, which lie under one root."""
@@ -125,6 +132,28 @@ class Manifest:
         """Return the captions of every row, from the columns."""
         columns = (self.table.column(name).to_pylist() for name in ("captions", "caption_sources"))
         return [_pair(texts, sources) for texts, sources in zip(*columns, strict=True)]
+
+
+def _make_video(values: dict[str, Any]) -> Video:
+    segment = values.pop("start_frame"), values.pop("end_frame")
+    values["captions"] = tuple(_pair(values["captions"], values.pop("caption_sources")))
+    for name in ("keyframes", "keyframe_pts"):
+        values[name] = tuple(values[name])
+    return Video(**values, segment=segment)
+
+
+def split_names(cell: str) -> list[str]:
+    """Return the names of the splits that a row belongs to; [""] where it belongs to none."""
+    return [name.strip() for name in cell.split(",")]
+
+
+def count_splits(cells: Iterable[str]) -> Counter[str]:
+    """Return the number of rows in each split, in the order in which they are met."""
+    counts: Counter[str] = Counter()
+    for cell, number in Counter(cells).items():
+        for name in split_names(cell):
+            counts[name] += number
+    return counts
 
 
 def _pair(texts: Sequence[str], sources: Sequence[str]) -> list[Caption]:

@@ -172,9 +172,11 @@ def describe_far_keyframes(manifest: Manifest) -> str:
     first = keyframes.offsets.to_numpy()[:-1] - keyframes.offsets[0].as_py()  # of each row, which has one at least
     numbers = keyframes.flatten().to_numpy()
     last = np.append(first[1:], len(numbers)) - 1
-    gaps = np.diff(numbers, append=0)
-    gaps[last] = table.column("num_frames").to_numpy() - numbers[last]
-    longest = np.maximum.reduceat(gaps, first)
+    ends = np.append(numbers[1:], 0)  # of the frames that are decoded from each keyframe
+    ends[last] = table.column("end_frame").to_numpy()
+    # A segment's keyframes leave out those far before it, which no clip needs.
+    starts = np.repeat(table.column("start_frame").to_numpy(), last - first + 1)
+    longest = np.maximum.reduceat(np.where(ends > starts, ends - numbers, 0), first)
     if not (far := np.flatnonzero(longest > _FAR).tolist()):
         return ""
     listed = ", ".join(f"{manifest[row].name} ({longest[row]:,} frames)" for row in far[:3])

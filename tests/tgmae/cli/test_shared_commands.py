@@ -16,7 +16,7 @@ import pytest
 
 from dali_pipelines.types import Video
 from tests.support.videos import write_numbered
-from tgmae.data.index_journal import open_journal
+from tgmae.data.earlier_index import open_journal
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest
 

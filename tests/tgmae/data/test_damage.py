@@ -14,7 +14,7 @@ import pytest
 from dali_pipelines.types import Video
 from tests.support.flips import TryFlips, count_flips, flip_bits
 from tests.support.videos import make_video, write_numbered
-from tgmae.data.index_journal import open_journal, read_journal
+from tgmae.data.earlier_index import open_journal, read_journal
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import FORMAT_KEY, ROOT_KEY, Manifest, read_manifest, write_manifest
 

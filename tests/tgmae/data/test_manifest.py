@@ -135,6 +135,27 @@ def test_select_split(tmp_path: Path) -> None:
         manifest.select_split("tarin")
 
 
+def test_a_row_may_belong_to_several_splits(tmp_path: Path) -> None:
+    cells = ["train,train1,test2", "test, test1,train2", "test2", "train10", "", "tr,ain"]
+    videos = [make_video(path=f"{number}.mp4", split=cell) for number, cell in enumerate(cells)]
+    write_manifest(tmp_path / "m.parquet", videos, tmp_path)
+    manifest = read_manifest(tmp_path / "m.parquet")
+
+    def select(split: str) -> list[str]:
+        return [video.path for video in manifest.select_split(split).rows()]
+
+    assert select("train") == select("train1") == ["0.mp4"]
+    assert select("test2") == ["0.mp4", "2.mp4"]
+    assert select("test1") == ["1.mp4"]
+    assert len(select("")) == 6
+    with pytest.raises(ValueError, match=r"no video has split 'val', only '', 'ain', 'test', 'test1', 'test2', 'tr', "):
+        manifest.select_split("val")
+    assert manifest.splits() == {
+        "train": 1, "train1": 1, "test2": 2, "test": 1, "test1": 1, "train2": 1, "train10": 1, "": 1, "tr": 1, "ain": 1,
+    }  # fmt: skip
+    assert list(manifest.rows()) == [manifest[row] for row in range(6)]
+
+
 @pytest.mark.parametrize("place", ["videos/manifest.parquet", "manifest.parquet"])
 def test_a_moved_folder_keeps_working(tmp_path: Path, place: str) -> None:
     """With the manifest in the root of the videos or above it, nothing absolute is stored."""

@@ -448,6 +448,11 @@ def test_missing_videos_are_named(manifest: Manifest, maps: Path, cache_dir: Pat
     other = Manifest(manifest.table.set_column(column, "path", pa.array(moved)), manifest.root)
     with pytest.raises(ValueError, match=r"2 of 12 videos, such as new/10\.mp4, new/11\.mp4; add them with: tgmae"):
         CachedScorer(config(maps, cache_dir), other, CPU)
+    cells = pa.array([*["train"] * 10, "test1,train2", "train1,train2"])
+    column = manifest.table.schema.get_field_index("split")
+    several = Manifest(other.table.set_column(column, "split", cells), manifest.root)
+    with pytest.raises(ValueError, match=r" --data\.split train2$"):
+        CachedScorer(config(maps, cache_dir), several, CPU)
 
 
 def test_rows_of_a_split_find_their_maps(manifest: Manifest, maps: Path, cache_dir: Path) -> None:

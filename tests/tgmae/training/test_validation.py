@@ -117,6 +117,10 @@ def test_a_run_without_held_out_videos_says_so(shapes: Path, tmp_path: Path) -> 
     assert note_of(config, train_only).startswith("no validation: no video has split 'val', only 'train'; a CSV gives ")
     everything = replace(config, data=replace(config.data, split=""))
     assert note_of(everything, videos) == "no validation: --data.split (all) trains on split val too"
+    several = [replace(video, split={"val": "val,train3"}.get(video.split, video.split)) for video in videos.rows()]
+    third = replace(config, data=replace(config.data, split="train3"))
+    shared = "no validation: 4 videos of split val are in --data.split train3 too"
+    assert note_of(third, Manifest.of(several, videos.root)) == shared
     long = replace(config, data=replace(config.data, stride=10))
     assert "no validation: a clip spans 71 frames" in note_of(long, videos)
     assert note_of(replace(config, validation=ValidationConfig(every=0)), train_only) == ""

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engines.files import write_atomically
-from tgmae.data.manifest import Manifest, count_videos
+from tgmae.data.manifest import Manifest, count_videos, split_names
 from tgmae.masks.maps.records import NOT_COMPARED, find_name, fits_key, is_whole, read_part, unpack
 from tgmae.masks.maps.records import Key as Key
 
@@ -108,10 +108,10 @@ class MapFolder:
 
     def _name_split(self, splits: set[str]) -> str:
         """Return the flag that makes the command add maps of these splits; motion is read of all, scores of one."""
-        if splits == {"train"} or self.key.get("maps", _SCORES) != _SCORES:
+        common = set.intersection(*(set(split_names(cell)) for cell in splits))
+        if "train" in common or self.key.get("maps", _SCORES) != _SCORES:
             return ""
-        [split] = splits if len(splits) == 1 else ['""']
-        return f" --data.split {split}"
+        return f" --data.split {min(common)}" if any(common) else ' --data.split ""'
 
     def _check_shapes(self, names: Sequence[tuple[str, str]], shapes: Sequence[tuple[int, ...]]) -> list[str]:
         """Return the videos whose maps end before they do, which is known. Raises ValueError for any other shape."""

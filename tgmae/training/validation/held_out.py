@@ -80,6 +80,8 @@ def _choose_clips(config: TrainConfig, videos: Manifest, num_trained: int) -> tu
     if config.data.split in ("", options.split):
         raise ValueError(f"--data.split {config.data.split or '(all)'} trains on split {options.split} too")
     manifest = videos.select_split(options.split)
+    if shared := videos.select_split(config.data.split).splits()[options.split]:
+        raise ValueError(f"{count_videos(shared)} of split {options.split} are in --data.split {config.data.split} too")
     if config.mask.kind == "tgm" or config.loss.contrasts:
         manifest, note = require_captions(manifest, config.mask.no_caption)
     count = min(options.clips, len(manifest))
