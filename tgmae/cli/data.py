@@ -1,4 +1,4 @@
-"""tgmae-data shapes | index | show | scores | motion | compact: make data sets, inspect and prepare them."""
+"""tgmae-data shapes | index | import | show | scores | motion | compact: make data sets, inspect and prepare them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tyro
 
 from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.compact import Compact
+from tgmae.cli.importing import Import
 from tgmae.cli.maps import Motion, Scores
 from tgmae.cli.parser.subcommands import Command, SharedCommand, name_some, run_subcommand
 
@@ -160,7 +161,7 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row("frame sizes", most(sizes))
     table.add_row("frame rates", most(Counter(f"{rate:.4g}" for rate in columns["fps"])))
     table.add_row("rotated", str(sum(rotation != 0 for rotation in columns["rotation"])))
-    table.add_row("splits", most(Counter(columns["split"])))
+    table.add_row("splits", most(manifest.splits()))
     table.add_row(f"{len(labels)} label{'s' * (len(labels) != 1)}", most(labels))
     table.add_row("captions", f"{captions.sum()}; {count_videos(int((captions == 0).sum()))} without any")
     return table
@@ -176,7 +177,10 @@ def _report(result: IndexResult, out: Path, started: float) -> None:
     print(result.describe(out, time.perf_counter() - started))
 
 
-COMMANDS = {"shapes": Shapes, "index": Index, "show": Show, "scores": Scores, "motion": Motion, "compact": Compact}
+COMMANDS = {
+    "shapes": Shapes, "index": Index, "import": Import, "show": Show, "scores": Scores, "motion": Motion,
+    "compact": Compact,
+}  # fmt: skip
 
 
 def main() -> None:

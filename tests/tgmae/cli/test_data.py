@@ -249,10 +249,10 @@ def test_shapes(tgmae_data: Console, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "help_given"),
     [
-        (("indx", "folder"), "shapes, index, show"),
+        (("indx", "folder"), "shapes, index, import"),
         (("indx", "folder"), "there is no command 'indx'; did you mean index?"),
-        (("--count", "3"), "there is no command '--count' (commands: shapes, index, show"),
-        ((), "shapes, index, show"),
+        (("--count", "3"), "there is no command '--count' (commands: shapes, index, import"),
+        ((), "shapes, index, import"),
         ((), "no command was given"),
         (("index", "folder", "--min-frame", "3"), "--min-frames"),
         (("index",), "FOLDER is missing (tgmae-data index --help lists all flags)"),

@@ -40,6 +40,7 @@ TOWER = (
 FLAGS = {
     "tgmae-data shapes": "out count codec objects camera seed workers",
     "tgmae-data index": "folder out csv split min-frames decode-all workers",
+    "tgmae-data import": "dataset annotations videos out label min-frames decode-all workers",
     "tgmae-data show": "manifest out root count seed",
     "tgmae-data scores": "manifest preset out every workers device data.root data.split model.image-size "
     f"model.patch-size mask.scorer mask.dense mask.student mask.no-caption {CLIP}",
