@@ -11,6 +11,7 @@ text     output or a drawing; not run
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -81,6 +82,7 @@ def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for clip, path in zip(clips, re.findall(r"^[^,\s]+\.mp4", captions.text, flags=re.MULTILINE), strict=False):
         (folder / "videos" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, folder / "videos" / path)
+    write_ssv2(folder / "ssv2", clips)
     save_small_clip(folder / "clip")
     scripts = folder / ".venv" / "bin"
     scripts.mkdir(parents=True)
@@ -93,6 +95,19 @@ def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_ssv2(folder: Path, clips: Sequence[Path]) -> None:
+    """Write the annotation files of Something-Something V2 for four clips, and the clips under their names."""
+    (folder / "labels").mkdir(parents=True)
+    (folder / "videos").mkdir()
+    lists: dict[str, object] = {"labels": {"Moving something": "0"}, "test": [{"id": "4"}]}
+    line = {"label": "moving a disc", "template": "Moving [something]", "placeholders": ["a disc"]}
+    lists |= {"train": [{"id": "1", **line}, {"id": "2", **line}], "validation": [{"id": "3", **line}]}
+    for name, value in lists.items():
+        (folder / "labels" / f"{name}.json").write_text(json.dumps(value))
+    for number, clip in enumerate(clips[:4], 1):
+        shutil.copy(clip, folder / "videos" / f"{number}.webm")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, find_blocks(page)))], ids=lambda p: p.name)
 def test_blocks_run(page: Path, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +116,7 @@ def test_blocks_run(page: Path, reader: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))  # of caches
     blocks = find_blocks(page)
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
-        text = block.text.replace("/path/to/videos", "videos")
+        text = block.text.replace("/path/to/", "")
         if block.language == "python":
             printed = run([sys.executable, "-"], text)
             assert after is not None
@@ -149,6 +164,8 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
         case ["torchrun" | "srun", *_] if "tgmae.cli.data" in words:  # several processes: tests/tgmae/cli runs them
             name, *flags = words[words.index("tgmae.cli.data") + 1 :]
             parse_command(f"tgmae-data {name}", data.COMMANDS[name], flags)
+        case ["tgmae-data", "import", name, *flags] if name != "ssv2":  # tests/tgmae/data/importers runs them
+            parse_command("tgmae-data import", data.COMMANDS["import"], [name, *flags])
         case ["tgmae-engine", "build", *flags]:
             parse_command("tgmae-engine build", engine.Build, flags)
         case ["python", "-m", module, *_, "--help"]:
@@ -175,6 +192,8 @@ def shrink(words: Sequence[str]) -> list[str]:
         case ["tgmae-train", *flags]:
             steps = [] if "--max-steps" in flags else ["--max-steps", "1"]
             return [*words, *TINY, *steps, *clip_of_preset]
+        case ["tgmae-data", "import", *_]:
+            return [*words]
         case ["tgmae-engine", "distill", *_]:
             small = "--hidden 16 --rounds 1 --clips 2 --check-clips 2 --batch 64 --data.num-workers 1"
             return [*words, *small.split()]
