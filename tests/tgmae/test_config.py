@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -206,10 +208,25 @@ def test_accumulation_fills_the_batch() -> None:
     assert [config.accumulation_steps(world) for world in (1, 2, 8, 32)] == [32, 16, 4, 1]
 
 
-@pytest.mark.parametrize("world", [3, 64])
-def test_batch_that_processes_do_not_divide_is_refused(world: int) -> None:
-    with pytest.raises(ValueError, match=rf"--batch-size .* got 2048 and 64 × {world}"):
-        TrainConfig(batch_size=2048, device_batch_size=64).accumulation_steps(world)
+@pytest.mark.parametrize(
+    ("batch", "device_batch", "world", "advice"),
+    [
+        (2048, 64, 3, "--batch-size 1920 or 2112, or --batch-size 2046 --device-batch-size 62, or 2 processes"),
+        (2048, 64, 64, "--batch-size 4096, or --device-batch-size 32, or 32 processes"),
+        (2048, 64, 48, "--batch-size 3072, or --batch-size 2064 --device-batch-size 43, or 32 processes"),
+        (4, 8, 2, "--batch-size 16, or --device-batch-size 2"),
+    ],
+)
+def test_batch_that_processes_do_not_divide_is_refused(batch: int, device_batch: int, world: int, advice: str) -> None:
+    """Everything that the message offers is accepted."""
+    config = TrainConfig(batch_size=batch, device_batch_size=device_batch)
+    with pytest.raises(ValueError, match=rf"--batch-size .* got {batch} and {device_batch} × {world}; use {advice}$"):
+        config.accumulation_steps(world)
+    for offer in re.sub(r"(\d+) or (\d+)", r"\1, or --batch-size \2", advice).split(", or "):
+        flags = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", offer)}
+        changes = {name.replace("-", "_"): value for name, value in flags.items()}
+        count = re.match(r"(\d+) process", offer)
+        assert replace(config, **changes).accumulation_steps(int(count[1]) if count else world) >= 1
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,26 @@ class TrainConfig(InputConfig):
         if self.batch_size % per_pass:
             raise ValueError(
                 f"--batch-size must be a multiple of --device-batch-size × processes, "
-                f"got {self.batch_size} and {self.device_batch_size} × {world_size}; set both"
+                f"got {self.batch_size} and {self.device_batch_size} × {world_size}; use {self._advise(world_size)}"
             )
         return self.batch_size // per_pass
+
+    def _advise(self, world_size: int) -> str:
+        """Name what can be divided: batches near this one, a device batch, fewer processes."""
+        per_pass, repeat = self.device_batch_size * world_size, self.data.repeat
+        below = self.batch_size // per_pass * per_pass
+        advice = [f"--batch-size {f'{below} or ' if below else ''}{below + per_pass}"]
+        # The nearest share of a process that a device batch of about this size divides.
+        shares = sorted(range(repeat, 2 * self.batch_size, repeat), key=lambda n: abs(n * world_size - self.batch_size))
+        for share in shares:
+            top = min(self.device_batch_size, share)
+            fitting = next((n for n in range(top, top // 2, -1) if share % n == 0 and n % repeat == 0), None)
+            if fitting:
+                batch = share * world_size
+                changed = "" if batch == self.batch_size else f"--batch-size {batch} "
+                advice.append(f"{changed}--device-batch-size {fitting}")
+                break
+        fewer = (n for n in range(world_size - 1, 0, -1) if self.batch_size % (n * self.device_batch_size) == 0)
+        if number := next(fewer, None):
+            advice.append(f"{number} process{'es' if number > 1 else ''}")
+        return ", or ".join(advice)
