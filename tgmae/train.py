@@ -14,6 +14,7 @@ from tgmae.config.run import TrainConfig
 from tgmae.model.huggingface import export_hf, read_step
 from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
+from tgmae.telemetry.watch import Phase
 from tgmae.training import parallel
 from tgmae.training.loader import InputError, InputStalled, TrainingBatch
 from tgmae.training.parallel import World
@@ -43,7 +44,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def _train(config: TrainConfig, world: World) -> TrainResult:
-    with hold_run_folder(config.run_dir, world), world.noticing_losses():
+    with hold_run_folder(config.run_dir, world):
         run = set_up(config, world)
         if isinstance(run, Finished):
             _complete(config, run, world.is_main)
@@ -68,7 +69,9 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 losses: list[Losses] = []
                 requests: list[ClipRequest] = []
                 for micro in range(steps.accumulation):
+                    world.note(Phase.INPUT, step, micro)
                     batch = loader.next_batch(lambda: stop.requested)
+                    world.note(Phase.STEP, step, micro)
                     done, prediction = run.step.add_gradients(batch.inputs, is_last=micro == steps.accumulation - 1)
                     losses += done
                     requests.extend(batch.clips.requests)
@@ -80,6 +83,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 run.profiler.step()
                 log.record(step, losses, grad_norms, requests)
 
+                world.note(Phase.REPORT, step)
                 # Processes agree on what to do next: a signal or a broken video concerns all of them.
                 found_skipped, stopping = world.max(not skipped.issuperset(loader.skipped), stop.number)
                 if found_skipped:
@@ -105,6 +109,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                     name = signal.Signals(stopping).name
                     world.say(f"stopped by {name} after step {step}; the same command resumes from there")
                     break
+            world.note(Phase.END, step)
             run.save(step)
     except InputStalled:
         run.save(step)
@@ -112,6 +117,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
         name = signal.Signals(stopping).name
         world.say(f"stopped by {name} after step {step}, as no input came; the same command resumes from there")
     except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
+        world.note(Phase.END, step)
         run.save(step)
         raise
     finally:

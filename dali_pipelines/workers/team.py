@@ -6,12 +6,14 @@ The main process decides what is left to do and holds the locks; the others comp
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dali_pipelines.workers.endings import noticing_losses
+from dali_pipelines.workers.meeting import find_meeting_point, join_group, read_place
 
 if TYPE_CHECKING:  # torch takes seconds, which one process alone does without
     from torch.distributed import ProcessGroup
@@ -19,7 +21,6 @@ if TYPE_CHECKING:  # torch takes seconds, which one process alone does without
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=365)  # of processes that have finished, with those that have not
-_PORTS = range(20_000, 30_000)  # for jobs of srun, which names none; below those that Linux gives to outgoing calls
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,18 @@ class Team:
             return shares[self.rank]
         import torch.distributed as dist
 
-        with self._noticing_losses():
-            received: list[Any] = [None]
-            dist.scatter_object_list(received, shares if self.is_main else None, src=0, group=self.group)
+        received: list[Any] = [None]
+        dist.scatter_object_list(received, shares if self.is_main else None, src=0, group=self.group)
         return list(received[0])
 
     def collect(self, results: list[T]) -> list[T]:
-        """Return the results of all processes on the main one, as soon as all have come here; on the others their own.
-
-        Raises ConnectionError where a process has ended.
-        """
+        """Return the results of all processes on the main one, when all have come here; on the others their own."""
         if self.group is None:
             return results
         import torch.distributed as dist
 
-        with self._noticing_losses():
-            gathered: list[list[T]] = [[] for _ in range(self.size)]
-            dist.gather_object(results, gathered if self.is_main else None, dst=0, group=self.group)
+        gathered: list[list[T]] = [[] for _ in range(self.size)]
+        dist.gather_object(results, gathered if self.is_main else None, dst=0, group=self.group)
         return [result for share in gathered for result in share] if self.is_main else results
 
     @contextmanager
@@ -82,19 +78,7 @@ class Team:
         if self.group is not None:
             import torch.distributed as dist
 
-            with self._noticing_losses():
-                dist.barrier(self.group)
-
-    @contextmanager
-    def _noticing_losses(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if "onnection" not in str(error):
-                raise
-            raise ConnectionError(
-                f"process {self.rank + 1} of {self.size} ends because another one has ended; its message says why"
-            ) from error
+            dist.barrier(self.group)
 
 
 ALONE = Team()
@@ -102,7 +86,10 @@ ALONE = Team()
 
 @contextmanager
 def join_team() -> Iterator[Team]:
-    """Meet the other processes of the job, if there are any. They leave together, or where one of them fails."""
+    """Meet the other processes of the job, if there are any. They leave together, or where one of them fails.
+
+    Inside the block, the end of another process is a PeerLost.
+    """
     rank, size = read_place(os.environ)
     if size == 1:
         yield ALONE
@@ -114,37 +101,12 @@ def join_team() -> Iterator[Team]:
         if "MASTER_ADDR" not in os.environ:
             address, port = find_meeting_point(os.environ)
             os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    store = join_group("gloo", rank, size)
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=size)
-        # A process that is late to start is missed after half an hour, one that is at work never.
-        team = Team(rank, size, dist.new_group(timeout=_PATIENCE))
-    except RuntimeError as error:  # a port that is taken, a host that is not there, a process that never came
-        reason = str(error).partition("\n")[0]
-        raise ConnectionError(f"process {rank + 1} of {size} did not meet the others: {reason}") from error
-    try:
-        yield team
-        team._wait()  # torchrun ends a job some minutes after its first machine has nothing left to do
+        with noticing_losses(rank, size, store):
+            # A process that is late to start is missed after half an hour, one that is at work never.
+            team = Team(rank, size, dist.new_group(timeout=_PATIENCE))
+            yield team
+            team._wait()  # torchrun ends a job some minutes after its first machine has nothing left to do
     finally:
         dist.destroy_process_group()
-
-
-def read_place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as torchrun says, or else srun.
-
-    A batch script is not started by srun, but has SLURM_PROCID and SLURM_NTASKS, too; it is one process.
-    """
-    if "RANK" in environment:
-        return int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
-    if "SLURM_STEP_ID" in environment:
-        return int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
-    return 0, 1
-
-
-def find_meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return the first host of a job step of Slurm, and a port that other steps are unlikely to use."""
-    hosts = environment.get("SLURM_STEP_NODELIST", "")
-    found = re.match(r"([^,\[]+)(?:\[(\d+))?", hosts)  # n7, n7,n9 or rack1-n[007-010,12]
-    if found is None:
-        raise ValueError(f"SLURM_STEP_NODELIST is {hosts!r}, expected hosts; set MASTER_ADDR and MASTER_PORT instead")
-    step = 31 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])
-    return "".join(part or "" for part in found.groups()), _PORTS[step % len(_PORTS)]

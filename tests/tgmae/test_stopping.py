@@ -224,7 +224,7 @@ def test_what_ends_one_process_ends_the_other(shapes: Path, tmp_path: Path) -> N
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], outputs
     assert f"tgmae-train: [Errno 17] File exists: '{tmp_path}/pictures'" in outputs[0]
-    assert "tgmae-train: process 1 of 2 ends because another one has ended; its message says why" in outputs[1]
+    assert "tgmae-train: rank 1 of 2 ends because another one has ended; its message says why" in outputs[1]
     assert not any("Traceback" in output for output in outputs), outputs
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None

@@ -40,6 +40,7 @@ from tgmae.masks.scorer import bind_scorer, make_scorer
 from tgmae.model.initial_weights import read_initial_weights
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
+from tgmae.training import parallel
 from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
 from tgmae.training.loader import make_loader
 
@@ -492,11 +493,18 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"videos from 20 \(paths and captions \w+\) to 20 \(paths"):
             train(replace(config, max_steps=2, data=replace(config.data, manifest=tmp_path / "other.parquet")))
 
-    def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path) -> None:
+    def test_cuda_that_is_not_there(self, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And NCCL, in a build of torch without it."""
         if torch.cuda.is_available():
             pytest.skip("this machine has a CUDA device")
         with pytest.raises(ValueError, match=r"--device cuda was asked for"):
             train(tiny(shapes, tmp_path, device="cuda"))
+        monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+        monkeypatch.setattr(parallel, "choose_device", lambda _: torch.device("cuda", 0))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match=r"install a build of torch with NCCL, or use --device cpu"):
+            train(tiny(shapes, tmp_path))
+        monkeypatch.undo()
         config = tiny(shapes, tmp_path, pipeline="dali")
         with pytest.raises(ValueError, match=r"--data.decode gpu needs a CUDA device"):
             train(replace(config, data=replace(config.data, decode="gpu")))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dali_pipelines.workers.endings import PeerLost, first_line, leave, leave_on_signal, take_turn
+from dali_pipelines.workers.meeting import read_place
 from tgmae import __version__
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import draw_help, print_help
@@ -60,7 +62,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     try:
         base, source, flags = _split(list(arguments))
         if {"-h", "--help"} & set(flags):
-            print_help(draw_train_help(base, source))
+            if _is_first():
+                print_help(draw_train_help(base, source))
             sys.exit(0)
         known = list_flags(TrainConfig)
         typed = find_typed(PROG, flags, [*known, *list_flags(_Start)])
@@ -157,19 +160,26 @@ def run(config: TrainConfig) -> TrainResult:
         return train(config)
 
 
+def _is_first() -> bool:
+    """Return whether this is the process that speaks for all."""
+    return read_place(os.environ)[0] == 0
+
+
 def main() -> None:
     faulthandler.register(signal.SIGQUIT, file=2, chain=True)  # Ctrl-\ shows what each thread of a stuck run does
     try:
         with ending_at_once("before the first step or after the last; nothing is lost"):
             config, source = parse(sys.argv[1:])
-            if os.environ.get("RANK", "0") == "0":  # set by torchrun; this comes before torch, which takes long
+            if _is_first():  # this comes before torch, which takes long
                 print(f"tgmae {__version__}  {source}, run folder {config.run_dir}", flush=True)
             result = run(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"{PROG}: {describe(error)}")
+        leave(f"{PROG}: {describe(error)}", was_lost=isinstance(error, PeerLost))
     except Stopped as stopped:
-        print(f"{PROG}: {stopped}", file=sys.stderr)
-        sys.exit(128 + stopped.number)
+        leave_on_signal(f"{PROG}: {stopped}", stopped.number)
+    except Exception as error:  # no memory on the GPU, or a fault of ours: Python prints where
+        take_turn(f"{PROG}: {type(error).__name__}: {first_line(error)}")
+        raise
     if result.signal:
         sys.exit(128 + result.signal)
 

@@ -5,22 +5,33 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 from tqdm import tqdm
+
+from dali_pipelines.workers.endings import PeerLost, noticing_losses
+from dali_pipelines.workers.meeting import join_group
+from tgmae.telemetry.watch import Phase, Watch
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all processes of the run."""
+    """This process among all processes of the run.
+
+    store   all processes share it, and
+    watch   finds out which of them stalls; None for one process alone
+    """
 
     rank: int
     size: int
     device: torch.device
+    store: Store | None = None
+    watch: Watch | None = None
     # What was sent last. Gloo's thread may still hold it, and freeing it there alone takes Python's lock, which aborts
     # a process that is just ending.
     _sent: list[torch.Tensor] = field(default_factory=list)
@@ -34,6 +45,15 @@ class World:
         if self.is_main:
             with tqdm.external_write_mode():
                 print(text, flush=True)
+
+    def note(self, phase: Phase, step: int = 0, forward_pass: int = 0) -> None:
+        """Note what this process is doing, for the others to say where it stalls."""
+        if self.watch is not None:
+            self.watch.note(phase, step, forward_pass)
+
+    def noticing_losses(self) -> AbstractContextManager[None]:
+        """Inside the block, the end of another process is a PeerLost."""
+        return noticing_losses(self.rank, self.size, self.store)
 
     def mean(self, value: float) -> float:
         """Return the mean over all processes. Every process must call it."""
@@ -64,39 +84,46 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    @contextmanager
-    def noticing_losses(self) -> Iterator[None]:
-        """Inside the block, the end of another process is a ConnectionError."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size > 1 and "gloo" in str(error) and "onnection" in str(error):
-                raise ConnectionError(
-                    f"process {self.rank} of {self.size} ends because another one has ended; its message says why"
-                ) from error
-            raise
-
     def _keep(self, tensor: torch.Tensor) -> None:
         self._sent[:] = [*self._sent[-7:], tensor]
 
 
 @contextmanager
 def join(device: Literal["auto", "cuda", "cpu"]) -> Iterator[World]:
-    """Belong to the process group that torchrun announces, or run alone. Raises ValueError where CUDA is missing."""
+    """Belong to the process group that torchrun announces, or run alone.
+
+    Inside the block, the end of another process is a PeerLost. Raises ValueError where CUDA or NCCL is missing, and
+    ConnectionError where a process does not come.
+    """
     chosen = choose_device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    world = World(rank=int(os.environ.get("RANK", "0")), size=size, device=chosen)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(rank=rank, size=size, device=chosen)
+        return
+    if chosen.type == "cuda" and not dist.is_nccl_available():
+        raise ValueError(
+            "processes on CUDA devices talk over NCCL, which this build of torch lacks; install a build of torch with "
+            "NCCL, or use --device cpu, whose processes talk over gloo"
+        )
+    store = join_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", rank, size)
+    watch = Watch(store, rank, size)
+    world = World(rank=rank, size=size, device=chosen, store=store, watch=watch)
     try:
-        yield world
-    except BaseException:
-        if size > 1 and chosen.type == "cpu":  # NCCL would wait for processes that may be gone
+        with world.noticing_losses():
+            yield world
+    except PeerLost as error:
+        watch.give_up(error.reason)  # it finds out which process was lost
+        if chosen.type == "cpu":
             dist.destroy_process_group()
         raise
-    if size > 1:
-        gc.collect()  # DistributedDataParallel holds the group
-        dist.destroy_process_group()
+    except BaseException:
+        watch.close()
+        if chosen.type == "cpu":  # NCCL would wait for processes that may be gone
+            dist.destroy_process_group()
+        raise
+    watch.close()
+    gc.collect()  # DistributedDataParallel holds the group
+    dist.destroy_process_group()
 
 
 def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
+from dali_pipelines.workers.endings import PeerLost
 from dali_pipelines.workers.processes import STOPPING
 
 # `timeout` sends its signal to the program and then to the program's group, and batch systems do the like. Within this
@@ -88,7 +89,12 @@ def stop_requests() -> Iterator[StopRequest]:
         stop.note(number)
 
     with _handled_by(request):
-        yield stop
+        try:
+            yield stop
+        except PeerLost as error:
+            if stop.requested:  # torchrun noticed it, too
+                raise Stopped(stop.number, str(error)) from error
+            raise
 
 
 @contextmanager

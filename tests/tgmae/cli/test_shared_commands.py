@@ -93,7 +93,7 @@ def test_one_process_makes_up_for_a_killed_one_of_two(tmp_path: Path) -> None:
     second.kill()
     codes, outputs = wait_for(first, second)
     assert codes == [1, -signal.SIGKILL], outputs
-    assert outputs[0].endswith("process 1 of 2 ends because another one has ended; its message says why\n")
+    assert outputs[0].endswith("rank 0 of 2 ends because another one has ended; its message says why\n")
     kept = {path: path.stat().st_mtime_ns for path in out.glob("[0246].mp4")}
     assert len(kept) == 4  # the first one's share
     num_done = 4 + journal.read_bytes().count(b"\n")
@@ -152,7 +152,13 @@ def test_what_is_wrong_is_said_once(flags: tuple[str, ...], message: str) -> Non
     codes, outputs = wait_for(*srun(2, *DATA, *flags))
     assert codes == [1, 1]
     assert outputs[0].startswith("tgmae-data: " + message)
-    assert outputs[1] == "tgmae-data: process 2 of 2 ends because another one has ended; its message says why\n"
+    assert outputs[1] == "tgmae-data: rank 1 of 2 ends because another one has ended; its message says why\n"
+
+
+def test_help_ends_all_processes() -> None:
+    codes, [output] = wait_for(start(*TORCHRUN, *DATA, "index", "--help"))
+    assert codes == [0], output
+    assert output.count("usage: tgmae-data index FOLDER") == 1
 
 
 def test_ctrl_c_is_answered_once(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 from tests.support.runs import REPOSITORY, command, run_here, wait_for_group_to_end, wait_for_step
 from tests.tgmae.test_stopping import TWO, start_two
 from tgmae.telemetry.metrics import METRICS_FILE
+from tgmae.training import run_folder
 from tgmae.training.parallel import World
 from tgmae.training.run_folder import LOCK_FILE, hold_run_folder, set_aside_run
 
@@ -42,6 +45,18 @@ def test_a_folder_is_held_once(tmp_path: Path) -> None:
                 pass
             (tmp_path / "run" / "config.json").touch()
         assert os.listdir(tmp_path / "run") == ["config.json"]
+
+
+def test_a_restarted_run_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which torchrun has killed, but which is not quite gone. A run that stays there is in use all the same."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with ExitStack() as before:
+        before.enter_context(hold_run_folder(tmp_path / "run", ALONE))
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(lambda: [time.sleep(0.3), before.close()])
+            with hold_run_folder(tmp_path / "run", ALONE):
+                monkeypatch.setattr(run_folder, "_PATIENCE_S", 0.2)
+                assert_in_use(tmp_path / "run", os.getpid())
 
 
 def test_a_folder_that_holds_nothing_else_is_removed(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
 import tyro
 
-from dali_pipelines.workers.team import ALONE, Team, join_team, read_place
+from dali_pipelines.workers.endings import PeerLost, leave, leave_on_signal
+from dali_pipelines.workers.meeting import read_place
+from dali_pipelines.workers.team import ALONE, Team, join_team
 from tgmae.cli.parser.flags import UsageError, find_typed, list_flags
 from tgmae.cli.parser.help import describe_flag, draw_help, print_help
 from tgmae.cli.parser.rules import check_effects
@@ -130,13 +132,18 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
     try:
         name, *arguments = sys.argv[1:] or [""]
         if name in ("-h", "--help"):
-            print_help(_draw_overview(prog, about, examples, commands))
+            if read_place(os.environ)[0] == 0:
+                print_help(_draw_overview(prog, about, examples, commands))
             return
         if name not in commands:
             near = difflib.get_close_matches(name, commands, n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
             wrong = f"there is no command {name!r}{meant}" if name else "no command was given"
             raise UsageError(f"{wrong} (commands: {', '.join(commands)})")
+        if {"-h", "--help"} & set(arguments):
+            if read_place(os.environ)[0] == 0:
+                parse_command(f"{prog} {name}", commands[name], arguments)
+            return
         with join_team() as team:
             with team.main_first():
                 command = parse_command(f"{prog} {name}", commands[name], arguments)
@@ -149,10 +156,9 @@ def run_subcommand(prog: str, about: str, examples: Sequence[str], commands: Map
     except UsageError as error:
         exit_for_usage(prog, error)
     except (ValueError, OSError) as error:
-        sys.exit(f"{prog}: {describe(error)}")
+        leave(f"{prog}: {describe(error)}", was_lost=isinstance(error, PeerLost))
     except Stopped as stopped:
-        print(f"{prog}: {stopped}", file=sys.stderr)
-        sys.exit(128 + stopped.number)
+        leave_on_signal(f"{prog}: {stopped}", stopped.number)
     except KeyboardInterrupt:
         if read_place(os.environ)[0] == 0:  # Ctrl-C reaches all processes
             print(f"{prog}: interrupted; run the same command again to continue", file=sys.stderr)
@@ -166,8 +172,7 @@ def describe(error: ValueError | OSError) -> str:
 
 def exit_for_usage(prog: str, error: UsageError) -> None:
     """Leave with the message on stderr and exit code 2."""
-    print(f"{prog}: {error}", file=sys.stderr)
-    sys.exit(2)
+    leave(f"{prog}: {error}", 2)
 
 
 def parse_command(prog: str, command: type[C], arguments: Sequence[str]) -> C:
