@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from torch.distributed.run import parse_args
 
 from bench.gpu import Options
 from tests.support.clip_models import save_small_clip
@@ -123,6 +124,10 @@ def test_blocks_run(page: Path, reader: Path, tmp_path: Path, monkeypatch: pytes
             assert drop_request(printed) == drop_request(after.text), block
         elif block.language == "bash" and page.name == "README.md" and text.startswith("source"):
             run(["bash", "-e"], text)
+        elif text.startswith("#!/bin/bash"):  # for Slurm, which is not here
+            subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+            [launch] = re.findall(r"^srun (torchrun .*?) && exit$", text.replace("\\\n", " "), flags=re.MULTILINE)
+            type_line(shlex.split(launch.replace("$SLURM_NNODES", "2")), block, monkeypatch)
         elif block.language == "bash":
             for line in text.replace("\\\n", " ").splitlines():
                 type_line(shlex.split(line, comments=True), block, monkeypatch)
@@ -161,9 +166,14 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
             pass
         case ["nsys", "profile", *_]:
             train.parse(words[words.index("tgmae-train") + 1 :])
-        case ["torchrun" | "srun", *_] if "tgmae.cli.data" in words:  # several processes: tests/tgmae/cli runs them
-            name, *flags = words[words.index("tgmae.cli.data") + 1 :]
-            parse_command(f"tgmae-data {name}", data.COMMANDS[name], flags)
+        case ["export", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"]:
+            pass
+        case ["torchrun", *flags]:  # several processes: tests/tgmae/cli, tests/faults and bench.faults run them
+            given = parse_args(flags)
+            assert given.module
+            type_shared([given.training_script, *given.training_script_args])
+        case ["srun", *_]:
+            type_shared(words[words.index("tgmae.cli.data") :])
         case ["tgmae-data", "import", name, *flags] if name != "ssv2":  # tests/tgmae/data/importers runs them
             parse_command("tgmae-data import", data.COMMANDS["import"], [name, *flags])
         case ["tgmae-engine", "build", *flags]:
@@ -182,6 +192,18 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
                     pytest.fail(f"{block}: {shlex.join(words)}: {left.code}")
         case _:
             pytest.fail(f"{block}: no test knows how to run {shlex.join(words)!r}")
+
+
+def type_shared(words: list[str]) -> None:
+    """Parse a command that several processes run."""
+    match words:
+        case ["tgmae.cli.data", name, *flags]:
+            parse_command(f"tgmae-data {name}", data.COMMANDS[name], flags)
+        case ["tgmae.cli.train", *flags]:
+            config, _ = train.parse(flags)
+            assert config.accumulation_steps(16) >= 1
+        case _:
+            pytest.fail(f"no test knows {words[0]}")
 
 
 def shrink(words: Sequence[str]) -> list[str]:
