@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from tests.support.flips import Flips, TryFlips, count_flips
+from tests.support.faults.flips import Flips, TryFlips, count_flips
 
 os.environ["MPLBACKEND"] = "Agg"  # not through matplotlib, without which the GPU's tests run too
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -92,7 +92,7 @@ def record_counts(record_property: Callable[[str, object], None]) -> Callable[..
 
 @pytest.fixture
 def try_flips(repetitions: Callable[[int, int], int], record_counts: Callable[..., None]) -> TryFlips:
-    """Flip single bits of a file (`tests.support.flips`)."""
+    """Flip single bits of a file (`tests.support.faults.flips`)."""
 
     def try_them(
         path: Path, read: Callable[[], object], *, few: int = 300, all: int = 3000, seed: int = 0, first_byte: int = 0

@@ -21,7 +21,7 @@ from engines.text_cache import embed_captions
 from engines.torch_files import read_torch_file
 from engines.towers.clip_towers import StudentTower
 from engines.towers.student import load_student, save_student
-from tests.support.flips import TryFlips, flip_bits
+from tests.support.faults.flips import TryFlips, flip_bits
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ import pytest
 from dali_pipelines.dali_pipeline import DaliPipeline
 from dali_pipelines.pyav_pipeline import PyavPipeline
 from dali_pipelines.types import ClipPipeline, ClipRequest
-from tests.support.damage import damage
+from tests.support.faults.damage import damage
 from tests.support.requests import request
 from tests.support.runs import tiny
 from tests.support.videos import write_numbered

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks import small_disk
+from tests.support.faults.disks import small_disk
 from tests.support.runs import command, run_here
 from tgmae.model.huggingface import read_step
 from tgmae.telemetry.metrics import read_metrics

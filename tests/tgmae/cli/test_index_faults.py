@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks import small_disk
+from tests.support.faults.disks import small_disk
 from tests.support.videos import write_numbered
 from tgmae.data.indexing import index_folder
 from tgmae.data.manifest import read_manifest

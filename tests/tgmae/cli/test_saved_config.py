@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.flips import TryFlips
+from tests.support.faults.flips import TryFlips
 from tgmae.cli import train
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import FORMAT, from_dict, read_config, to_dict, write_config

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.video.decode import decode_frames
-from tests.support.flips import TryFlips
+from tests.support.faults.flips import TryFlips
 from tests.support.videos import make_video, real_data_folder, write_numbered
 from tgmae.cli.data import main
 from tgmae.data.compact import (

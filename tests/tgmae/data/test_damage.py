@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dali_pipelines.types import Video
-from tests.support.flips import TryFlips, count_flips, flip_bits
+from tests.support.faults.flips import TryFlips, count_flips, flip_bits
 from tests.support.videos import make_video, write_numbered
 from tgmae.data.earlier_index import open_journal, read_journal
 from tgmae.data.indexing import index_folder

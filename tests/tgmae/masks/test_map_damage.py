@@ -18,7 +18,7 @@ from torch import Tensor
 from dali_pipelines.types import ClipBatch, ClipRequest, CropBox
 from engines.clip_model import load_clip
 from engines.config import CLIPConfig, TowerSpec
-from tests.support.flips import TryFlips, flip_bits
+from tests.support.faults.flips import TryFlips, flip_bits
 from tests.support.videos import clip_batch, make_video, write_numbered
 from tests.tgmae.masks.test_map_writer import COUNT, KEY, assert_whole, content, write
 from tgmae.config.data import DataConfig

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEImageProcessor
 
-from tests.support.disks import full_disk
+from tests.support.faults.disks import full_disk
 from tests.tgmae.model.networks import (
     OTHER,
     SMALL,

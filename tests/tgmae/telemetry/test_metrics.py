@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.disks import full_disk
-from tests.support.flips import TryFlips
+from tests.support.faults.disks import full_disk
+from tests.support.faults.flips import TryFlips
 from tgmae.pictures.loss_curve import draw_loss
 from tgmae.telemetry.metrics import METRICS_FILE, MetricsWriter, Throughput, read_metrics
 

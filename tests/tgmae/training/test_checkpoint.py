@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from engines.torch_files import read_torch_file
-from tests.support.disks import full_disk
-from tests.support.flips import TryFlips
+from tests.support.faults.disks import full_disk
+from tests.support.faults.flips import TryFlips
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
