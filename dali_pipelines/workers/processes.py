@@ -18,8 +18,19 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use: under torchrun its share of the machine's, at least one."""
-    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    """Return the number of cores that this process may use: under torchrun its share of the machine's, at least one.
+
+    The share is of torchrun's own cores. Where torchrun binds each process to some of them (--numa-binding), those are
+    the share, unless several processes are bound to the same ones.
+    """
+    own, processes = os.sched_getaffinity(0), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes == 1:
+        return len(own)
+    try:
+        every = os.sched_getaffinity(os.getppid())
+    except OSError:  # torchrun is out of sight
+        every = own
+    return max(min(len(own), len(own | every) // processes), 1)
 
 
 @contextmanager
