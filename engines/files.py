@@ -39,12 +39,12 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, _MODE)  # safetensors writes files that only their owner can read
             if sync:
-                _sync(temporary)
+                flush_to_disk(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         if sync:
-            _sync(path.parent)
+            flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager
@@ -65,8 +65,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield new
             for file in new.iterdir():
                 os.chmod(file, _MODE)
-                _sync(file)
-            _sync(new)
+                flush_to_disk(file)
+            flush_to_disk(new)
             if path.exists():
                 others = [file for file in path.iterdir() if not (new / file.name).exists()]
                 for file in others:
@@ -75,7 +75,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             new.rename(path)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        _sync(path.parent)
+        flush_to_disk(path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -206,7 +206,7 @@ def naming_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flush a file or a folder to disk. It does not matter which descriptor wrote to it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -26,7 +26,7 @@ def read_torch_file(path: Path, problem: str = "", allowed: tuple[type, ...] = (
     try:
         start = read_start(path)
         if zipfile.is_zipfile(path):
-            _verify_records(path)
+            verify_records(path)
         elif start.startswith(b"PK"):
             raise ValueError("it is cut off")
         with torch.serialization.safe_globals([*allowed]):
@@ -46,9 +46,12 @@ def read_start(path: Path) -> bytes:
     return start
 
 
-def _verify_records(path: Path) -> None:
-    """Compare the checksum of every record. Raises ValueError, or what zipfile raises, where one does not fit."""
-    with zipfile.ZipFile(path) as file:
+def verify_records(saved: Path | IO[bytes]) -> None:
+    """Compare the checksum of every record of what torch.save wrote.
+
+    Raises ValueError, or what zipfile raises, where one does not fit.
+    """
+    with zipfile.ZipFile(saved) as file:
         for record in file.infolist():
             # The checksums do not cover the table of records. torch stores records plain, and would read one that says
             # otherwise in part or not at all.

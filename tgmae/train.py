@@ -22,6 +22,7 @@ from tgmae.training.process import StopRequest, manual_garbage_collection, stop_
 from tgmae.training.run_folder import hold_run_folder
 from tgmae.training.run_log import describe_skipped
 from tgmae.training.setup import Finished, Run, set_up
+from tgmae.training.sharding import gather_weights
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _train(config: TrainConfig, world: World) -> TrainResult:
     with hold_run_folder(config.run_dir, world):
         run = set_up(config, world)
         if isinstance(run, Finished):
-            _complete(config, run, world.is_main)
+            _complete(config, run, world)
             return TrainResult(run.steps.first, run.steps.total, math.nan, config.run_dir)
         with stop_requests() as stop:
             step, num_skipped, stopped_by = _take_steps(config, run, stop)
@@ -103,22 +104,22 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
 
                 # Stop early for too many broken videos, or when asked to.
                 if len(skipped) > max(1, config.data.max_skipped * len(run.manifest)):
-                    run.save(step)
+                    run.save(step, wait=True)
                     raise ValueError(describe_skipped(len(skipped), loader, config, run.manifest))
                 if stopping:
                     name = signal.Signals(stopping).name
                     world.say(f"stopped by {name} after step {step}; the same command resumes from there")
                     break
             world.note(Phase.END, step)
-            run.save(step)
+            run.save(step, wait=True)
     except InputStalled:
-        run.save(step)
+        place = "there" if run.save_alone(step) else "the last checkpoint"
         stopping = stop.number
         name = signal.Signals(stopping).name
-        world.say(f"stopped by {name} after step {step}, as no input came; the same command resumes from there")
+        world.say(f"stopped by {name} after step {step}, as no input came; the same command resumes from {place}")
     except (InputError, OSError):  # no further batch, a full disk, or a lost process: keep what was learned
         world.note(Phase.END, step)
-        run.save(step)
+        run.save_alone(step)
         raise
     finally:
         run.close()
@@ -127,30 +128,35 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
 
 def _finish(config: TrainConfig, run: Run, step: int, num_skipped: int) -> None:
     """Draw the loss curve, export the weights, and sum up."""
-    world = run.world
+    world, mae = run.world, run.model.mae
+    weights = gather_weights(mae.state_dict(), world)
     if world.is_main:
-        _write_results(config.run_dir, run.model.mae, step)
+        _write_results(config.run_dir, mae, weights, step)
     world.wait()
     if run.profiler.note:
         world.say(run.profiler.note)
     world.say(run.log.summarise(step, run.steps.total, num_skipped, run.loader))
 
 
-def _complete(config: TrainConfig, run: Finished, is_main: bool) -> None:
+def _complete(config: TrainConfig, run: Finished, world: World) -> None:
     """Write the results of a run that ended before it could, as one that was killed has."""
     step, is_whole = run.steps.first, (config.run_dir / "loss.png").exists()
-    if is_main and config.resume == "auto" and (read_step(config.run_dir / "hf") != step or not is_whole):
-        _write_results(config.run_dir, run.model, step)
+    is_due = config.resume == "auto" and (read_step(config.run_dir / "hf") != step or not is_whole)
+    if not any(world.max(world.is_main and is_due)):
+        return
+    weights = gather_weights(run.model.state_dict(), world)
+    if world.is_main:
+        _write_results(config.run_dir, run.model, weights, step)
         print(f"the results of step {step} were missing: wrote {config.run_dir}/hf and loss.png", flush=True)
 
 
-def _write_results(run_dir: Path, model: VideoMAE, step: int) -> None:
+def _write_results(run_dir: Path, model: VideoMAE, weights: dict[str, Tensor], step: int) -> None:
     from tgmae.pictures.loss_curve import draw_loss  # and matplotlib, which the first step need not wait for
 
     try:
         draw_loss(run_dir)
     finally:  # the weights even if there is no room for the picture
-        export_hf(model, run_dir / "hf", step)
+        export_hf(model, run_dir / "hf", step, weights)
 
 
 def _draw(config: TrainConfig, batch: TrainingBatch, prediction: Tensor, step: int) -> Path:

@@ -20,7 +20,8 @@ from tgmae.config.model import ModelConfig
 from tgmae.config.run import TrainConfig
 from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
 from tgmae.telemetry.metrics import read_metrics
-from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
+from tgmae.training.checkpoints.folder import newest_checkpoint
+from tgmae.training.checkpoints.read import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

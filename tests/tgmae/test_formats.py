@@ -38,8 +38,10 @@ from tgmae.masks.motion_field import MOTION_KEY, CodecMotion
 from tgmae.masks.scorer import bind_scorer
 from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from tgmae.training.checkpoint import Checkpoints, changed_settings, load_checkpoint, restore, save_checkpoint
+from tgmae.training.checkpoints.folder import FORMAT as CHECKPOINT_FORMAT
+from tgmae.training.checkpoints.read import load_checkpoint
+from tgmae.training.checkpoints.restore import changed_settings, restore
+from tgmae.training.checkpoints.write import Checkpoints, save_checkpoint
 from tgmae.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
@@ -357,6 +359,7 @@ def test_checkpoints_save_each_step_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, config, *train_a_step(0), "videos")
     for step in (1, 2, 3):
         checkpoints.save(step)
+    checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002.pt", "step_00000003.pt"]
     before = (tmp_path / "step_00000003.pt").stat().st_mtime_ns
     checkpoints.save(3)

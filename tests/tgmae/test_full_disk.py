@@ -12,7 +12,8 @@ from tests.support.faults.disks import small_disk
 from tests.support.runs import command, run_here
 from tgmae.model.huggingface import read_step
 from tgmae.telemetry.metrics import read_metrics
-from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
+from tgmae.training.checkpoints.folder import newest_checkpoint
+from tgmae.training.checkpoints.read import load_checkpoint
 
 FLAGS = (
     "--pipeline", "pyav", "--epochs", "10", "--max-steps", "3", "--log.picture-every", "2", "--log.checkpoint-every",

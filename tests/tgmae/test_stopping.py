@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.support.runs import REPOSITORY, command, run_here, tiny, wait_for_step
 from tests.tgmae.model.networks import import_hf
@@ -30,7 +31,8 @@ from tgmae.model.videomae import VideoMAE
 from tgmae.model.weights import digest_weights
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
-from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
+from tgmae.training.checkpoints.folder import newest_checkpoint
+from tgmae.training.checkpoints.read import load_checkpoint
 from tgmae.training.run_folder import LOCK_FILE
 
 SMALL = ModelConfig(
@@ -132,9 +134,9 @@ def test_a_signal_during_set_up_leaves_no_traceback(
 def test_a_signal_during_the_export_waits_for_its_end(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export(model: VideoMAE, folder: Path, step: int) -> None:
+    def export(model: VideoMAE, folder: Path, step: int, weights: dict[str, Tensor]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        export_hf(model, folder, step)
+        export_hf(model, folder, step, weights)
 
     monkeypatch.setattr("tgmae.train.export_hf", export)
     with pytest.raises(SystemExit) as caught:

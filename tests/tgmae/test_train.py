@@ -41,7 +41,8 @@ from tgmae.model.initial_weights import read_initial_weights
 from tgmae.telemetry.metrics import read_metrics
 from tgmae.train import train
 from tgmae.training import parallel
-from tgmae.training.checkpoint import load_checkpoint, newest_checkpoint
+from tgmae.training.checkpoints.folder import newest_checkpoint
+from tgmae.training.checkpoints.read import load_checkpoint
 from tgmae.training.loader import make_loader
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")

@@ -65,6 +65,12 @@ class TrainConfig(InputConfig):
     max_steps: int | None = None  # Stop after this many optimiser steps; the schedule still spans --epochs.
     batch_size: int = 2048  # Clips per optimiser step, over all processes.
     device_batch_size: int = 64  # Clips per forward pass on one process; the rest is gradient accumulation.
+    # How processes share the network: each has a copy (ddp), or a part of it (fsdp: torch's FSDP2), for networks whose
+    # weights, gradients and moments do not fit into one GPU. One process alone has all of it either way.
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    # Keep only the inputs of each transformer block for the backward pass, which computes the rest again: less memory,
+    # about a third more arithmetic.
+    activation_checkpointing: bool = False
     compile: bool = False  # torch.compile the transformer blocks: takes minutes at the start, needs a C++ compiler.
     cuda_graph: bool = False  # Launch forward and backward as one CUDA graph; needs one process on one GPU.
     profile: int = 0  # Steps to profile after ten steps of warm-up; writes RUN/profile (docs/profiling.md).
@@ -78,6 +84,8 @@ class TrainConfig(InputConfig):
         for name in ("epochs", "batch_size", "device_batch_size", "max_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.cuda_graph and self.activation_checkpointing:
+            raise ValueError("--cuda-graph cannot record --activation-checkpointing; drop one of them")
         if self.profile < 0:
             raise ValueError(f"--profile must not be negative, got {self.profile}")
         if self.device_batch_size % self.data.repeat:

@@ -23,6 +23,8 @@ LATER = {
     "clip.tag": None,
     "clip.trust_code": False,
     "mask.no_motion": "error",
+    "parallel": "ddp",
+    "activation_checkpointing": False,
     "loss": dataclasses.asdict(LossConfig()),
     "validation": {"split": "val", "clips": 128, "every": 0.0},
 }

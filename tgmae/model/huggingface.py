@@ -7,11 +7,13 @@ transformers; `VideoMAEImageProcessor.from_pretrained(folder)` makes its input f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engines.files import replacing_folder
 from kernels.gather_tokens import MEAN, STD
@@ -40,14 +42,17 @@ FLAGS = {
 }
 
 
-def export_hf(model: VideoMAE, folder: Path, step: int | None = None) -> None:
+def export_hf(
+    model: VideoMAE, folder: Path, step: int | None = None, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the model to `folder`, in place of an older export: weights, config.json and preprocessor_config.json.
 
-    step   optimiser steps done, for `read_step`
+    step      optimiser steps done, for `read_step`
+    weights   those of the model, where processes share it and it has only a part of them
 
     The folder is complete or not there. Raises OSError.
     """
-    weights = to_hugging_face(model.state_dict(), model.config)
+    weights = to_hugging_face(dict(model.state_dict() if weights is None else weights), model.config)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     metadata = {"format": "pt", "digest": digest_weights(weights)} | ({} if step is None else {"step": str(step)})
     files = {"config.json": make_hf_config(model.config), "preprocessor_config.json": make_processor(model.config)}

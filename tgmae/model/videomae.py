@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.gather_tokens import gather_tokens
 from kernels.masked_mse import masked_mse
@@ -23,6 +24,14 @@ from tgmae.telemetry.nvtx_ranges import named_range
 
 # Hugging Face's VideoMAE leaves the decoder's last norm at torch's default, whatever layer_norm_eps says.
 _DECODER_NORM_EPS = 1e-5
+
+
+class Norm(nn.LayerNorm):
+    """A layer norm that computes in the precision of its input, also where FSDP gives it weights of a lower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -56,13 +65,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block.
+
+    recomputes   whether the backward pass computes again what is inside the block, instead of keeping it
+    """
+
+    recomputes = False
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, norm_eps: float, backend: Backend) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.norm1 = Norm(width, eps=norm_eps)
         self.attention = Attention(width, num_heads, backend)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.norm2 = Norm(width, eps=norm_eps)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
@@ -72,6 +86,13 @@ class Block(nn.Module):
         With `last`, return only the last so many tokens [B, last, D]. They attend to all tokens; everything else in the
         block is computed for them alone.
         """
+        if self.recomputes and torch.is_grad_enabled():
+            # Nothing in a block is random, so no state of a generator has to be kept for the second time.
+            again: Tensor = checkpoint(self._transform, x, last, use_reentrant=False, preserve_rng_state=False)
+            return again
+        return self._transform(x, last)
+
+    def _transform(self, x: Tensor, last: int | None) -> Tensor:
         mixed = self.attention(self.norm1(x), last)
         x = mixed + (x if last is None else x[:, -last:])
         out: Tensor = x + self.mlp(self.norm2(x))
@@ -105,14 +126,14 @@ class VideoMAE(nn.Module):
         self.encoder = nn.ModuleList(
             Block(width, config.num_heads, config.mlp_ratio, config.norm_eps, attention) for _ in range(config.depth)
         )
-        self.encoder_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.encoder_norm = Norm(width, eps=config.norm_eps)
         self.to_decoder = nn.Linear(width, inner, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, inner))
         self.decoder = nn.ModuleList(
             Block(inner, config.decoder_num_heads, config.mlp_ratio, config.norm_eps, attention)
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(inner, eps=_DECODER_NORM_EPS)
+        self.decoder_norm = Norm(inner, eps=_DECODER_NORM_EPS)
         self.head = nn.Linear(inner, config.values_per_token)
         self.register_buffer("positions", sinusoid_table(config.num_tokens, width), persistent=False)
         self.register_buffer("decoder_positions", sinusoid_table(config.num_tokens, inner), persistent=False)
@@ -168,9 +189,19 @@ class VideoMAE(nn.Module):
         """Return the mean squared error of prediction [B, M, P], a scalar. Subclasses may replace this kernel."""
         return masked_mse(prediction, frames, masked, self.config.patch_size, self.config.tubelet_size)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """Every transformer block, those of the encoder first."""
+        return [block for block in [*self.encoder, *self.decoder] if isinstance(block, Block)]
+
+    def recompute_blocks(self) -> None:
+        """Keep only each block's input for the backward pass (activation checkpointing)."""
+        for block in self.blocks:
+            block.recomputes = True
+
     def compile_blocks(self) -> None:
         """Let torch.compile fuse the operations inside each block. All blocks of one width share one compilation."""
-        for block in [*self.encoder, *self.decoder]:
+        for block in self.blocks:
             block.compile(dynamic=False)
 
     def _check_frames(self, frames: Tensor) -> None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from engines.torch_files import DamagedFile, read_start, read_torch_file
 from engines.towers.hub import download, find_file
+from tgmae.model.sharded_files import is_sharded_folder, read_header, read_tensors, verify_tensors
 from tgmae.model.weights import digest_weights
 
 # What transformers writes, in the order in which it looks for them. An index names the files of large checkpoints.
@@ -45,15 +47,15 @@ class FoundWeights:
 def find_weights(source: str) -> FoundWeights:
     """Read the weights that `source` names, as the file has them, without running code from it.
 
-    source   a file; a folder in Hugging Face's format, or with one file .pth or .pt; a run folder or its checkpoint; a
-             repository OWNER/NAME on the Hugging Face hub
+    source   a file; a folder in Hugging Face's format, or with one file .pth or .pt; a run folder or its checkpoint, a
+             file .pt or a folder .dcp; a repository OWNER/NAME on the Hugging Face hub
 
     Raises FileNotFoundError, ValueError (DamagedFile among them) or OSError, which say what to give instead.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not is_sharded_folder(path):
         path = _find_in_folder(path)
-    elif not path.is_file():
+    elif not path.exists():
         path = _download(source)
     if path.name.endswith(_INDEX):
         return FoundWeights(path=path, weights=_read_shards(path))
@@ -83,7 +85,7 @@ def _find_in_folder(folder: Path) -> Path:
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_" + "[0-9]" * 8 + ".pt"))
+    return sorted(path for end in (".pt", ".dcp") for path in folder.glob("step_" + "[0-9]" * 8 + end))
 
 
 def _download(name: str) -> Path:
@@ -122,6 +124,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> FoundWeights:
+    if path.is_dir():
+        return _read_folder(path)
     if path.suffix == ".safetensors":
         return FoundWeights(path=path, weights=_read_safetensors(path))
     # VideoMAE's own checkpoints hold the arguments of the command that wrote them.
@@ -147,6 +151,17 @@ def _read_file(path: Path) -> FoundWeights:
             f"{' or '.join(_STATE_DICTS)}"
         )
     return FoundWeights(path=path, weights=weights, model=model)
+
+
+def _read_folder(path: Path) -> FoundWeights:
+    """Read the autoencoder of a checkpoint that processes wrote together."""
+    header = read_header(path)
+    verify_tensors(path)
+    names = [name for name in header["tensors"] if name.startswith("model.mae.")]
+    read = {name: torch.empty_like(header["tensors"][name], device="cpu") for name in names}
+    read_tensors(path, read)
+    weights = {name.removeprefix("model.mae."): weight for name, weight in read.items()}
+    return FoundWeights(path=path, weights=weights, model=header["config"]["model"])
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tgmae.config.training import OptimConfig
+from tgmae.training.sharding import gather, is_sharded
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -17,8 +18,18 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.dim() < 2 or name.endswith("mask_token")]
     matrices = [p for name, p in named if not (p.dim() < 2 or name.endswith("mask_token"))]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": alike, "weight_decay": decay}
+        for parameters, decay in ((matrices, config.weight_decay), (plain, 0.0))
+        for alike in _part_by_sharding(parameters)
+    ]
     return torch.optim.AdamW(groups, lr=config.warmup_lr, betas=config.betas, fused=True)
+
+
+def _part_by_sharding(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Part parameters into those that processes share and those that each has a copy of: one kernel takes one kind."""
+    parts = [[p for p in parameters if is_sharded(p) == shared] for shared in (True, False)]
+    return [part for part in parts if part]
 
 
 def apply_gradients(networks: Sequence[nn.Module], optimizer: torch.optim.AdamW, clip_norm: float | None) -> Tensor:
@@ -30,11 +41,11 @@ def apply_gradients(networks: Sequence[nn.Module], optimizer: torch.optim.AdamW,
     need not wait for the norms: fused AdamW reads `found_inf`, as it does for torch's GradScaler.
     """
     gradients = ([p.grad for p in network.parameters() if p.grad is not None] for network in networks)
-    norms = [nn.utils.get_total_norm(of_one) for of_one in gradients]
+    norms = [nn.utils.get_total_norm(of_one) for of_one in gradients]  # over all processes where they are sharded
     if clip_norm is not None:
         for network, norm in zip(networks, norms, strict=True):
             nn.utils.clip_grads_with_norm_(network.parameters(), clip_norm, norm)
-    every = torch.stack(norms)
+    every = torch.stack([gather(norm) for norm in norms])
     optimizer.found_inf = every.isfinite().all().logical_not().float()  # type: ignore[attr-defined]
     optimizer.step()
     return every

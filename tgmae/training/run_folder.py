@@ -10,7 +10,7 @@ from pathlib import Path
 from dali_pipelines.workers.endings import is_launched
 from engines.files import InUseError, claim_file
 from tgmae.telemetry.metrics import METRICS_FILE
-from tgmae.training.checkpoint import free_name, newest_checkpoint
+from tgmae.training.checkpoints.folder import free_name, newest_checkpoint
 from tgmae.training.parallel import World
 
 LOCK_FILE = "run.lock"

@@ -22,7 +22,7 @@ from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.metrics import MetricsWriter, Throughput
 from tgmae.training.async_losses import AsyncLosses, StepRecord
-from tgmae.training.checkpoint import newest_checkpoint
+from tgmae.training.checkpoints.folder import newest_checkpoint
 from tgmae.training.loader import Loader
 from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
@@ -204,7 +204,7 @@ def describe_run(
         f"data      {count_videos(len(manifest))} from {data.manifest}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
         f"pipeline  {pipeline.describe()}\n"
-        f"model     {_describe_network(config, model, use_bf16)}\n"
+        f"model     {_describe_network(config, model, use_bf16, world.size)}\n"
         f"mask      {_describe_mask(config, world.device.type)}, {visible * shape.num_slots} of {shape.num_tokens} "
         f"tokens visible\n{_describe_loss(config, world)}"
         f"run       {config.run_dir} on {world.size} × {world.device.type}, steps {first_step} to {last_step} of "
@@ -213,13 +213,17 @@ def describe_run(
     )
 
 
-def _describe_network(config: TrainConfig, model: VideoMAE, use_bf16: bool) -> str:
+def _describe_network(config: TrainConfig, model: VideoMAE, use_bf16: bool, num_processes: int) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     network = [
         f"{millions:.1f} M parameters",
         f"attention {model.attention}",
         "bf16 autocast" if use_bf16 else "float32",
     ]
+    if config.parallel == "fsdp":
+        network.append(f"shared by {num_processes} processes" if num_processes > 1 else "whole in the one process")
+    if config.activation_checkpointing:
+        network.append("activation checkpointing")
     if config.compile:
         network.append("compiled blocks (the first step waits for them)")
     if config.cuda_graph:

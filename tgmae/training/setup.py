@@ -27,19 +27,16 @@ from tgmae.model.initial_weights import read_initial_weights
 from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.profiler import StepProfiler
-from tgmae.training.checkpoint import (
-    Checkpoints,
-    changed_settings,
-    load_checkpoint,
-    load_newest,
-    restore,
-    set_aside_newer,
-)
+from tgmae.training.checkpoints.folder import newest_checkpoint, read_number, set_aside_newer
+from tgmae.training.checkpoints.read import load_checkpoint, load_newest
+from tgmae.training.checkpoints.restore import changed_settings, restore
+from tgmae.training.checkpoints.write import Checkpoints
 from tgmae.training.loader import Loader, open_clips
 from tgmae.training.optim import Schedule, make_optimizer
 from tgmae.training.parallel import World
 from tgmae.training.run_folder import set_aside_run
 from tgmae.training.run_log import RunLog, advise_scorer, describe_run
+from tgmae.training.sharding import shard, shares_network
 from tgmae.training.step import TrainingStep
 from tgmae.training.validation.held_out import bind_with_held_out
 from tgmae.training.validation.loss import Validation
@@ -72,15 +69,26 @@ class Run:
     checkpoints: Checkpoints
     profiler: StepProfiler
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the weights after `step`. Raises ValueError where the loss was not finite."""
+    def save(self, step: int, wait: bool = False) -> None:
+        """Begin to write a checkpoint of the weights after `step`; with `wait`, see it written.
+
+        Every process must call it. Raises ValueError where the loss was not finite, and OSError where this checkpoint
+        or the one before could not be written.
+        """
         self.log.settle()
         try:
             self.log.sync()  # reports are never older than the checkpoint
         finally:
-            if self.world.is_main:
-                self.checkpoints.save(step)
+            self.checkpoints.save(step)
+            if wait:
+                self.checkpoints.wait()
         gc.collect()
+
+    def save_alone(self, step: int) -> bool:
+        """Save while other processes may be elsewhere, and return whether: not where all of them share the network."""
+        if not self.checkpoints.takes_all:
+            self.save(step, wait=True)
+        return not self.checkpoints.takes_all
 
     def validate(self, step: int, is_stopping: Callable[[], bool]) -> None:
         """Measure the loss on held-out clips after `step`, and note it. Every process must call it."""
@@ -91,7 +99,7 @@ class Run:
     def close(self) -> None:
         """Stop the loader's processes and close the files of the run, all of them even if one fails (OSError)."""
         with ExitStack() as stack:
-            for part in (self.log, self.profiler, self.loader):
+            for part in (self.checkpoints, self.log, self.profiler, self.loader):
                 stack.callback(part.close)
 
 
@@ -126,14 +134,11 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         notes.append(note)
 
     # Where to start.
-    start = _find_start(config)
+    start = _find_start(config, world)
     config = _with_norm_eps(config, start.norm_eps)
     notes += start.notes
-    if world.max(start.step, -start.step) != (start.step, -start.step):
-        raise ValueError(
-            f"process {world.rank} of {world.size} would start from step {start.step}, another one from another step: "
-            f"all of them must read the same checkpoints in {config.run_dir}"
-        )
+    _require_same_step(config, world, start.step)
+    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size
     total = math.ceil(config.epochs * per_epoch)
@@ -144,7 +149,7 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         accumulation=accumulation,
     )  # fmt: skip
     if steps.first >= steps.last:
-        model, _ = _make_network(config, world, manifest, start, start.text_width)
+        model, _ = _make_network(config, world, manifest, start, start.text_width, use_bf16)
         for note in filter(None, notes):
             world.say(note)
         world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
@@ -164,9 +169,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
                 f"--clip.model {config.clip.model} makes them {text_width} wide; use the CLIP it was trained with, or "
                 "start over with --resume never"
             )
-        model, optimizer = _make_network(config, world, manifest, start, text_width)
+        model, optimizer = _make_network(config, world, manifest, start, text_width, use_bf16)
         notes += [scorer.note, advise_scorer(config), held_out_note]
-        use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
         world.say(describe_run(config, world, manifest, pipeline, model.mae, use_bf16, steps.first, steps.last, total))
         if held_out is not None:
             world.say(f"held out  {held_out.describe(config)}")
@@ -180,8 +184,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     except BaseException:
         pipeline.close()
         raise
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint)
-    checkpoints.saved_step = steps.first
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config, model, optimizer, manifest.fingerprint, world)
+    checkpoints.resume_from(steps.first)
     profiler = StepProfiler(config.run_dir / "profile", config.profile if world.is_main else 0, world.device)
     return Run(
         world=world, manifest=manifest, model=model, step=step, schedule=schedule, steps=steps, loader=loader,
@@ -215,16 +219,18 @@ class _Start:
         return None if weight is None else len(weight)
 
 
-def _find_start(config: TrainConfig) -> _Start:
+def _find_start(config: TrainConfig, world: World) -> _Start:
     """Read the checkpoint that `config.resume` names; where there is none, the weights that --init-from names."""
     path: Path | None = None
     state: dict[str, Any] = {}
     notes: list[str] = []
     if config.resume == "auto":
-        path, state, notes = load_newest(config.run_dir / "checkpoints")
+        newest = newest_checkpoint(config.run_dir / "checkpoints")
+        _require_same_step(config, world, 0 if newest is None else read_number(newest))  # they verify it together
+        path, state, notes = load_newest(config.run_dir / "checkpoints", world)
     elif config.resume != "never":
         path = Path(config.resume)
-        state = load_checkpoint(path)
+        state = load_checkpoint(path, world)
 
     weights, norm_eps, source = {}, config.model.norm_eps, path
     if path is not None:
@@ -243,12 +249,20 @@ def _find_start(config: TrainConfig) -> _Start:
     return _Start(path=path, state=state, weights=weights, norm_eps=norm_eps, notes=notes)
 
 
+def _require_same_step(config: TrainConfig, world: World, step: int) -> None:
+    if world.max(step, -step) != (step, -step):
+        raise ValueError(
+            f"process {world.rank} of {world.size} would start from step {step}, another one from another step: "
+            f"all of them must read the same checkpoints in {config.run_dir}"
+        )
+
+
 def _with_norm_eps(config: TrainConfig, norm_eps: float) -> TrainConfig:
     return replace(config, model=replace(config.model, norm_eps=norm_eps))
 
 
 def _make_network(
-    config: TrainConfig, world: World, manifest: Manifest, start: _Start, text_width: int | None
+    config: TrainConfig, world: World, manifest: Manifest, start: _Start, text_width: int | None, use_bf16: bool
 ) -> tuple[Pretraining, torch.optim.AdamW]:
     """Make networks and optimiser: as they were at the checkpoint, or with the weights to start from, or fresh.
 
@@ -264,6 +278,8 @@ def _make_network(
     model = Pretraining(mae, head)
     model.freeze_unused(loss)
     model.to(world.device)
+    if shares_network(config, world):
+        shard(mae, world, use_bf16)
     optimizer = make_optimizer(model, config.optim)
     if start.path is not None:
         restore(start.state, start.path, model, optimizer, config, manifest.fingerprint)

@@ -20,6 +20,7 @@ from tgmae.telemetry.nvtx_ranges import named_range
 from tgmae.telemetry.stage_clock import StageClock
 from tgmae.training.optim import apply_gradients
 from tgmae.training.parallel import World
+from tgmae.training.sharding import exchange_gradients, shares_network
 
 _WARM_UP = 3  # passes before the capture, in which kernels are compiled and libraries allocate their workspaces
 
@@ -40,10 +41,13 @@ class TrainingStep:
         self.config, self.accumulation = config.loss, config.accumulation_steps(world.size)
         self.clip_norm = config.optim.clip_norm
         self.clock = StageClock(world.device)
-        self.mae = self._distribute(model.mae)
+        self.is_sharded = shares_network(config, world)  # and then it was before its optimiser was made
+        self.mae = model.mae if self.is_sharded else self._distribute(model.mae)
         self.head = None if model.head is None else self._distribute(model.head)
         self.held: list[tuple[Inputs, Tensor]] = []  # batches of this step and their features, to contrast at its end
         self.graph = None
+        if config.activation_checkpointing:
+            model.mae.recompute_blocks()
         self.is_compiled = config.compile
         if self.is_compiled:
             model.mae.compile_blocks()
@@ -96,8 +100,8 @@ class TrainingStep:
     def evaluate(self, frames: Tensor, masks: TokenMasks) -> Tensor:
         """Return the reconstruction loss of a batch, a scalar, without gradients: frames uint8 [B, T, H, W, 3].
 
-        No layer of the network is different in training. Compiled blocks run as they are written: each batch size would
-        be compiled again.
+        No layer of the network is different in training. Where processes share the network, each must call this as
+        often as the others. Compiled blocks run as they are written: each batch size would be compiled again.
         """
         as_written = torch.compiler.set_stance("force_eager") if self.is_compiled else nullcontext()  # imports dynamo
         with as_written, self._autocast():
@@ -163,6 +167,8 @@ class TrainingStep:
         for network in (self.mae, self.head):
             if isinstance(network, DistributedDataParallel):
                 network.require_backward_grad_sync = exchange
+        if self.is_sharded:
+            exchange_gradients(self.model.mae, exchange)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.use_bf16)

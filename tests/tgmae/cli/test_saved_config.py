@@ -14,7 +14,7 @@ from tgmae.cli import train
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import FORMAT, from_dict, read_config, to_dict, write_config
 from tgmae.presets import PRESETS
-from tgmae.training.checkpoint import changed_settings
+from tgmae.training.checkpoints.restore import changed_settings
 
 
 def save(path: Path, config: TrainConfig, **changes: Any) -> Path:

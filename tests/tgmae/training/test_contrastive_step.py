@@ -24,7 +24,8 @@ from tgmae.model.pretraining import Pretraining
 from tgmae.model.token_masks import TokenMasks
 from tgmae.model.videomae import VideoMAE
 from tgmae.training.optim import make_optimizer
-from tgmae.training.parallel import World
+from tgmae.training.parallel import ALONE, World
+from tgmae.training.sharding import gather, is_sharded, shard, shares_network
 from tgmae.training.step import Inputs, Losses, TrainingStep
 
 CLIPS = 8
@@ -48,12 +49,15 @@ LOSSES = {
 
 
 def make_step(config: TrainConfig, world: World) -> TrainingStep:
+    use_bf16 = config.precision == "bf16"
     torch.manual_seed(0)
     mae, loss = VideoMAE(config.model), config.loss
     head = ContrastiveHead(config.model.width, 16, loss.temperature, loss.learn_temperature) if loss.contrasts else None
     model = Pretraining(mae, head)
     model.freeze_unused(loss)
-    return TrainingStep(model, make_optimizer(model, config.optim), config, world, use_bf16=False)
+    if shares_network(config, world):
+        shard(mae, world, use_bf16)
+    return TrainingStep(model, make_optimizer(model, config.optim), config, world, use_bf16)
 
 
 def make_batch() -> Inputs:
@@ -78,9 +82,34 @@ def gradients(config: TrainConfig, world: World, pieces: list[slice]) -> dict[st
     for number, rows in enumerate(pieces, 1):
         losses += step.add_gradients(pick(inputs, rows), is_last=number == len(pieces))[0]
     assert len(losses) == len(pieces)
-    found = {name: p.grad.clone() for name, p in step.model.named_parameters() if p.grad is not None}
+    found = {name: gather(p.grad).clone() for name, p in step.model.named_parameters() if p.grad is not None}
     means = {name: torch.stack([getattr(one, name) for one in losses]).mean() for name in ("total", "contrastive")}
     return found | means
+
+
+def update(config: TrainConfig, world: World, rows: slice) -> dict[str, Tensor]:
+    """Take a step, and another that is infinite in a part of the gradients that only the last process may have.
+
+    Returns the norms of the first, and the weights after each.
+    """
+    step, inputs = make_step(config, world), pick(make_batch(), rows)
+    found: dict[str, Tensor] = {}
+    for after in ("first", "second"):
+        step.add_gradients(inputs)
+        if after == "second":
+            gradient = step.model.mae.head.weight.grad
+            assert gradient is not None
+            local = gradient.to_local() if is_sharded(gradient) else gradient  # type: ignore[attr-defined, operator]
+            if world.rank == world.size - 1 or not is_sharded(gradient):
+                local.view(-1)[0] = float("inf")
+        norms = step.update(1e-3)
+        found |= {f"{after} {name}": gather(p.detach()).clone() for name, p in step.model.named_parameters()}
+        found |= {"norms": norms.clone()} if after == "first" else {}
+    return found
+
+
+def flatten(found: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for name, gradient in found.items() if name not in ("total", "contrastive")])
 
 
 def one_of_two(rank: int, folder: str) -> None:
@@ -93,15 +122,23 @@ def one_of_two(rank: int, folder: str) -> None:
         # In two passes each. The batch of the step is the same; a pass is contrasted with that of the other process.
         quarter, first = half // 2, rank * half
         pieces = [slice(first, first + quarter), slice(first + quarter, first + half)]
-        results[f"{name}, in pieces"] = gradients(replace(config, device_batch_size=quarter), world, pieces)
+        config = replace(config, device_batch_size=quarter)
+        results[f"{name}, in pieces"] = gradients(config, world, pieces)
+        config = replace(config, parallel="fsdp", activation_checkpointing=True)
+        results[f"{name}, in pieces, sharded"] = gradients(config, world, pieces)
+    config = replace(CONFIG, device_batch_size=half, loss=LOSSES["both"], optim=OptimConfig(clip_norm=0.1))
+    for parallel in ("ddp", "fsdp"):
+        rows = slice(rank * half, rank * half + half)
+        results[parallel] = update(replace(config, parallel=parallel), world, rows)
+        for precision in ("fp32", "bf16"):
+            one = replace(config, precision=precision, parallel=parallel)
+            results[f"{parallel} {precision}"] = gradients(one, world, [rows])
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-ALONE = World(0, 1, torch.device("cpu"))
-
-
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     run_two(one_of_two, tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
@@ -118,6 +155,22 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
                     got = [(got[0] + got[1]) / 2] * 2
                 for one in got:
                     assert torch.allclose(one, value, rtol=1e-4, atol=1e-6), f"{case}: {key}"
+        # FSDP2 sums the same two numbers as DDP, and recomputing a block repeats it bit for bit.
+        for part in both:
+            copied, sharded = part[f"{name}, in pieces"], part[f"{name}, in pieces, sharded"]
+            assert copied.keys() == sharded.keys()
+            assert all(torch.equal(value, sharded[key]) for key, value in copied.items()), name
+    # Updates are clipped by the norm of all parts, and an infinite one is skipped as a whole, by both.
+    for part in both:
+        # Weights are gathered in bfloat16 where autocast would round them, and norms' and biases' besides.
+        exact = flatten(part["ddp fp32"])
+        errors = [(flatten(part[f"{parallel} bf16"]) - exact).norm() / exact.norm() for parallel in ("ddp", "fsdp")]
+        assert 1e-4 < errors[1] < 1.2 * errors[0] < 0.2
+        assert part["ddp"]["norms"].min() > 0.1
+        for key, value in part["ddp"].items():
+            torch.testing.assert_close(part["fsdp"][key], value, rtol=1e-5, atol=1e-7)
+            kind, _, name = key.partition(" ")
+            assert kind != "second" or torch.equal(part["fsdp"][key], part["fsdp"][f"first {name}"])
 
 
 def test_a_step_in_pieces_is_contrasted_as_a_whole() -> None:

@@ -62,13 +62,25 @@ class Validation:
         assert self.held_out is not None
         if self._batches is None:
             self._batches = self._load(self.held_out, loader, is_stopping)
+        # Where processes share the network, all run as many passes: each gathers the weights.
+        missing = self.world.max(len(self._batches))[0] - len(self._batches) if self.step.is_sharded else 0
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for frames, masks in self._batches:
             visible, masked = masks.visible.to(total.device), masks.masked.to(total.device)
             mean = self.step.evaluate(frames.to(total.device), TokenMasks(visible=visible, masked=masked))
             total += mean * len(frames)
+        if missing:
+            self._keep_company(missing)
         loss = self.world.mean(float(total)) / self._clips_per_process if self._clips_per_process else math.nan
         return loss, time.perf_counter() - started
+
+    def _keep_company(self, passes: int) -> None:
+        """Run passes whose results nobody needs, while other processes have clips left."""
+        model, device = self.config.model, self.world.device
+        frames = torch.zeros(1, model.num_frames, *[model.image_size] * 2, 3, dtype=torch.uint8, device=device)
+        tokens = torch.arange(model.num_tokens, dtype=torch.int32, device=device)[None]
+        for _ in range(passes):
+            self.step.evaluate(frames, TokenMasks(visible=tokens[:, :1], masked=tokens[:, 1:]))
 
     def _load(self, held_out: HeldOut, loader: Loader, is_stopping: Callable[[], bool]) -> list[_Batch]:
         """Decode and mask this process's share of the clips, and count those of all processes."""

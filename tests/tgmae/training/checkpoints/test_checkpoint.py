@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,16 +25,10 @@ from tgmae.config.run import TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
-from tgmae.training.checkpoint import (
-    changed_settings,
-    load_checkpoint,
-    load_newest,
-    newest_checkpoint,
-    prune_checkpoints,
-    restore,
-    save_checkpoint,
-    set_aside_newer,
-)
+from tgmae.training.checkpoints.folder import newest_checkpoint, prune_checkpoints, set_aside_newer
+from tgmae.training.checkpoints.read import load_checkpoint, load_newest
+from tgmae.training.checkpoints.restore import changed_settings, restore
+from tgmae.training.checkpoints.write import Checkpoints, save_checkpoint
 from tgmae.training.optim import make_optimizer
 
 SMALL = ModelConfig(
@@ -126,6 +122,32 @@ def test_saving_twice_replaces(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, model, optimizer, CONFIG, NUM_VIDEOS)
     assert os.listdir(tmp_path) == [path.name]
     assert_same(load_checkpoint(path)["model"], dict(model.state_dict()))
+
+
+def test_a_checkpoint_is_of_its_step_though_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on while a thread writes. A write that failed is said by the next save, which then can write."""
+    model, optimizer = trained()
+    checkpoints = Checkpoints(tmp_path, CONFIG, model, optimizer, "videos")
+    go_on, write = threading.Event(), torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: (go_on.wait(60), write(*args)))
+    before = copy.deepcopy((dict(model.state_dict()), optimizer.state_dict()))
+    checkpoints.save(1)
+    take_step(model, optimizer)
+    assert newest_checkpoint(tmp_path) is None
+    go_on.set()
+    checkpoints.wait()
+    state = load_checkpoint(tmp_path / "step_00000001.pt")
+    assert_same(dict(state["model"]), before[0])
+    assert_same(state["optimizer"]["state"], before[1]["state"])
+
+    with full_disk(1000):
+        checkpoints.save(2)
+        with pytest.raises(OSError, match=r"could not write .*step_00000002\.pt: .*step_00000001\.pt is whole"):
+            checkpoints.save(3)
+    assert checkpoints.saved_step == 1
+    checkpoints.save(3)
+    checkpoints.close()
+    assert step_numbers(tmp_path) == [1, 3]
 
 
 # ---- which ones are kept --------------------------------------------------------------------------------------------
@@ -261,17 +283,28 @@ def test_another_order_of_clips_is_refused(tmp_path: Path, change: dict[str, Any
     assert_same(dict(model.state_dict()), before)
 
 
-def test_another_order_of_parameters_is_refused(tmp_path: Path) -> None:
-    """The optimiser's state would go to other parameters, of which many have the same shape."""
-    path = save_checkpoint(tmp_path, 5, *trained(), CONFIG, NUM_VIDEOS)
+def test_other_parameters_are_refused_and_another_order_is_not(tmp_path: Path) -> None:
+    """Many have the same shape: the optimiser's state goes to them by their names."""
+    trained_model, trained_optimizer = trained()
+    path = save_checkpoint(tmp_path, 5, trained_model, trained_optimizer, CONFIG, NUM_VIDEOS)
     state, (model, optimizer) = load_checkpoint(path), trained(seed=1)
-    before = {name: w.clone() for name, w in model.state_dict().items()}
-    state["parameters"][0].reverse()
-    with pytest.raises(ValueError, match=rf"cannot resume from {path}: the optimiser's state is in another order"):
+    before, last = {name: w.clone() for name, w in model.state_dict().items()}, state["parameters"][0].pop()
+    message = rf"cannot resume from {path}: the optimiser's state is of other parameters .*'{last}'"
+    with pytest.raises(ValueError, match=message):
         restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS)
     assert_same(dict(model.state_dict()), before)
-    del state["parameters"]  # as in checkpoints that were written before
+    state["parameters"][0].insert(0, last)
+    moments = state["optimizer"]["state"]
+    end = len(state["parameters"][0]) - 1
+    state["optimizer"]["state"] = {0: moments[end], **{n + 1: moments[n] for n in range(end)}} | {
+        n: moments[n] for n in moments if n > end
+    }
     assert restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS) == 5
+    assert_same(optimizer.state_dict(), trained_optimizer.state_dict())
+    del state["parameters"]  # as in checkpoints that were written before
+    state["optimizer"]["state"] = moments
+    assert restore(state, path, model, optimizer, CONFIG, NUM_VIDEOS) == 5
+    assert_same(optimizer.state_dict(), trained_optimizer.state_dict())
 
 
 def test_what_does_not_order_clips_may_change(tmp_path: Path) -> None:
