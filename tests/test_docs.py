@@ -18,7 +18,7 @@ FOREIGN_FLAGS = {
     "signals-to-handle", "help", "nproc-per-node", "nnodes", "node-rank", "master-addr", "master-port",
     "max-restarts", "ntasks", "kill-on-bad-exit", "shm-size", "capture-range-end", "report", "stat",
     "standalone", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "log-dir", "tee", "job-name", "output", "open-mode",
-    "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue",
+    "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue", "numa-binding",
 }  # fmt: skip
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

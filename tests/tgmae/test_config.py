@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engines.config import CLIPConfig
 from tgmae.config.data import DataConfig
@@ -20,6 +21,7 @@ from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig, TrainConfig
 from tgmae.config.saved import to_dict
 from tgmae.config.training import LogConfig, OptimConfig, ValidationConfig
+from tgmae.model.videomae import VideoMAE
 from tgmae.presets import PRESETS
 
 # docs/recipes.md, "Pretraining, ViT-B": (stride, base rate, batch, epochs, flip).
@@ -53,6 +55,35 @@ def test_preset_has_the_published_network(name: str) -> None:
     assert (model.width, model.depth, model.num_heads, model.mlp_ratio) == (768, 12, 12, 4.0)
     assert (model.decoder_width, model.decoder_depth, model.decoder_num_heads) == (384, 4, 6)
     assert (model.num_slots, model.patches_per_slot, model.num_tokens, model.values_per_token) == (8, 196, 1568, 1536)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder", "batch", "millions"),
+    [("vit_l", (1024, 24, 16), (512, 12, 8), 512, 343), ("vit_h", (1280, 32, 16), (640, 12, 8), 1024, 692)],
+)
+def test_large_presets_have_the_published_recipe(
+    name: str, encoder: tuple[int, ...], decoder: tuple[int, ...], batch: int, millions: int
+) -> None:
+    """VideoMAE's scripts/kinetics/videomae_vit_{large,huge}_…_epoch_1600/pretrain.sh, for 64 GPUs."""
+    preset = PRESETS[name]
+    model, mask, optim = preset.model, preset.mask, preset.optim
+    assert (model.width, model.depth, model.num_heads, model.mlp_ratio) == (*encoder, 4.0)
+    assert (model.decoder_width, model.decoder_depth, model.decoder_num_heads) == decoder
+    assert (model.image_size, model.num_frames, model.patch_size, model.tubelet_size) == (224, 16, 16, 2)
+    assert (mask.kind, mask.ratio, preset.data.stride, preset.data.flip) == ("tube", 0.9, 4, False)
+    assert (preset.epochs, preset.batch_size, preset.device_batch_size) == (1600, batch, batch // 64)
+    assert (optim.base_lr, optim.warmup_epochs, optim.betas, optim.weight_decay) == (1.5e-4, 40, (0.9, 0.95), 0.05)
+    assert preset.parallel == "fsdp"
+    assert preset.activation_checkpointing
+    with torch.device("meta"):
+        assert (
+            round(sum(weight.numel() for weight in VideoMAE(model).parameters()) / 1e6) == millions
+        )  # as in the guide
+
+
+def test_a_cuda_graph_records_no_recomputing() -> None:
+    with pytest.raises(ValueError, match="--cuda-graph cannot record --activation-checkpointing; drop one of them"):
+        TrainConfig(cuda_graph=True, activation_checkpointing=True)
 
 
 def test_the_demo_masks_by_text_with_the_clip_that_comes_along() -> None:
@@ -257,5 +288,5 @@ def test_to_dict_is_plain_json_with_every_value(name: str) -> None:
     assert plain["data"]["manifest"] == str(PRESETS[name].data.manifest)
     assert plain["optim"]["betas"] == [0.9, 0.95]
     assert plain["model"]["width"] == PRESETS[name].model.width
-    assert (plain["mask"]["kind"], plain["mask"]["scores"]) == ("tgm", None)
+    assert (plain["mask"]["kind"], plain["mask"]["scores"]) == (PRESETS[name].mask.kind, None)
     assert plain["clip"]["cache_dir"] == "~/.cache/tgmae"

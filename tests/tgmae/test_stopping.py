@@ -176,8 +176,9 @@ TWO = ("--epochs", "1000", "--device-batch-size", "2", "--pipeline", "pyav")
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_of_them(shapes: Path, tmp_path: Path) -> None:
-    processes = start_two(command(shapes, tmp_path, *TWO))
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_signal_to_one_process_stops_all_of_them(shapes: Path, tmp_path: Path, parallel: str) -> None:
+    processes = start_two(command(shapes, tmp_path, *TWO, "--parallel", parallel))
     wait_for_step(tmp_path, 2, processes[0])
     processes[1].terminate()
     outputs = [process.communicate(timeout=120)[0] for process in processes]

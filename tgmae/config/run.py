@@ -54,7 +54,7 @@ class TrainConfig(InputConfig):
     pipeline: Literal["dali", "pyav"] = "dali"  # What decodes clips; pyav is the slow, readable reference.
     run_dir: Path = Path("runs/demo")  # Folder for everything the run writes.
     # auto resumes from the newest checkpoint in --run-dir, if any; never starts over and sets an earlier run aside; or
-    # give a checkpoint file.
+    # give a checkpoint, a file .pt or a folder .dcp.
     resume: str = "auto"
     # Start from these weights: a folder in Hugging Face's format, a VideoMAE .pth, a run folder or its checkpoint, or a
     # name on the Hugging Face hub such as MCG-NJU/videomae-base.
