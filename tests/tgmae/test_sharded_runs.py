@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.processes import ForkedCommand
 from tests.support.runs import command, losses, run_here, validation_losses, wait_for_step
-from tests.tgmae.test_stopping import start_two
 from tgmae.model.huggingface import read_step
 from tgmae.model.sharded_files import read_header, read_tensors
 from tgmae.training.checkpoints.folder import newest_checkpoint
@@ -24,8 +25,20 @@ FLAGS = (
 )  # fmt: skip
 
 
-def finish(arguments: list[str]) -> str:
-    processes = start_two(arguments)
+def start_two(arguments: list[str], folder: Path) -> list[ForkedCommand]:
+    """Start the two processes of a run as torchrun would, with their output in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        ForkedCommand(arguments, folder / f"rank_{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in (0, 1)
+    ]
+
+
+def finish(arguments: list[str], folder: Path) -> str:
+    processes = start_two(arguments, folder)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return outputs[0]
@@ -44,7 +57,7 @@ def test_two_that_share_train_like_one_and_resume_each_other(shapes: Path, tmp_p
     one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
     run_here(command(shapes, one, *FLAGS))
     assert newest_checkpoint(one / "checkpoints").name == "step_00000012.pt"  # type: ignore[union-attr]  # nobody to share
-    said = finish(command(shapes, two, *FLAGS))
+    said = finish(command(shapes, two, *FLAGS), tmp_path)
     assert "shared by 2 processes, activation checkpointing" in said
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     # With one clip to validate on, one of two processes has none.
@@ -54,13 +67,13 @@ def test_two_that_share_train_like_one_and_resume_each_other(shapes: Path, tmp_p
     assert not list(two.rglob("*.tmp"))
 
     # One of two is killed, and the other ends. The same command goes on.
-    processes = start_two(command(shapes, killed, *FLAGS))
+    processes = start_two(command(shapes, killed, *FLAGS), tmp_path)
     wait_for_step(killed, 6, processes[0])
     processes[1].kill()
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, -signal.SIGKILL], outputs
     assert "Traceback" not in outputs[0]
-    assert "resuming from" in finish(command(shapes, killed, *FLAGS))
+    assert "resuming from" in finish(command(shapes, killed, *FLAGS), tmp_path)
     whole, resumed = tensors(last), tensors(killed / "checkpoints" / "step_00000012.dcp")
     assert whole.keys() == resumed.keys()
     assert {"model.head.last.weight", "optimizer.mae.head.weight.exp_avg"} <= whole.keys()
@@ -71,10 +84,10 @@ def test_two_that_share_train_like_one_and_resume_each_other(shapes: Path, tmp_p
     (one / "checkpoints" / "step_00000012.pt").unlink()
     shutil.copytree(one, tmp_path / "one-two")
     shutil.copytree(two, tmp_path / "two-one")
-    assert "step_00000008.pt" in finish(command(shapes, tmp_path / "one-two", *FLAGS))
+    assert "step_00000008.pt" in finish(command(shapes, tmp_path / "one-two", *FLAGS), tmp_path)
     run_here(command(shapes, tmp_path / "two-one", *FLAGS))
     shutil.rmtree(killed / "hf")
-    assert "the results of step 12 were missing" in finish(command(shapes, killed, *FLAGS))
+    assert "the results of step 12 were missing" in finish(command(shapes, killed, *FLAGS), tmp_path)
     expected = load_file(one / "hf" / "model.safetensors")
     for run in (two, killed, tmp_path / "one-two", tmp_path / "two-one"):
         exported = load_file(run / "hf" / "model.safetensors")
