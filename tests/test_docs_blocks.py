@@ -30,7 +30,8 @@ from torch.distributed.run import parse_args
 
 from bench.gpu import Options
 from tests.support.clip_models import save_small_clip
-from tgmae.cli import data, engine, info, train, viz
+from tests.tgmae.captions.generate.networks import save_blip2, save_llama
+from tgmae.cli import caption, data, engine, info, train, viz
 from tgmae.cli.parser.subcommands import parse_command
 from tgmae.model.huggingface import export_hf
 from tgmae.model.videomae import VideoMAE
@@ -38,7 +39,10 @@ from tgmae.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = {"tgmae-data": data, "tgmae-engine": engine, "tgmae-info": info, "tgmae-train": train, "tgmae-viz": viz}
+PROGRAMS = {
+    "tgmae-caption": caption, "tgmae-data": data, "tgmae-engine": engine, "tgmae-info": info,
+    "tgmae-train": train, "tgmae-viz": viz,
+}  # fmt: skip
 TINY = shlex.split(
     "--device cpu --model.width 48 --model.depth 1 --model.decoder-width 24 --model.decoder-depth 1 --batch-size 2 "
     "--device-batch-size 2 --data.num-workers 1 --log.no-tensorboard --log.no-progress"
@@ -85,6 +89,8 @@ def reader(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(clip, folder / "videos" / path)
     write_ssv2(folder / "ssv2", clips)
     save_small_clip(folder / "clip")
+    save_blip2(folder / "eyes")
+    save_llama(folder / "words")
     scripts = folder / ".venv" / "bin"
     scripts.mkdir(parents=True)
     (scripts / "activate").write_text(f'PATH="{scripts}:$PATH"\n')
@@ -176,6 +182,8 @@ def type_line(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
             type_shared(words[words.index("tgmae.cli.data") :])
         case ["tgmae-data", "import", name, *flags] if name != "ssv2":  # tests/tgmae/data/importers runs them
             parse_command("tgmae-data import", data.COMMANDS["import"], [name, *flags])
+        case ["tgmae-caption", name, *flags] if "openai" in flags:  # tests/tgmae/cli/test_caption.py runs a server
+            parse_command(f"tgmae-caption {name}", caption.COMMANDS[name], flags)
         case ["tgmae-engine", "build", *flags]:
             parse_command("tgmae-engine build", engine.Build, flags)
         case ["python", "-m", module, *_, "--help"]:
@@ -199,6 +207,8 @@ def type_shared(words: list[str]) -> None:
     match words:
         case ["tgmae.cli.data", name, *flags]:
             parse_command(f"tgmae-data {name}", data.COMMANDS[name], flags)
+        case ["tgmae.cli.caption", name, *flags]:
+            parse_command(f"tgmae-caption {name}", caption.COMMANDS[name], flags)
         case ["tgmae.cli.train", *flags]:
             config, _ = train.parse(flags)
             assert config.accumulation_steps(16) >= 1
@@ -221,6 +231,8 @@ def shrink(words: Sequence[str]) -> list[str]:
             return [*words, *small.split()]
         case ["tgmae-engine", "agree", *_]:
             return [*words, "--clips", "2", "--batch", "2"]
+        case ["tgmae-caption", "generate" | "llm" as name, *_]:
+            return [*words, "--model", {"generate": "eyes", "llm": "words"}[name], "--max-tokens", "8"]
         case ["tgmae-engine", "export" | "check", *_]:
             return [*words, *clip]
         case _:

@@ -42,11 +42,17 @@ _CROPPED = (
     "bgr24",
 )  # fmt: skip
 
+_WORTH_A_SEEK = 12  # frames to the keyframe before the next wanted one, from which on jumping there is faster
 
-def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool) -> Iterator[tuple[int, VideoFrame]]:
+
+def decode_frames(
+    file: str, video: Video, frames: Sequence[int], *, seek: bool, jump: bool = False
+) -> Iterator[tuple[int, VideoFrame]]:
     """Yield (number, frame) once for each distinct number in `frames`, ascending.
 
     seek   jump to the last keyframe before the first frame; otherwise decode from frame 0. Both give the same frames.
+    jump   do so again where much lies between two wanted frames, for frames that are not a clip: what lies between them
+           is then neither decoded nor found to be corrupt
 
     Raises DecodeError where the file is missing, broken or not the one that was indexed, where a frame that a wanted
     one may depend on is corrupt, where wanted frames have another size or pixel format than the manifest says, and
@@ -62,7 +68,7 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
         number, decoded = 0, container.decode(stream)
         if seek:
             number, decoded = _seek(container, stream, video, wanted[0])
-        for frame in decoded:
+        while (frame := next(decoded, None)) is not None:
             if frame.is_corrupt and number >= keyframe:
                 raise DecodeError(f"frame {number} is corrupt")
             if number == wanted[0]:
@@ -71,6 +77,10 @@ def decode_frames(file: str, video: Video, frames: Sequence[int], *, seek: bool)
                 yield wanted.pop(0), frame
                 if not wanted:
                     return
+                ahead = video.keyframes[_last_keyframe(video, wanted[0])]
+                if jump and ahead - number > _WORTH_A_SEEK:
+                    keyframe, (number, decoded) = ahead, _seek(container, stream, video, wanted[0])
+                    continue
             number += 1
     raise DecodeError(f"ends before frame {wanted[0]}; the manifest says it has {video.num_frames} frames")
 
@@ -157,9 +167,11 @@ def decode_clips(file: str, video: Video, requests: Sequence[ClipRequest], size:
 
 
 def decode_whole_frames(
-    file: str, video: Video, frames: Sequence[int], height: int, width: int
+    file: str, video: Video, frames: Sequence[int], height: int, width: int, *, jump: bool = False
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield whole frames in order, upright and resized, uint8 [height, width, 3].
+    """Yield whole frames in order, upright and resized, uint8 [height, width, 3]: one for each distinct number.
+
+    jump   as for `decode_frames`
 
     Raises DecodeError where it breaks off.
     """
@@ -168,7 +180,7 @@ def decode_whole_frames(
     coded_height, coded_width = (width, height) if turned else (height, width)
     resizer = _Resizer(whole, coded_height, coded_width)
     try:
-        for _, frame in decode_frames(file, video, frames, seek=video.segment is not None):
+        for _, frame in decode_frames(file, video, frames, seek=True, jump=jump):
             yield turn_upright(resizer(frame), video)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot resize frames of {video.width}×{video.height}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Console scripts: tgmae-train, tgmae-data, tgmae-engine, tgmae-viz, tgmae-info."""
+"""Console scripts: tgmae-train, tgmae-data, tgmae-caption, tgmae-engine, tgmae-viz, tgmae-info."""
 
 import os
 import signal

@@ -34,7 +34,8 @@ class Scores(ClipCommand, SharedCommand):
     COMMON: ClassVar = ("preset", "out", "mask.scorer", "clip.model", "data.split", "device")
     READS: ClassVar = (
         *(name for name in CLIP_FLAGS if name != "clip.cuda-graph"), "device", "data.root", "data.split",
-        "model.image-size", "model.patch-size", "mask.scorer", "mask.dense", "mask.student", "mask.no-caption",
+        "captions.sources", "model.image-size", "model.patch-size",
+        "mask.scorer", "mask.dense", "mask.student", "mask.no-caption",
     )  # fmt: skip
 
     CHOICES: ClassVar = {"mask.scorer": ("patch", "dense", "student")}  # cached reads the maps that are made here

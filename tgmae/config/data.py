@@ -27,7 +27,7 @@ class DataConfig(DecodeConfig):
     # random.
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False  # Flip half of the clips horizontally.
-    captions: Literal["random", "first"] = "random"  # Caption of a clip: a random one of the video's, or its first.
+    captions: Literal["random", "first"] = "random"  # Caption of a clip: a random one of those kept, or the first.
     # Stop when more than this share of the videos is unreadable (one unreadable video is always tolerated).
     max_skipped: float = 0.05
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.config import CLIPConfig
+from tgmae.config.captions import CaptionsConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.loss import LossConfig
 from tgmae.config.masks import MaskConfig
@@ -25,6 +26,7 @@ class InputConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto uses CUDA if there is a GPU.
     seed: int = 0  # Random seed for sampling order, crops and masks, and for weight initialisation.
     data: DataConfig = field(default_factory=DataConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)

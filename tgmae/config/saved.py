@@ -25,6 +25,7 @@ LATER = {
     "mask.no_motion": "error",
     "parallel": "ddp",
     "activation_checkpointing": False,
+    "captions": {"sources": [], "per_video": "all"},
     "loss": dataclasses.asdict(LossConfig()),
     "validation": {"split": "val", "clips": 128, "every": 0.0},
 }

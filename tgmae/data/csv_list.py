@@ -1,4 +1,7 @@
-"""List the videos that the rows of a CSV name, with their labels, captions and splits."""
+"""List the videos that the rows of a CSV name, with their labels, captions and splits.
+
+Fields are separated by commas, or by the semicolons or tabs of the first line where it has no comma.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from dali_pipelines.types import Caption
 from tgmae.data.columns import check_relative
 from tgmae.data.listing import SUFFIXES, Entry, Listing
 
-_CAPTION = re.compile(r"captions?[ _-]?\d*")
+CAPTION = re.compile(r"captions?[ _-]?\d*")
 _LIST = re.compile(r"\[\s*(['\"].*['\"])?\s*\]", re.DOTALL)  # as Python or JSON writes a list of texts
 
 
@@ -31,7 +34,7 @@ def list_csv(csv_path: Path, root: Path, split: str, source: str = "csv") -> Lis
     column that is there twice, a quote that is not closed, too many fields, a list in place of a caption,
     contradictory rows, and a path that leaves the root.
     """
-    records, doubtful = _read_records(csv_path, root)
+    records, doubtful = read_records(csv_path, root)
     names = [name.strip() for name in records[0][1]] if records else []
     columns = [name.lower() for name in names]
     if "path" not in columns:
@@ -41,7 +44,7 @@ def list_csv(csv_path: Path, root: Path, split: str, source: str = "csv") -> Lis
     for name in ("path", "label", "split"):
         if columns.count(name) > 1:
             raise ValueError(f"{csv_path} has {columns.count(name)} columns named {name!r}; keep one")
-    places = [place for place, name in enumerate(columns) if _CAPTION.fullmatch(name)]
+    places = [place for place, name in enumerate(columns) if CAPTION.fullmatch(name)]
     known_columns = {*places, *(place for place, name in enumerate(columns) if name in ("path", "label", "split"))}
     ignored = [name or "(unnamed)" for place, name in enumerate(names) if place not in known_columns]
 
@@ -72,10 +75,12 @@ def list_csv(csv_path: Path, root: Path, split: str, source: str = "csv") -> Lis
     return Listing(list(entries.values()), ignored=ignored, doubtful=doubtful)
 
 
-def _read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]]], list[int]]:
+def read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]]], list[int]]:
     """Return the line on which each record begins, and its fields; and the lines of those that may hold others.
 
     Empty records are passed over.
+
+    root   the folder of the videos, by whose names an open quote is recognised
 
     Lines end with \\n, \\r\\n or \\r and nothing else: captions may hold other characters that separate lines.
     """
@@ -87,7 +92,8 @@ def _read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]
     for number, line in enumerate(lines, 1):
         if "\0" in line:
             raise ValueError(f"{csv_path} line {number} holds a NUL character; remove it")
-    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    separator = find_separator(next((line for line in lines if line.strip()), ""))
+    reader = csv.reader(lines, skipinitialspace=True, strict=True, delimiter=separator)
     records: list[tuple[int, list[str]]] = []
     doubtful: list[int] = []
     limit = csv.field_size_limit(max(len(text), 1))  # a field may be as long as it is; the limit is the module's
@@ -98,8 +104,8 @@ def _read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]
                 records.append((first + 1, values))
             if records and reader.line_num > first + 1:
                 held, header = lines[first : reader.line_num], records[0][1]
-                _check_quotes(held, header, root, f"{csv_path} line {first + 1}")
-                doubtful += [first + 1] * any(_looks_like_a_row(line, header) for line in held[1:])
+                _check_quotes(held, header, root, separator, f"{csv_path} line {first + 1}")
+                doubtful += [first + 1] * any(_looks_like_a_row(line, header, separator) for line in held[1:])
             first = reader.line_num
     except csv.Error as error:
         is_open = "end of data" in str(error)
@@ -117,9 +123,14 @@ def _read_records(csv_path: Path, root: Path) -> tuple[list[tuple[int, list[str]
     return records, doubtful
 
 
-def _looks_like_a_row(line: str, header: list[str]) -> bool:
+def find_separator(first_line: str) -> str:
+    """Return what separates the fields of a table: a comma, or what spreadsheets use where commas are for decimals."""
+    return next((mark for mark in ",;\t" if mark in first_line), ",")
+
+
+def _looks_like_a_row(line: str, header: list[str], separator: str) -> bool:
     """Return whether a line within quotes has a row's number of fields, and one word for a path."""
-    cells = next(csv.reader([line], skipinitialspace=True), [])
+    cells = next(csv.reader([line], skipinitialspace=True, delimiter=separator), [])
     place = _find_path(header)
     return len(cells) == len(header) > 1 and re.fullmatch(r"\S+", cells[place].strip()) is not None
 
@@ -128,12 +139,12 @@ def _find_path(header: list[str]) -> int:
     return next((place for place, name in enumerate(header) if name.strip().lower() == "path"), 0)
 
 
-def _check_quotes(lines: list[str], header: list[str], root: Path, where: str) -> None:
+def _check_quotes(lines: list[str], header: list[str], root: Path, separator: str, where: str) -> None:
     """Raise ValueError where the lines of one record look like several: a quote took the next rows for its text."""
     place = _find_path(header)
     paths = []
     for line in lines:
-        cells = [cell.strip().strip('"').strip() for cell in line.split(",")]
+        cells = [cell.strip().strip('"').strip() for cell in line.split(separator)]
         # A text with commas may stand before the path or after it.
         for at in {place, len(cells) - len(header) + place}:
             if 0 <= at < len(cells) and _is_video(cells[at], root):

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from dali_pipelines.types import ClipRequest, CropBox, Video
+from tgmae.config.captions import CaptionsConfig
 from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest
 
@@ -36,6 +37,7 @@ class ClipSampler:
     seed: int
     rank: int = 0
     world_size: int = 1
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     _order: tuple[int, NDArray[np.int64]] = field(default=(-1, np.empty(0, np.int64)), repr=False)
 
     def __post_init__(self) -> None:
@@ -83,8 +85,9 @@ class ClipSampler:
         return self.batch_size // self.data.repeat
 
     def _sample_caption(self, generator: Generator, video: Video) -> int:
-        drawn = int(generator.integers(max(len(video.captions), 1)))
-        return drawn if self.data.captions == "random" else 0
+        kept = self.captions.choose(video.captions) or [0]
+        drawn = int(generator.integers(len(kept)))
+        return kept[drawn if self.data.captions == "random" else 0]
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:

@@ -67,7 +67,7 @@ def load_clips(
     """
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=batch,
-        seed=config.seed,
+        seed=config.seed, captions=config.captions,
     )  # fmt: skip
     pipeline = PyavPipeline(manifest, sampler, config.model.image_size)
     batches = []

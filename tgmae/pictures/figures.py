@@ -30,6 +30,7 @@ _HATCH = "#a6a6a6"  # the thin lines across it, which are seen in grey videos, t
 _HATCH_WIDTH = 0.6  # points
 _OUTLINE = "#404040"  # around images, and between hidden and visible patches
 _TEXT, _FAINT = "black", "#666666"
+_RULE = "#cccccc"
 _DPI = 100
 _RENDERER = RendererAgg(1, 1, _DPI)  # type: ignore[no-untyped-call] # measures text before there is a figure
 
@@ -46,10 +47,10 @@ class Page:
 
     def write(self, left: float, top: float, text: str, size: float = 8, faint: bool = False, **style: Any) -> None:
         """Write lines of text, `size` points high, from a top left corner on."""
-        colour = _FAINT if faint else _TEXT
+        style = {"color": _FAINT if faint else _TEXT, **style}
         for number, line in enumerate(text.split("\n")):
             y = top + (0.95 + 1.35 * number) * size / 72
-            self.axes.text(left, y, line, fontsize=size, color=colour, parse_math=False, **style)
+            self.axes.text(left, y, line, fontsize=size, parse_math=False, **style)
 
     def show(
         self, left: float, top: float, width: float, height: float, image: NDArray[Any],
@@ -84,6 +85,10 @@ class Page:
     def show_hidden(self, left: float, top: float, width: float, height: float) -> None:
         """Show the grey of hidden patches alone: in a legend, or in place of an image that is missing."""
         self.show(left, top, width, height, np.zeros((1, 1, 3)), np.ones((1, 1), bool))
+
+    def rule(self, left: float, top: float, width: float) -> None:
+        """Draw a thin level line."""
+        self.axes.plot([left, left + width], [top, top], color=_RULE, linewidth=0.6)
 
     def show_scale(self, left: float, top: float, low: float, high: float, colours: str, text: str) -> None:
         """Show a colour bar between its two ends, and what it measures."""

@@ -99,7 +99,7 @@ def distill(
 
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=model.num_frames,
-        batch_size=options.clips, seed=config.seed,
+        batch_size=options.clips, seed=config.seed, captions=config.captions,
     )  # fmt: skip
     pipeline = open_pipeline(options.pipeline, manifest, sampler, sampler.data, size, first, device)
     # A thread waits for the workers, so that this one can act on a signal while no batch comes.

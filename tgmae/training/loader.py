@@ -217,5 +217,6 @@ def open_clips(
     sampler = ClipSampler(
         manifest=manifest, data=config.data, num_frames=config.model.num_frames,
         batch_size=config.device_batch_size, seed=config.seed, rank=rank, world_size=world_size,
+        captions=config.captions,
     )  # fmt: skip
     return open_pipeline(config.pipeline, manifest, sampler, config.data, config.model.image_size, first_batch, device)

@@ -123,7 +123,9 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     notes: list[str] = []
     if config.mask.kind == "tgm" or config.loss.contrasts:
         without_text = "--mask.kind tube --mask.ratio 0.9" if config.mask.kind == "tgm" else "--loss.contrastive 0"
-        manifest, note = require_captions(manifest, config.mask.no_caption, f"train without text: {without_text}")
+        manifest, note = require_captions(
+            manifest, config.mask.no_caption, f"train without text: {without_text}", config.captions
+        )
         notes.append(note)
     if config.loss.contrasts:
         _require_contrast(config, world, manifest)

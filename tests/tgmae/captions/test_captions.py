@@ -137,7 +137,7 @@ def test_exclude_with_nothing_left() -> None:
 def test_labels_stand_in_with_spaces_for_underscores() -> None:
     manifest = manifest_of(["a cat"], [], [" "], labels=["x", "playing_the__flute", "Run"])
     got, note = require_captions(manifest, "label")
-    assert [got[row].texts for row in range(3)] == [("a cat",), ("playing the  flute",), ("Run",)]
+    assert [got[row].texts for row in range(3)] == [("a cat",), ("playing the flute",), ("Run",)]
     assert [got[row].label for row in range(3)] == ["x", "playing_the__flute", "Run"]
     assert note == "2 videos without a caption use their label"
 

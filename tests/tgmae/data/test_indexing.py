@@ -260,13 +260,28 @@ def test_csv_that_would_lose_something_is_refused(tmp_path: Path) -> None:
         ("path,caption\na.mp4,a man, walking\n", r"line 2: 3 fields for 2 columns; put text with commas in quotes"),
         ("path,label\na.mp4,walk\na.mp4,run\n", r"line 3: a\.mp4 has another label or split"),
         ("path,label\n,walk\n", r"line 2: no path"),
-        ("path;label\na.mp4;walk\n", r"separated by commas; got \['path;label'\]"),
     ):
         listed.write_text(text)
         with pytest.raises(ValueError, match=words):
             list_csv(listed, tmp_path, "train")
     listed.write_bytes("path,caption\na.mp4,grün\n".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8"):
+        list_csv(listed, tmp_path, "train")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_of_spreadsheets_with_another_separator(separator: str, tmp_path: Path) -> None:
+    """As they are saved where commas are for decimals; commas are then text, and quotes are as ever."""
+    listed = tmp_path / "list.csv"
+    rows = [["path", "label", "caption"], ["a.mp4", "walk", "a man, walking"], ["b.mp4", "", f'"one{separator} two"']]
+    listed.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
+    assert list_csv(listed, tmp_path, "train").entries == [
+        Entry("a.mp4", "walk", csv_captions("a man, walking"), "train"),
+        Entry("b.mp4", "", csv_captions(f"one{separator} two"), "train"),
+    ]
+    listed.write_text(separator.join(["path", "caption"]) + f'\na.mp4{separator}"open\nb.mp4{separator}x"\n')
+    (tmp_path / "b.mp4").touch()
+    with pytest.raises(ValueError, match=r"line 2: a text in quotes that begins here takes in the row of b\.mp4"):
         list_csv(listed, tmp_path, "train")
 
 

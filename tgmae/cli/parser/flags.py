@@ -21,13 +21,14 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 
 from engines.config import CLIPConfig
+from tgmae.config.captions import CaptionsConfig
 from tgmae.config.data import DataConfig
 from tgmae.config.masks import MaskConfig
 from tgmae.config.model import ModelConfig
 from tgmae.config.run import InputConfig, TrainConfig
 
 # A command with `READS` offers those fields of these configurations that it names. All other fields are always offered.
-_SHARED = (InputConfig, DataConfig, ModelConfig, MaskConfig, CLIPConfig)
+_SHARED = (InputConfig, DataConfig, CaptionsConfig, ModelConfig, MaskConfig, CLIPConfig)
 
 
 class UsageError(ValueError):

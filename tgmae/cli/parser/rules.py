@@ -46,7 +46,10 @@ def _one_of(flags: str, beside: str, values: Sequence[Any], command: str = "") -
 
 _ENGINE = "clip.engine clip.precision clip.batch clip.cuda-graph"
 _SCORER = f"mask.scorer mask.frames-per-tubelet mask.dense mask.scores mask.student {_ENGINE}"
-_WITH_TEXT = "mask.no-caption data.captions clip.model clip.weights clip.tag clip.trust-code clip.cache-dir"
+_WITH_TEXT = (
+    "mask.no-caption data.captions captions.sources captions.per-video "
+    "clip.model clip.weights clip.tag clip.trust-code clip.cache-dir"
+)
 _CONTRAST = "loss.temperature loss.learn-temperature loss.duplicates loss.contrast-over"
 
 
@@ -116,6 +119,10 @@ RULES = [
         "with --clip.precision it decides the graph alone", "tgmae-engine export",
     ),
     _one_of("clip.cache-dir", "clip.engine", ["onnxruntime", "tensorrt", "tensorrt_rtx"], "tgmae-engine check"),
+    # tgmae-caption
+    _one_of("url key-env concurrency timeout retries", "backend", ["openai"]),
+    _one_of("batch device", "backend", ["transformers"]),
+    Rule("seed", "answers", lambda v: v["answers"] > 1, "one answer is the likeliest one"),
     # tgmae-data compact
     Rule("grow", "short-side", lambda v: v["short-side"] is not None, "every video keeps its size"),
 ]  # fmt: skip

@@ -38,7 +38,8 @@ CLIP_FLAGS = (
 # What decides which clips are cut from the videos.
 SAMPLING_FLAGS = (
     "device", "seed", "data.root", "data.split", "data.sampling", "data.stride", "data.crop-scales", "data.flip",
-    "data.captions", "model.image-size", "model.num-frames", "model.patch-size", "model.tubelet-size",
+    "data.captions", "captions.sources", "captions.per-video",
+    "model.image-size", "model.num-frames", "model.patch-size", "model.tubelet-size",
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ class ClipCommand(Command):
         )
         if with_text:
             config = dataclasses.replace(config, mask=dataclasses.replace(config.mask, kind="tgm"))
-            manifest, note = require_captions(manifest, config.mask.no_caption, self.WITHOUT_TEXT)
+            manifest, note = require_captions(manifest, config.mask.no_caption, self.WITHOUT_TEXT, config.captions)
             if note:
                 print(note)
         return config, manifest

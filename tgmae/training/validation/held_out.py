@@ -83,11 +83,11 @@ def _choose_clips(config: TrainConfig, videos: Manifest, num_trained: int) -> tu
     if shared := videos.select_split(config.data.split).splits()[options.split]:
         raise ValueError(f"{count_videos(shared)} of split {options.split} are in --data.split {config.data.split} too")
     if config.mask.kind == "tgm" or config.loss.contrasts:
-        manifest, note = require_captions(manifest, config.mask.no_caption)
+        manifest, note = require_captions(manifest, config.mask.no_caption, chosen=config.captions)
     count = min(options.clips, len(manifest))
     sampler = ClipSampler(
         manifest=manifest, data=replace(config.data, repeat=1), num_frames=config.model.num_frames, batch_size=count,
-        seed=_SEED,
+        seed=_SEED, captions=config.captions,
     )  # fmt: skip
     period = max(options.every * num_trained * config.data.repeat, _TRAINED_PER_CLIP * count)
     return HeldOut(manifest, sampler(0), period), f"held out: {note}" if note else ""

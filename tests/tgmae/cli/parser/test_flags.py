@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pytest
 import tyro
 
-from tgmae.cli import data, engine, info, train, viz
+from tgmae.cli import caption, data, engine, info, train, viz
 from tgmae.cli.parser.flags import Flag, UsageError, find_typed, list_flags
 from tgmae.cli.parser.subcommands import parse_command
 from tgmae.config.run import TrainConfig
@@ -24,6 +24,7 @@ from tgmae.presets import DESCRIPTIONS, PRESETS, PresetName
 ROOT = Path(__file__).resolve().parents[4]
 COMMANDS: dict[str, type[Any]] = {
     **{f"tgmae-data {name}": command for name, command in data.COMMANDS.items()},
+    **{f"tgmae-caption {name}": command for name, command in caption.COMMANDS.items()},
     **{f"tgmae-engine {name}": command for name, command in engine.COMMANDS.items()},
     **{f"tgmae-viz {name}": command for name, command in viz.COMMANDS.items()},
     "tgmae-info": info.Info,
@@ -31,21 +32,27 @@ COMMANDS: dict[str, type[Any]] = {
 CLIP = "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.batch clip.cache-dir"
 SAMPLING = (
     "data.root device seed data.split data.sampling data.stride data.crop-scales data.flip data.captions "
-    "model.image-size model.num-frames model.patch-size model.tubelet-size"
+    "captions.sources captions.per-video model.image-size model.num-frames model.patch-size model.tubelet-size"
 )
 TOWER = (
     "clip.model clip.weights clip.tag clip.trust-code clip.engine clip.precision clip.cache-dir tower patch-size "
     "height width last-block student"
 )
+ASK = "model backend url key-env max-tokens batch device concurrency timeout retries"
 FLAGS = {
     "tgmae-data shapes": "out count codec objects camera seed workers",
     "tgmae-data index": "folder out csv split min-frames decode-all workers",
     "tgmae-data import": "dataset annotations videos out label min-frames decode-all workers",
     "tgmae-data show": "manifest out root count seed",
-    "tgmae-data scores": "manifest preset out every workers device data.root data.split model.image-size "
-    f"model.patch-size mask.scorer mask.dense mask.student mask.no-caption {CLIP}",
+    "tgmae-data scores": "manifest preset out every workers device data.root data.split captions.sources "
+    f"model.image-size model.patch-size mask.scorer mask.dense mask.student mask.no-caption {CLIP}",
     "tgmae-data motion": "manifest out root split workers",
     "tgmae-data compact": "manifest out root workers short-side grow align codec fps stride gop quality",
+    "tgmae-caption generate": f"manifest {ASK} prompt frames captions-per max-side source out root split workers",
+    "tgmae-caption oracle": "manifest out",
+    "tgmae-caption human": "manifest file path-column caption-column under source out",
+    "tgmae-caption llm": f"manifest {ASK} answers templates seed source out",
+    "tgmae-caption show": "manifest out root count seed",
     "tgmae-engine export": f"{TOWER} out opset",
     "tgmae-engine build": f"{TOWER} clip.batch out target",
     "tgmae-engine check": f"{TOWER} clip.batch clip.cuda-graph manifest frames min-cosine device seed",

@@ -13,6 +13,7 @@ from tgmae.cli.parser.rules import RULES, check_effects
 from tgmae.config.run import TrainConfig
 
 TUBE, CACHED, STUDENT = ["--mask.kind", "tube"], ["--mask.scorer", "cached", "--mask.scores", "x"], ["--student", "x"]
+SERVER = ["--backend", "openai", "--url", "http://x"]
 MGMAE = ["--mask.kind", "mgmae", "--mask.motion", "x"]
 # Command, what is typed, the flag that has no effect, the one that is the reason.
 REFUSED = [
@@ -31,6 +32,7 @@ REFUSED = [
             "clip.tag": "openai", "clip.trust-code": "",
             "clip.engine": "torch", "clip.precision": "fp32", "clip.batch": "8", "clip.cache-dir": "x",
             "mask.motion": "x", "mask.flow": "x", "mask.no-motion": "exclude", "data.captions": "first",
+            "captions.sources": "blip2", "captions.per-video": "1",
         }.items()
     ),
     ("tgmae-train", [*TUBE, "--clip.no-cuda-graph"], "clip.cuda-graph", "mask.kind tube"),
@@ -87,6 +89,17 @@ REFUSED = [
     ("tgmae-data scores", ["m", "--mask.student", "x"], "mask.student", "mask.scorer patch"),
     ("tgmae-data scores", ["m", "--clip.weights", "openai"], "clip.weights", "clip.model shapes"),
     ("tgmae-data compact", ["m", "--out", "o", "--short-side", "None", "--grow"], "grow", "short-side None"),
+    *(
+        ("tgmae-caption generate", ["m", "--model", "x", f"--{name}", value], name, "backend transformers")
+        for name, value in {
+            "url": "http://x", "key-env": "K", "concurrency": "2", "timeout": "1", "retries": "1",
+        }.items()
+    ),
+    *(
+        ("tgmae-caption llm", ["m", "--model", "x", *SERVER, f"--{name}", value], name, "backend openai")
+        for name, value in {"batch": "2", "device": "cpu"}.items()
+    ),
+    ("tgmae-caption llm", ["m", "--model", "x", "--seed", "1"], "seed", "answers 1"),
     ("tgmae-viz masks", ["m", "--no-text", "--mask.scorer", "dense"], "mask.scorer", "no-text"),
     ("tgmae-viz masks", ["m", "--no-text", "--clip.model", "shapes"], "clip.model", "no-text"),
     ("tgmae-viz masks", ["m", "--mask.scores", "x"], "mask.scores", "mask.scorer patch"),
@@ -115,6 +128,8 @@ ACCEPTED = [
     ("tgmae-train", [*CACHED, "--clip.model", "shapes", "--mask.frames-per-tubelet", "2"]),
     ("tgmae-train", ["ssv2", "--clip.weights", "laion2b", "--clip.no-cuda-graph", "--clip.batch", "64"]),
     ("tgmae-train", ["--resume", "never", "--init-from", "hf"]),
+    ("tgmae-caption generate", ["m", "--model", "x", *SERVER, "--retries", "0"]),
+    ("tgmae-caption llm", ["m", "--model", "x", "--answers", "3", "--seed", "1"]),
     ("tgmae-viz masks", ["m", "--mask.motion", "x", "--mask.flow", "y"]),
     ("tgmae-viz masks", ["m", "--no-text", "--mask.motion", "x", "--mask.ratio", "0.9"]),
     ("tgmae-engine agree", ["m", "--mask.student", "x", "--mask.scores", "y", "--clip.cuda-graph"]),
