@@ -1,0 +1,1 @@
+"""How fast frames reach a captioner."""
