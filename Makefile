@@ -24,8 +24,8 @@ ARGS ?=
 train: $(SETUP)
 	$(PYTHON) -m tgmae.cli.train $(ARGS) --pipeline dali
 
-# Most tests keep one core busy, so they run in two processes of one thread each where pytest-xdist is installed.
-PARALLEL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadfile")
+# Tests run in three processes of one thread each where pytest-xdist is installed: on two cores, as many of them wait.
+PARALLEL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 3 --dist loadfile")
 
 test: $(SETUP) lint types
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) $(ARGS)
