@@ -59,6 +59,7 @@ class Video:
     mirrored: bool = False  # whether the frame, once turned upright, must also be flipped left to right
     segment: tuple[int, int] | None = None  # first frame, and the frame after the last; None for the whole file
     digest: str = ""  # of the file's content (`video.opening.digest_file`); "" where it is not known
+    data_set: int = 0  # number of its data set, in a run that has several
 
     def __post_init__(self) -> None:
         """Check the segment, and store None where it is the whole file: equal rows have equal names."""
@@ -94,7 +95,7 @@ class Video:
 
     @property
     def name(self) -> str:
-        """The row's name, unique within a manifest: its path, and for a segment its frames."""
+        """The row's name, unique within a data set: its path, and for a segment its frames."""
         return self.path if self.segment is None else f"{self.path}#{self.start}-{self.end}"
 
     @property

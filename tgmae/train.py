@@ -94,7 +94,7 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                 if run.validation.is_due(step) and not stopping:
                     run.validate(step, lambda: stop.requested)
                 if step % config.log.metrics_every == 0 or step == steps.last or stopping:
-                    log.report(step, rate, len(skipped), loader, run.step)
+                    log.report(step, rate, skipped, loader, run.step)
                 log.sum_up_epochs(step, loader)
                 is_shown = step == 1 or step % config.log.picture_every == 0 or step == steps.last
                 if world.is_main and is_shown and prediction is not None:
@@ -103,9 +103,9 @@ def _take_steps(config: TrainConfig, run: Run, stop: StopRequest) -> tuple[int, 
                     run.save(step)
 
                 # Stop early for too many broken videos, or when asked to.
-                if len(skipped) > max(1, config.data.max_skipped * len(run.manifest)):
+                if (broken := log.sets.find_broken(skipped, config.data.max_skipped)) is not None:
                     run.save(step, wait=True)
-                    raise ValueError(describe_skipped(len(skipped), loader, config, run.manifest))
+                    raise ValueError(describe_skipped(broken, skipped, loader, config))
                 if stopping:
                     name = signal.Signals(stopping).name
                     world.say(f"stopped by {name} after step {step}; the same command resumes from there")

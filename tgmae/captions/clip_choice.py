@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engines.config import CLIPConfig
 from tgmae.data.manifest import Manifest, read_manifest
+from tgmae.data.mixing.joined import data_sets
 
 SHAPES = "shapes"  # --clip.model of the demo's CLIP, and source of the captions of the demo's data
 
@@ -24,7 +25,7 @@ def default_clip(manifest: Path | None) -> str:
 
 def advise_clip(is_demos: bool, manifest: Manifest) -> str:
     """Return a warning where the demo's CLIP meets other videos, "" otherwise."""
-    if not is_demos or shows_shapes(manifest):
+    if not is_demos or all(shows_shapes(one.manifest) for one in data_sets(manifest)):
         return ""
     return (
         "these videos are not the demo's shapes, and --clip.model shapes knows nothing else: its scores mean nothing "

@@ -152,7 +152,8 @@ def draw_train_help(base: TrainConfig, source: str) -> str:
 def run(config: TrainConfig) -> TrainResult:
     """Train; the demo's data set is made first if it is missing."""
     with ending_at_once("while the demo's data set was made; the same command makes it again"):
-        provide_demo(config.data.manifest)
+        for manifest in config.data.manifests:
+            provide_demo(manifest)
     # Imports make objects by the hundred thousand, which stay. Looking for garbage among them takes .4 s.
     with manual_garbage_collection():
         from tgmae.train import train

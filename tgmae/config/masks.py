@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from engines.config import LastBlock, TowerSpec
+from tgmae.config.paths import Paths, simplify_paths
 
 MaskKind = Literal["tgm", "mgm", "mgm_box", "mgmae", "random", "tube"]
 MOTION_KINDS = ("mgm", "mgm_box", "mgmae")
@@ -38,9 +39,9 @@ class MaskConfig:
     frames_per_tubelet: Literal[1, 2] = 2
     # How the dense scorer changes CLIP's last block, so that patch tokens compare with captions; named after papers.
     dense: LastBlock = "clearclip"
-    scores: Path | None = None  # Folder of score maps made by `tgmae-data scores`, for the cached scorer.
+    scores: Paths | None = None  # Score maps made by `tgmae-data scores`, for the cached scorer; one folder or several.
     student: Path | None = None  # File made by `tgmae-engine distill`, for the student scorer.
-    motion: Path | None = None  # Folder made by `tgmae-data motion`, for mgm, mgm_box and mgmae.
+    motion: Paths | None = None  # Folders made by `tgmae-data motion`, for mgm, mgm_box and mgmae.
     flow: Path | None = None  # RAFT checkpoint from torchvision: mgmae follows optical flow, not --mask.motion.
     # What to do with videos that have no caption: fail and list them (error), skip them (exclude), or use the class
     # label as the caption (label).
@@ -49,6 +50,8 @@ class MaskConfig:
     no_motion: Literal["error", "exclude"] = "error"
 
     def __post_init__(self) -> None:
+        for name in ("scores", "motion"):
+            object.__setattr__(self, name, simplify_paths(getattr(self, name), f"--mask.{name}"))
         if not 0 < self.ratio < 1:
             raise ValueError(f"--mask.ratio must lie strictly between 0 and 1, got {self.ratio}")
         if self.kind == "tgm":
@@ -65,6 +68,20 @@ class MaskConfig:
                 f"--mask.kind {self.kind} needs --mask.motion FOLDER; make it with: tgmae-data motion MANIFEST"
                 + " (or give --mask.flow, a RAFT checkpoint)" * (self.kind == "mgmae")
             )
+
+    @property
+    def is_of_folders(self) -> bool:
+        """Whether masks are made from maps of whole videos, in folders."""
+        if self.kind in MOTION_KINDS:
+            return not (self.kind == "mgmae" and self.flow)
+        return self.kind == "tgm" and self.scorer == "cached"
+
+    def of_data_set(self, number: int) -> MaskConfig:
+        """Return the same for one data set: with its own folders, where there are several."""
+        scores, motion = (
+            folders[number] if isinstance(folders, tuple) else folders for folders in (self.scores, self.motion)
+        )
+        return replace(self, scores=scores, motion=motion)
 
     def masked_per_slot(self, patches_per_slot: int) -> int:
         """Return floor(ratio · N), the number of masked patches in each slot."""

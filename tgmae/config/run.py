@@ -37,6 +37,12 @@ class InputConfig:
                 "--mask.frames-per-tubelet must be at most --model.tubelet-size, "
                 f"got {self.mask.frames_per_tubelet} and {self.model.tubelet_size}"
             )
+        for name, folders in (("scores", self.mask.scores), ("motion", self.mask.motion)):
+            if isinstance(folders, tuple) and len(folders) != len(self.data.manifests):
+                raise ValueError(
+                    f"--mask.{name} must be one folder, or one for each manifest, got {len(folders)} for "
+                    f"{len(self.data.manifests)}"
+                )
         if not 0 <= self.seed < 2**63:  # torch's seeds
             raise ValueError(f"--seed must lie between 0 and 2⁶³ - 1, got {self.seed}")
         num_patches = self.model.patches_per_slot
@@ -63,7 +69,7 @@ class TrainConfig(InputConfig):
     init_from: str | None = None
     # Precision of training. auto is bf16 autocast on CUDA and fp32 on a CPU.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    epochs: int = 800  # Passes over the videos; each pass gives --data.repeat clips of every video.
+    epochs: int = 800  # Passes over the videos, of --data.repeat clips each; with --data.weights of as many clips.
     max_steps: int | None = None  # Stop after this many optimiser steps; the schedule still spans --epochs.
     batch_size: int = 2048  # Clips per optimiser step, over all processes.
     device_batch_size: int = 64  # Clips per forward pass on one process; the rest is gradient accumulation.

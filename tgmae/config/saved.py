@@ -22,6 +22,7 @@ FORMAT = 1  # of to_dict
 LATER = {
     "clip.tag": None,
     "clip.trust_code": False,
+    "data.weights": None,
     "mask.no_motion": "error",
     "parallel": "ddp",
     "activation_checkpointing": False,
@@ -104,7 +105,15 @@ def _read_value(kind: Any, plain: Any, name: str) -> Any:
     if origin is UnionType and plain is None:
         return None
     if origin is UnionType:
-        return _read_value(next(part for part in inner if part is not NoneType), plain, name)
+        parts = [part for part in inner if part is not NoneType]
+        fitting = [part for part in parts if (get_origin(part) is tuple) == isinstance(plain, list)]
+        try:
+            return _read_value((fitting or parts)[0], plain, name)
+        except ValueError as error:
+            if len(parts) == 1:
+                raise
+            kinds = " or ".join(map(_describe_kind, parts))
+            raise ValueError(f"{name} must be {kinds}, got {json.dumps(plain)}") from error
     if origin is Literal and any(plain == value and type(plain) is type(value) for value in inner):
         return plain
     if origin is tuple and isinstance(plain, list) and (inner[-1] is Ellipsis or len(inner) == len(plain)):
@@ -123,6 +132,8 @@ def _describe_kind(kind: Any) -> str:
         return f"one of {', '.join(map(json.dumps, get_args(kind)))}"
     if get_origin(kind) is tuple:
         inner = get_args(kind)
+        if inner[0] is Path:
+            return "a list of paths"
         return "a list of numbers" if inner[-1] is Ellipsis else f"a list of {len(inner)} numbers"
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path, as a string"}
     return words.get(kind, "a JSON object")

@@ -34,7 +34,7 @@ class ValidationConfig:
     """The loss on held-out clips, always the same ones."""
 
     split: str = "val"  # Split to validate on.
-    clips: int = 128  # Clips, each of another video; they stay in host memory.
+    clips: int = 128  # Clips of each data set, each of another video; they stay in host memory.
     # Epochs between two validations, and at least 16 times as many clips as one has; 0: never.
     every: float = 1.0
 

@@ -2,7 +2,8 @@
 
 Videos are drawn as one endless stream: a permutation of all rows, then the next epoch's permutation, and so on. Batch b
 of rank r out of W takes its share of the stream's next W · (B / repeat) videos. Every video therefore comes exactly
-once per epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number.
+once per epoch over all ranks, no batch is ever smaller, and resuming needs nothing but the batch number. With weights
+for several data sets the stream is another one (`WeightedOrder`), of which an epoch takes as many videos.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dali_pipelines.types import ClipRequest, CropBox, Video
 from tgmae.config.captions import CaptionsConfig
 from tgmae.config.data import DataConfig
 from tgmae.data.manifest import Manifest
+from tgmae.data.mixing.figures import order_by_weight
+from tgmae.data.mixing.joined import data_sets, naming_set
 
 # Independent random streams of one seed: the order of an epoch, the frames of a video, the rest of a clip.
 _ORDER, _FRAMES, _CLIP = 0, 1, 2
@@ -41,8 +44,16 @@ class ClipSampler:
     _order: tuple[int, NDArray[np.int64]] = field(default=(-1, np.empty(0, np.int64)), repr=False)
 
     def __post_init__(self) -> None:
+        sets = data_sets(self.manifest)
+        self._firsts = [one.first for one in sets]
+        self._dealt = order_by_weight(sets, self.data, self.seed)
+        for one in sets:
+            with naming_set(one):
+                self._check_lengths(one.manifest)
+
+    def _check_lengths(self, manifest: Manifest) -> None:
         span = clip_span(self.data, self.num_frames)
-        ends, starts = (self.manifest.table.column(name).to_pylist() for name in ("end_frame", "start_frame"))
+        ends, starts = (manifest.table.column(name).to_pylist() for name in ("end_frame", "start_frame"))
         longest = max(end - start for start, end in zip(starts, ends, strict=True))
         if span > longest:
             raise ValueError(
@@ -58,7 +69,7 @@ class ClipSampler:
         """Return the `repeat` requests of a batch that share its decode number `unit`."""
         number = (batch * self.world_size + self.rank) * self._units + unit
         epoch, place = divmod(number, len(self.manifest))
-        row = int(self._epoch_order(epoch)[place])
+        row = self._find_row(number)
         video = self.manifest[row]
         frames = sample_frames(_generator(self.seed, _FRAMES, epoch, place), video, self.data, self.num_frames)
         requests = []
@@ -88,6 +99,14 @@ class ClipSampler:
         kept = self.captions.choose(video.captions) or [0]
         drawn = int(generator.integers(len(kept)))
         return kept[drawn if self.data.captions == "random" else 0]
+
+    def _find_row(self, number: int) -> int:
+        """Return the row of the video with a number in the stream."""
+        if self._dealt is not None:
+            data_set, row = self._dealt.find(number)
+            return self._firsts[data_set] + row
+        epoch, place = divmod(number, len(self.manifest))
+        return int(self._epoch_order(epoch)[place])
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order[0] != epoch:

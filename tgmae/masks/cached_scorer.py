@@ -9,6 +9,8 @@ Dimensions: F scored frames, C captions of a video, Y X cells, S slots, N patche
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ class CachedScorer:
     needs_text = False
 
     def __init__(self, config: InputConfig, manifest: Manifest, device: torch.device) -> None:
-        assert config.mask.scores is not None
+        assert isinstance(config.mask.scores, Path)
         self.device = device
         self.side = config.model.image_size // config.model.patch_size
         self.slots, self.tubelet = config.model.num_slots, config.model.tubelet_size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -165,5 +166,5 @@ def _make_source(config: InputConfig, manifest: Manifest, device: torch.device) 
         return RaftMotion(mask.flow, device)
     from tgmae.masks.motion_field import CodecMotion
 
-    assert mask.motion is not None
+    assert isinstance(mask.motion, Path)
     return CodecMotion(mask.motion, manifest, device)

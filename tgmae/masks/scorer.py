@@ -7,7 +7,8 @@ Dimensions: B clips, S slots, N patches per slot, E text embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from dali_pipelines.types import ClipBatch
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
+from tgmae.data.mixing.joined import DataSet, data_sets, naming_set
 from tgmae.masks.noise_scorer import NoiseScorer
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ def make_scorer(
     Raises ValueError where the scores cannot be computed.
     """
     model, mask = config.model, config.mask
+    if mask.is_of_folders and len(sets := data_sets(manifest)) > 1:
+        return _make_scorer_by_set(config, sets, device)
     if mask.kind in MOTION_KINDS:
         from tgmae.masks.motion_scorer import MotionScorer
 
@@ -71,6 +75,18 @@ def make_scorer(
     from tgmae.masks.text_scorer import TextScorer
 
     return TextScorer(config, manifest, device, clip or load_clip(config.clip), num_clips)
+
+
+def _make_scorer_by_set(config: InputConfig, sets: Sequence[DataSet], device: torch.device) -> Scorer:
+    from tgmae.masks.scorer_by_set import ScorerBySet
+
+    scorers, notes = [], []
+    for one in sets:
+        with naming_set(one):
+            own = replace(config, mask=config.mask.of_data_set(one.number))
+            scorers.append(make_scorer(own, one.manifest, device))
+        notes += [f"{one.name}: {line}" for line in scorers[-1].note.splitlines()]
+    return ScorerBySet(scorers, "\n".join(notes))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ def draw_loss(run_dir: Path) -> Path | None:
     _plot(top, lines, "loss", color="tab:blue", label="loss on masked tokens")
     if any("validation_loss" in line for line in lines):
         _plot(top, lines, "validation_loss", color="tab:orange", label="on held-out clips")
+    for name in dict.fromkeys(name for line in lines for name in line if name.startswith("validation_loss/")):
+        _plot(top, lines, name, linewidth=1, label=f"of {name.partition('/')[2]}")
     top.axhline(1.0, color="tab:grey", linestyle="--", linewidth=1, label="predicting zero")
     top.set_ylabel("MSE of normalised pixels")
     top.legend(frameon=False)

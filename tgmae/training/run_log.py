@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from dali_pipelines.types import ClipPipeline, ClipRequest
 from engines.progress import shows_bars
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.model import ModelConfig
+from tgmae.config.paths import describe_paths
 from tgmae.config.run import TrainConfig
 from tgmae.data.manifest import Manifest, count_videos
+from tgmae.data.mixing.figures import SetFigures, describe_sets, describe_videos
+from tgmae.data.mixing.joined import DataSet
 from tgmae.data.sampling import ends_period
 from tgmae.model.pretraining import Losses
 from tgmae.model.videomae import VideoMAE
@@ -47,6 +51,7 @@ class RunLog:
     def __init__(self, config: TrainConfig, world: World, manifest: Manifest, first_step: int, last_step: int) -> None:
         self.config, self.world, self.manifest, self.last_step = config, world, manifest, last_step
         self.clips_per_epoch = len(manifest) * config.data.repeat
+        self.sets = SetFigures(manifest, config.data, config.seed)
         self.loss = self.grad_norm = self.validation_loss = math.nan
         self.metrics = MetricsWriter(config.run_dir, first_step, config.log.tensorboard) if world.is_main else None
         if self.metrics is not None and self.metrics.note:
@@ -86,8 +91,11 @@ class RunLog:
                 window.count(self.config.batch_size, losses)
             self.grad_norm = seen.grad_norms[0]
 
-    def report(self, step: int, rate: float, num_skipped: int, loader: Loader, training_step: TrainingStep) -> None:
-        """Write the metrics since the last report. Every process must call it."""
+    def report(self, step: int, rate: float, skipped: Set[int], loader: Loader, training_step: TrainingStep) -> None:
+        """Write the metrics since the last report. Every process must call it.
+
+        skipped   rows of videos that could not be read
+        """
         self.settle()
         stages = loader.clock.totals() | training_step.clock.totals()
         values = {
@@ -95,7 +103,9 @@ class RunLog:
             **self.throughput.report(loader.waited_s, stages),
             "learning_rate": rate,
             "grad_norm": self.grad_norm,
-            "skipped_videos": num_skipped,
+            "skipped_videos": len(skipped),
+            **self.sets.skipped(skipped),
+            **self.sets.epochs(step * self.config.batch_size // self.config.data.repeat),
         }
         values |= {name: self.world.mean(values[name]) for name in self._names.values()}
         head = training_step.model.head
@@ -111,14 +121,14 @@ class RunLog:
             left = tqdm.format_interval((self.last_step - step) * values["step_ms"] / 1000)
             self._say(f"step {step}/{self.last_step}, {self._reported}{self._validated}, {left} left")
 
-    def note_validation(self, step: int, loss: float, seconds: float) -> None:
-        """Write a loss on held-out clips (NaN where none can be read) and leave its time out of the others' speed."""
+    def note_validation(self, step: int, losses: Mapping[str, float], seconds: float) -> None:
+        """Write losses on held-out clips (`Validation.measure`) and leave their time out of the others' speed."""
         for window in (self.throughput, self.epochs):
             window.pause(seconds)
-        self.validation_loss = loss
+        self.validation_loss = losses.get("validation_loss", math.nan)
         self._show_figures()
-        if self.metrics is not None and not math.isnan(loss):
-            values = {"validation_loss": loss, "validation_share": self.throughput.paused_share}
+        if self.metrics is not None and losses:
+            values = {**losses, "validation_share": self.throughput.paused_share}
             self.metrics.write(step, {"epoch": self._epoch(step), **values})
 
     def show(self, step: int, picture: Path) -> None:
@@ -201,9 +211,10 @@ def describe_run(
     data, shape = config.data, config.model
     visible = shape.patches_per_slot - config.mask.masked_per_slot(shape.patches_per_slot)
     return (
-        f"data      {count_videos(len(manifest))} from {data.manifest}; "
+        f"data      {describe_videos(manifest, data)}; "
         f"clips {shape.num_frames}×{shape.image_size}², {data.sampling} sampling, stride {data.stride}\n"
-        f"pipeline  {pipeline.describe()}\n"
+        + "".join(f"{' ' * 10}{line}\n" for line in describe_sets(manifest, data))
+        + f"pipeline  {pipeline.describe()}\n"
         f"model     {_describe_network(config, model, use_bf16, world.size)}\n"
         f"mask      {_describe_mask(config, world.device.type)}, {visible * shape.num_slots} of {shape.num_tokens} "
         f"tokens visible\n{_describe_loss(config, world)}"
@@ -248,11 +259,11 @@ def _describe_loss(config: TrainConfig, world: World) -> str:
 def _describe_mask(config: TrainConfig, device_type: str) -> str:
     mask, clip = config.mask, config.clip
     if mask.kind in MOTION_KINDS:
-        return f"{mask.kind}, motion from {mask.flow if mask.kind == 'mgmae' and mask.flow else mask.motion}"
+        return f"{mask.kind}, motion from {describe_paths(mask.motion) if mask.is_of_folders else mask.flow}"
     if mask.kind != "tgm":
         return mask.kind
-    which = {"dense": f" ({mask.dense})", "cached": f" ({mask.scores})", "student": f" ({mask.student})"}
-    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{which.get(mask.scorer, '')}, CLIP {clip.model}"
+    which = {"dense": mask.dense, "cached": describe_paths(mask.scores), "student": mask.student}.get(mask.scorer)
+    words = f"{mask.kind} ({mask.order}), scorer {mask.scorer}{f' ({which})' * bool(which)}, CLIP {clip.model}"
     if mask.scorer == "cached":
         return words
     frames = "both frames" if mask.frames_per_tubelet > 1 else "1 frame"
@@ -288,11 +299,13 @@ def describe_bad_loss(seen: StepRecord, manifest: Manifest, checkpoints: Path) -
     )
 
 
-def describe_skipped(count: int, loader: Loader, config: TrainConfig, manifest: Manifest) -> str:
-    """Say that too many videos could not be read, and name the first."""
+def describe_skipped(broken: DataSet, skipped: Set[int], loader: Loader, config: TrainConfig) -> str:
+    """Say that too many videos of a data set could not be read, and name the first."""
+    count, own = len(broken.rows_of(skipped)), broken.rows_of(loader.skipped)
+    name = f"{broken.name}: " * bool(broken.name)
+    found = [video for row, video in loader.skipped.items() if row in own]
     return (
-        f"{count} of {len(manifest)} videos could not be read ({count / len(manifest):.1%}, more than "
+        f"{name}{count} of {len(broken)} videos could not be read ({count / len(broken):.1%}, more than "
         f"--data.max-skipped {config.data.max_skipped:.1%}). Raise that share, or index the folder again with "
-        "--decode-all. The first:\n"
-        + "\n".join(f"  {video.path}: {video.reason}" for video in list(loader.skipped.values())[:5])
+        "--decode-all. The first:\n" + "\n".join(f"  {video.path}: {video.reason}" for video in found[:5])
     )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from tgmae.captions.policy import require_captions
 from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
-from tgmae.data.manifest import Manifest, open_manifest
+from tgmae.data.manifest import Manifest
+from tgmae.data.mixing.joined import for_each_set, open_data_sets
 from tgmae.model.attention import choose_attention
 from tgmae.model.contrastive import ContrastiveHead
 from tgmae.model.initial_weights import read_initial_weights
@@ -93,8 +95,8 @@ class Run:
     def validate(self, step: int, is_stopping: Callable[[], bool]) -> None:
         """Measure the loss on held-out clips after `step`, and note it. Every process must call it."""
         self.log.settle()  # the GPU is done with the step
-        loss, seconds = self.validation.measure(self.loader, is_stopping)
-        self.log.note_validation(step, loss, seconds)
+        losses, seconds = self.validation.measure(self.loader, is_stopping)
+        self.log.note_validation(step, losses, seconds)
 
     def close(self) -> None:
         """Stop the loader's processes and close the files of the run, all of them even if one fails (OSError)."""
@@ -118,21 +120,23 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     do about it.
     """
     # The videos. Every one of them needs a caption where text guides the masks or is contrasted with the clips.
-    videos = open_manifest(config.data.manifest, config.data.root, "--data.root")
+    videos = open_data_sets(config.data)
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm" or config.loss.contrasts:
         without_text = "--mask.kind tube --mask.ratio 0.9" if config.mask.kind == "tgm" else "--loss.contrastive 0"
-        manifest, note = require_captions(
-            manifest, config.mask.no_caption, f"train without text: {without_text}", config.captions
-        )
+        require = partial(
+            require_captions, no_caption=config.mask.no_caption, without_text=f"train without text: {without_text}",
+            chosen=config.captions,
+        )  # fmt: skip
+        manifest, note = for_each_set(manifest, require)
         notes.append(note)
     if config.loss.contrasts:
         _require_contrast(config, world, manifest)
     if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
         from tgmae.masks.motion_field import leave_out_motionless
 
-        manifest, note = leave_out_motionless(manifest)
+        manifest, note = for_each_set(manifest, leave_out_motionless)
         notes.append(note)
 
     # Where to start.

@@ -117,10 +117,11 @@ def _describe_kind(kind: Any) -> str:
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"
     if origin in (Union, UnionType):
-        return "|".join(_describe_kind(part) for part in inner if part is not NoneType)
+        several = {get_args(part)[0] for part in inner if get_origin(part) is tuple and get_args(part)[-1] is Ellipsis}
+        return "|".join(_describe_kind(part) for part in inner if part is not NoneType and part not in several)
     if origin is tuple:
         first = _describe_kind(inner[0])
-        return f"{first} [{first} ...]" if inner[-1] is Ellipsis else " ".join(map(_describe_kind, inner))
+        return f"{first} ..." if inner[-1] is Ellipsis else " ".join(map(_describe_kind, inner))
     return _NAMES[kind]
 
 

@@ -104,12 +104,10 @@ class ClipCommand(Command):
         with_text  use text-guided masks: every video then has a caption, and a note about that is printed
         """
         from tgmae.captions.policy import require_captions
-        from tgmae.data.manifest import open_manifest
+        from tgmae.data.mixing.joined import open_data_sets
 
         config = dataclasses.replace(self.input, data=dataclasses.replace(self.input.data, manifest=self.manifest))
-        manifest = open_manifest(self.manifest, config.data.root, "--data.root").select_split(
-            config.data.split if split is None else split
-        )
+        manifest = open_data_sets(config.data).select_split(config.data.split if split is None else split)
         if with_text:
             config = dataclasses.replace(config, mask=dataclasses.replace(config.mask, kind="tgm"))
             manifest, note = require_captions(manifest, config.mask.no_caption, self.WITHOUT_TEXT, config.captions)

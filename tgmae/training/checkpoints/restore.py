@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tgmae.config.loss import LossConfig
+from tgmae.config.paths import list_paths
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import LATER, to_dict
 from tgmae.model.sharded_files import read_tensors
@@ -131,12 +132,15 @@ def changed_settings(state: dict[str, Any], config: TrainConfig) -> list[str]:
 def digest_scorer(config: TrainConfig) -> dict[str, str]:
     """Return a digest of each file that the masks of a run depend on: a student, or the description of score maps."""
     mask = config.mask
-    files = {"student": mask.student, "scores": mask.scores and mask.scores / "maps.json"}
+    files = {
+        "student": list_paths(mask.student),
+        "scores": tuple(folder / "maps.json" for folder in list_paths(mask.scores)),
+    }
     used = {"student": "student", "cached": "scores"}.get(mask.scorer) if mask.kind == "tgm" else None
     return {
-        name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        for name, path in files.items()
-        if name == used and path is not None and path.is_file()
+        name: hashlib.blake2b(b"".join(path.read_bytes() for path in paths), digest_size=16).hexdigest()
+        for name, paths in files.items()
+        if name == used and paths and all(path.is_file() for path in paths)
     }
 
 
@@ -145,6 +149,7 @@ def _what_must_stay(config: dict[str, Any], videos: str) -> dict[str, Any]:
     model = {name: value for name, value in _flatten(config).items() if name.startswith("model.")}
     model.pop("model.attention")
     clips = {"seed": config["seed"], "batch_size": config["batch_size"], "data.repeat": config["data"]["repeat"]}
+    clips["data.weights"] = config["data"].get("weights")
     return {**model, **clips, **_learns(config), "videos": videos}
 
 

@@ -7,7 +7,6 @@ step's work a clip, so it takes about 2 % of the time. The clips are decoded and
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,7 +26,8 @@ from tgmae.training.parallel import World
 from tgmae.training.step import TrainingStep
 from tgmae.training.validation.held_out import HeldOut
 
-_Batch = tuple[Tensor, TokenMasks]  # frames uint8 [B, T, H, W, 3] in host memory, and their masks
+# Number of the data set, frames uint8 [B, T, H, W, 3] of its clips in host memory, and their masks.
+_Batch = tuple[int, Tensor, TokenMasks]
 
 
 class Validation:
@@ -44,7 +44,7 @@ class Validation:
     ) -> None:
         self.config, self.held_out, self.world, self.step, self.last_step = config, held_out, world, step, last_step
         self._batches: list[_Batch] | None = None
-        self._clips_per_process = 0.0  # mean
+        self._clips_per_process: list[float] = []  # of each data set, mean over the processes
 
     def is_due(self, step: int) -> bool:
         """Return whether to validate after `step`, which depends on nothing but the configuration."""
@@ -52,11 +52,12 @@ class Validation:
             return False
         return step == self.last_step or ends_period(step, self.config.batch_size, self.held_out.period)
 
-    def measure(self, loader: Loader, is_stopping: Callable[[], bool]) -> tuple[float, float]:
+    def measure(self, loader: Loader, is_stopping: Callable[[], bool]) -> tuple[dict[str, float], float]:
         """Return the mean loss over the held-out clips of all processes, and the seconds that it took.
 
-        The loss is NaN where none of them can be read. Every process must call it, with its training loader: the scorer
-        serves one thread at a time. Raises InputStalled as the loader does.
+        The loss is `validation_loss`, and with several data sets also `validation_loss/NAME` over the clips of each.
+        One is missing where none of its clips can be read. Every process must call it, with its training loader: the
+        scorer serves one thread at a time. Raises InputStalled as the loader does.
         """
         started = time.perf_counter()
         assert self.held_out is not None
@@ -64,15 +65,20 @@ class Validation:
             self._batches = self._load(self.held_out, loader, is_stopping)
         # Where processes share the network, all run as many passes: each gathers the weights.
         missing = self.world.max(len(self._batches))[0] - len(self._batches) if self.step.is_sharded else 0
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for frames, masks in self._batches:
-            visible, masked = masks.visible.to(total.device), masks.masked.to(total.device)
-            mean = self.step.evaluate(frames.to(total.device), TokenMasks(visible=visible, masked=masked))
-            total += mean * len(frames)
+        names, device = self.held_out.names, self.world.device
+        totals = torch.zeros(len(names), dtype=torch.float64, device=device)
+        for number, frames, masks in self._batches:
+            visible, masked = masks.visible.to(device), masks.masked.to(device)
+            mean = self.step.evaluate(frames.to(device), TokenMasks(visible=visible, masked=masked))
+            totals[number] += mean * len(frames)
         if missing:
             self._keep_company(missing)
-        loss = self.world.mean(float(total)) / self._clips_per_process if self._clips_per_process else math.nan
-        return loss, time.perf_counter() - started
+        sums, counts = [self.world.mean(total) for total in totals.tolist()], self._clips_per_process
+        losses = {"validation_loss": sum(sums) / sum(counts)} if any(counts) else {}
+        for name, total, count in zip(names, sums, counts, strict=True):
+            if len(names) > 1 and count:
+                losses[f"validation_loss/{name}"] = total / count
+        return losses, time.perf_counter() - started
 
     def _keep_company(self, passes: int) -> None:
         """Run passes whose results nobody needs, while other processes have clips left."""
@@ -93,8 +99,11 @@ class Validation:
             raise
         except ValueError as error:
             tqdm.write(f"held-out clips are missing: {error}")
-        self._clips_per_process = self.world.mean(sum(len(frames) for frames, _ in batches))
-        found, wanted = round(self._clips_per_process * self.world.size), len(held_out.requests)
+        self._clips_per_process = [
+            self.world.mean(sum(len(frames) for number, frames, _ in batches if number == own))
+            for own in range(len(held_out.names))
+        ]
+        found, wanted = round(sum(self._clips_per_process) * self.world.size), len(held_out.requests)
         if found < wanted:
             self.world.say(f"validating on {found} of {wanted} held-out clips; the others could not be read")
         return batches
@@ -106,7 +115,7 @@ class Validation:
         if not share:
             return
         size = min(config.device_batch_size, len(share))
-        data = replace(config.data, repeat=1, pipelines=1, prefetch=1)
+        data = replace(config.data, repeat=1, pipelines=1, prefetch=1, weights=None)
         pipeline = open_pipeline(
             config.pipeline, held_out.manifest, FixedClips(share, size), data, config.model.image_size, 0, device
         )
@@ -116,7 +125,8 @@ class Validation:
                 unread = {video.row for video in batch.clips.skipped}
                 # Copies of other clips stand in for those, and for what the last batch lacks.
                 own = enumerate(share[first : first + size])
-                kept = [place for place, request in own if request.row not in unread]
-                masks = TokenMasks(visible=batch.masks.visible[kept].cpu(), masked=batch.masks.masked[kept].cpu())
-                if kept:
-                    yield batch.clips.frames[kept].cpu(), masks
+                readable = [place for place, request in own if request.row not in unread]
+                for number in sorted({batch.clips.videos[place].data_set for place in readable}):
+                    kept = [place for place in readable if batch.clips.videos[place].data_set == number]
+                    masks = TokenMasks(visible=batch.masks.visible[kept].cpu(), masked=batch.masks.masked[kept].cpu())
+                    yield number, batch.clips.frames[kept].cpu(), masks
