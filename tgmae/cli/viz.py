@@ -1,4 +1,4 @@
-"""tgmae-viz masks | loss: draw masks, and the loss of a run."""
+"""tgmae-viz masks | loss | losses: draw masks, the loss of a run, and those of several runs."""
 
 from __future__ import annotations
 
@@ -95,13 +95,43 @@ class Loss(Command):
         print(f"loss curve: {path}")
 
 
-COMMANDS = {"masks": Masks, "loss": Loss}
+@dataclass(frozen=True)
+class Losses(Command):
+    """Draw the contrastive and reconstruction losses of several runs in one picture.
+
+    Solid lines are runs that optimise the contrastive loss, dashed ones only observe it. Labels say how the runs'
+    configurations differ; runs that differ in the seed alone share one.
+    """
+
+    EXAMPLES: ClassVar = (
+        "tgmae-viz losses runs/tube runs/mgm runs/tgm  # Write runs/losses.png.",
+        "tgmae-viz losses runs/* --out figure4.png --smooth 0  # Write another file, and average nothing.",
+    )
+
+    # Folders of runs, each with a config.json and a metrics.jsonl.
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    out: Path | None = None  # PNG file to write. Default: losses.png beside the first run's folder.
+    # Share of the longest run's steps over which curves are averaged; as they were logged they stand faintly behind.
+    smooth: float = 0.05
+
+    def run(self) -> None:
+        from tgmae.pictures.run_losses import draw_run_losses
+
+        if not self.run_dirs:
+            raise ValueError("no run was given; expected the folders of runs, such as runs/tube runs/tgm")
+        out = self.out or self.run_dirs[0].parent / "losses.png"
+        for note in draw_run_losses(self.run_dirs, out, self.smooth):
+            print(note)
+        print(f"losses of {len(self.run_dirs)} run{'s' * (len(self.run_dirs) != 1)}: {out}")
+
+
+COMMANDS = {"masks": Masks, "loss": Loss, "losses": Losses}
 
 
 def main() -> None:
     run_subcommand(
         "tgmae-viz",
-        "Draw the masks of clips and the loss curve of a run.",
+        "Draw the masks of clips and the losses of runs.",
         [Masks.EXAMPLES[0], Loss.EXAMPLES[0]],
         COMMANDS,
     )

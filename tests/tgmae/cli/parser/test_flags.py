@@ -66,6 +66,7 @@ FLAGS = {
     "mask.frames-per-tubelet mask.dense mask.scores mask.student mask.motion mask.flow mask.no-caption "
     "mask.no-motion",
     "tgmae-viz loss": "run-dir",
+    "tgmae-viz losses": "run-dirs out smooth",
     "tgmae-info": "json",
 }
 
@@ -273,7 +274,7 @@ def test_help_does_without_slow_imports() -> None:
             ]
     lines += [
         "from tgmae.cli.viz import main",
-        "for words in ([], ['masks'], ['loss']):",
+        "for words in ([], ['masks'], ['loss'], ['losses']):",
         "    sys.argv = ['tgmae-viz', *words, '--help']",
         "    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit): main()",
         "    assert out.getvalue().startswith('usage: '), (sys.argv, out.getvalue())",
