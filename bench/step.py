@@ -2,8 +2,10 @@
 
     python -m bench.step
     python -m bench.step --rounds 5 --ratios 0.9 0.6
+    python -m bench.step --contrast --rounds 15    # what the contrastive loss costs, and nothing else
 
-Takes about a minute. Writes bench/results/step.<cpu or GPU>.json, or step_modes with --modes.
+Takes about a minute. Writes bench/results/step.<cpu or GPU>.json, or step_modes with --modes, step_contrast with
+--contrast.
 
 A batch of random frames and masks lies on the device. A step is what train.py does with it: forward and loss, backward,
 then gradient norm, AdamW and zero_grad (the stage optimizer), and the two numbers that it reads back a step later. It
@@ -18,6 +20,12 @@ residual" a residual stream in bfloat16, which train.py does not have. Compiled 
 there. The note below a table says how long the first
 step took. A CPU takes one clip of the large network a step, at two ratios. Cases that do not fit into the GPU's memory
 are left out and named.
+
+--contrast measures the demo's step in ms without the contrastive loss, observing it, and optimising it; with its batch
+in one forward pass and in two, where it can also be contrasted over the whole step, which encodes every clip twice.
+"the term alone" is what the loss adds: head, loss, their backward, and the head's update, without the encoder.
+"CPU" is this process's own time, which other programs disturb less. The text of a batch is read in the loader, beside
+the step.
 """
 
 from __future__ import annotations
@@ -34,8 +42,9 @@ from bench.harness.ceilings import MATMUL, matmul_ceiling, peak_tflops
 from bench.harness.command_line import first_line, run_from_shell
 from bench.harness.measure import measure, prepare_each
 from bench.harness.report import save_report, write_report
-from bench.harness.tables import Row, Table
+from bench.harness.tables import Row, Table, spread_of
 from bench.workloads.attention import Kernel, find_attention
+from bench.workloads.contrastive_step import OFF, ROLES, TERM, ContrastiveStep, Spent
 from bench.workloads.training_step import Mode, StepCase, StepTimer
 from tgmae.model.attention import choose_attention
 from tgmae.presets import PRESETS
@@ -53,6 +62,7 @@ class Options:
     ratios: tuple[float, ...] = (0.9, 0.75, 0.65, 0.6)  # mask ratios
     modes: tuple[Mode, ...] = ()  # on CUDA: compare these with the plain step, and measure nothing else
     large: bool = True  # measure the large presets' network too, not only the demo's
+    contrast: bool = False  # measure what the contrastive loss costs the demo's step, and nothing else
 
 
 def measure_cases(title: str, cases: Sequence[StepCase], options: Options, device: torch.device) -> Table:
@@ -140,8 +150,50 @@ def plan_tables(options: Options, device: torch.device) -> list[tuple[str, list[
     return tables
 
 
+def _ratio(spent: Sequence[float], base: Sequence[float]) -> str:
+    """Return median, lowest and highest of the ratios within rounds."""
+    ratios = spread_of([one / other for one, other in zip(spent, base, strict=True)])
+    return f"{ratios['median']:.3f} ({ratios['low']:.3f} to {ratios['high']:.3f})"
+
+
+def measure_contrast(options: Options, device: torch.device) -> tuple[list[Table], dict[str, str]]:
+    """Measure the demo's step with the contrastive loss in every role; return a table for one pass and one for two."""
+    demo, cpu_ms = PRESETS["demo"], dict[str, list[float]]()
+    roles = [role for role, loss in ROLES.items() if loss.contrast_over == "pass"]
+    plan = {1: [*roles, TERM], 2: [*ROLES]}  # rows by the number of forward passes
+
+    def turn(name: str, run: Callable[[int], Spent], num_steps: int) -> float:
+        spent = run(num_steps)
+        cpu_ms.setdefault(name, []).append(spent.cpu_ms)
+        return spent.wall_ms
+
+    work: dict[str, Callable[[], float]] = {}
+    for num_passes, row in ((num_passes, row) for num_passes, rows in plan.items() for row in rows):
+        step = ContrastiveStep(demo, ROLES["optimised" if row == TERM else row], num_passes, device)
+        run, num_steps = (step.run_term, 20 * options.steps) if row == TERM else (step.run, options.steps)
+        run(2)  # warm-up
+        work[f"{row}, {num_passes}"] = partial(turn, f"{row}, {num_passes}", run, num_steps)
+    wall_ms = measure(work, options.rounds, "contrastive loss")
+    tables, headline = [], {}
+    for num_passes, names in plan.items():
+        passes = f"{num_passes} pass{'es' * (num_passes > 1)} of {demo.batch_size // num_passes} clips"
+        rows, off = [], f"{OFF}, {num_passes}"
+        for row in names:
+            name = f"{row}, {num_passes}"
+            wall, cpu = _ratio(wall_ms[name], wall_ms[off]), _ratio(cpu_ms[name], cpu_ms[off])
+            facts: dict[str, float | str] = {"CPU ms": statistics.median(cpu_ms[name]), f"CPU × {OFF}": cpu}
+            rows.append(Row(row, wall_ms[name], facts))
+            if row != OFF:
+                headline[f"{row}, {passes}"] = f"{wall} times the step without, in CPU time {cpu}"
+        tables.append(Table(f"contrastive loss, demo's network, {passes}", "ms a step", rows, relative_to=OFF))
+    return tables, headline
+
+
 def run(options: Options) -> None:
     device = choose_device("auto")
+    if options.contrast:
+        write_report("step_contrast", *measure_contrast(options, device), device)
+        return
     if options.modes and device.type != "cuda":
         raise ValueError("--modes needs a CUDA device, to measure --compile and --cuda-graph; leave it out on a CPU")
     name = "step_modes" if options.modes else "step"
