@@ -1,0 +1,1 @@
+"""What an encoder has learned: frozen features of videos."""
