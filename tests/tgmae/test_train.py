@@ -248,6 +248,32 @@ class TestCaptions:
             train(by_text(tiny(holes, tmp_path / "run"), cache_dir))
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(
+        ("masked_by_text", "loss", "advice"),
+        [
+            (True, LossConfig(contrastive=1), "--mask.kind tube --mask.ratio 0.9 --loss.contrastive 0"),
+            (False, LossConfig(observe_contrastive=True), "--loss.no-observe-contrastive"),
+        ],
+    )
+    def test_the_advice_takes_captions_out_of_everything_that_needs_them(
+        self, holes: Path, tmp_path: Path, cache_dir: Path, masked_by_text: bool, loss: LossConfig, advice: str
+    ) -> None:
+        config = tiny(holes, tmp_path / "run", loss=loss)
+        with pytest.raises(ValueError, match=f"train without text: {advice}$"):
+            train(by_text(config, cache_dir) if masked_by_text else config)
+
+    @pytest.mark.parametrize(
+        ("batch", "advice"),
+        [
+            (1, "raise --batch-size and --device-batch-size"),
+            (4, "raise --device-batch-size, or use --loss.contrast-over step"),
+        ],
+    )
+    def test_one_clip_cannot_be_contrasted(self, shapes: Path, tmp_path: Path, batch: int, advice: str) -> None:
+        loss = LossConfig(contrastive=1)
+        with pytest.raises(ValueError, match=f"needs at least 2 clips, got 1; {advice}$"):
+            train(tiny(shapes, tmp_path / "run", batch_size=batch, device_batch_size=1, loss=loss))
+
     def test_masks_without_text_do_not_mind(self, holes: Path, tmp_path: Path) -> None:
         assert train(tiny(holes, tmp_path / "run", max_steps=1)).step == 1
 

@@ -58,3 +58,8 @@ class LossConfig:
     def is_observing(self) -> bool:
         """Whether the head learns from features without teaching them."""
         return self.observe_contrastive and self.contrastive == 0
+
+    @property
+    def flag_without_contrast(self) -> str:
+        """Return the flag that turns the contrastive loss off, for messages."""
+        return "--loss.no-observe-contrastive" if self.is_observing else "--loss.contrastive 0"

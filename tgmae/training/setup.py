@@ -124,10 +124,11 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
     if config.mask.kind == "tgm" or config.loss.contrasts:
-        without_text = "--mask.kind tube --mask.ratio 0.9" if config.mask.kind == "tgm" else "--loss.contrastive 0"
+        flags = ["--mask.kind tube --mask.ratio 0.9"] if config.mask.kind == "tgm" else []
+        flags += [config.loss.flag_without_contrast] if config.loss.contrasts else []
         require = partial(
-            require_captions, no_caption=config.mask.no_caption, without_text=f"train without text: {without_text}",
-            chosen=config.captions,
+            require_captions, no_caption=config.mask.no_caption, chosen=config.captions,
+            without_text=f"train without text: {' '.join(flags)}",
         )  # fmt: skip
         manifest, note = for_each_set(manifest, require)
         notes.append(note)
@@ -310,7 +311,10 @@ def _require_contrast(config: TrainConfig, world: World, manifest: Manifest) -> 
     if len({caption.text for captions in manifest.captions() for caption in captions}) < 2:
         raise ValueError(
             "all videos have the same caption, so that the contrastive loss has nothing to tell apart; use "
-            "--loss.contrastive 0, or index the videos with captions of their own"
+            f"{config.loss.flag_without_contrast}, or index the videos with captions of their own"
         )
     if (clips := config.contrasted_clips(world.size)) < 2:
-        raise ValueError(f"the contrastive loss needs at least 2 clips, got {clips}; raise --device-batch-size")
+        more = "raise --batch-size and --device-batch-size"
+        if config.batch_size > 1:
+            more = "raise --device-batch-size, or use --loss.contrast-over step"
+        raise ValueError(f"the contrastive loss needs at least 2 clips, got {clips}; {more}")
