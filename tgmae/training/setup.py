@@ -159,7 +159,11 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         model, _ = _make_network(config, world, manifest, start, start.text_width, use_bf16)
         for note in filter(None, notes):
             world.say(note)
-        world.say(f"nothing to do: step {steps.first} of {steps.last} is done; use --resume never to train again")
+        more = "--max-steps" if steps.last < total else "--epochs"
+        world.say(
+            f"nothing to do: step {steps.first} of {steps.last} is done; raise {more}, or use --resume never to "
+            "train again"
+        )
         return Finished(steps=steps, model=model.mae)
 
     # The pipeline first: its worker processes take seconds to start, in which CLIP, network and optimiser are made.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.torch_files import DamagedFile, read_torch_file
-from tgmae.model.sharded_files import read_header, verify_tensors
-from tgmae.training.checkpoints.folder import FORMAT, list_checkpoints
+from tgmae.model.sharded_files import is_sharded_folder, read_header, verify_tensors
+from tgmae.training.checkpoints.folder import FORMAT, list_checkpoints, newest_checkpoint
 from tgmae.training.parallel import ALONE, World
 
 
@@ -54,6 +54,11 @@ def _is_whole(path: Path, world: World) -> bool:
 
 
 def _read(path: Path, world: World) -> dict[str, Any]:
+    if path.is_dir() and not is_sharded_folder(path):
+        raise FileNotFoundError(
+            f"{path} is a folder, and not a checkpoint; give one of its checkpoints, such as "
+            f"{newest_checkpoint(path / 'checkpoints') or path / 'checkpoints' / 'step_00000100.pt'}"
+        )
     if path.is_dir():
         return _read_folder(path, world)
     if not path.is_file():

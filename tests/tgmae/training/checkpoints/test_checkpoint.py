@@ -500,3 +500,9 @@ def test_a_later_format_is_no_damage(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "step_00000002.pt")
     with pytest.raises(ValueError, match="has checkpoint format 99"):
         load_newest(tmp_path)
+
+
+def test_a_run_given_for_a_checkpoint_is_told_what_to_give(tmp_path: Path) -> None:
+    words = rf"^{tmp_path} is a folder.* such as {tmp_path}/checkpoints/step_0*100\.pt"
+    with pytest.raises(FileNotFoundError, match=words):
+        load_checkpoint(tmp_path)
