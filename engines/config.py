@@ -11,6 +11,7 @@ LastBlock = Literal["maskclip", "sclip", "clearclip", "naclip"]
 # The tiny CLIP of the demo data; `make tiny-clip` trains it again.
 SHAPES_CLIP = Path(__file__).resolve().parent / "tiny_clip"
 HUB_PREFIX = "hf-hub:"  # open_clip's, before ORGANISATION/NAME
+_TINY_BYTES = 2**24  # of weights: the demo's have 3.5 MB, ViT-B/32 600
 EngineName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt_rtx"]
 
 
@@ -55,6 +56,15 @@ class CLIPConfig:
     def is_local(self) -> bool:
         """Whether it can be loaded without a network."""
         return self.folder is not None or Path(self.weights).is_file()
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether its weights are at hand and as few as those of the demo's: it scores a clip in less than a step."""
+        if self.folder is not None:
+            files = [path for part in ("*.safetensors", "*.bin") for path in self.folder.glob(part)]
+        else:
+            files = [path for path in [Path(self.weights)] if path.is_file()]
+        return bool(files) and sum(path.stat().st_size for path in files) <= _TINY_BYTES
 
     def identity(self) -> str:
         """Name the CLIP without loading it: model, weights, and a digest of local files. Reads these files.

@@ -41,7 +41,7 @@ def test_preset_has_the_published_recipe(name: str) -> None:
     assert (preset.batch_size, preset.epochs) == (batch_size, epochs)
     # Fan et al. 2024, section 4: text-guided, γ = .6, the patches most like the caption, by OpenAI's ViT-B/32.
     mask = preset.mask
-    assert (mask.kind, mask.ratio, mask.order, mask.scorer) == ("tgm", 0.6, "top", "patch")
+    assert (mask.kind, mask.ratio, mask.order, mask.scorer) == ("tgm", 0.6, "top", "auto")
     assert (preset.clip.model, preset.clip.weights) == ("ViT-B-32-quickgelu", "openai")
     optim = preset.optim
     assert (optim.base_lr, optim.warmup_lr, optim.min_lr, optim.warmup_epochs) == (base_lr, 1e-6, 1e-5, 40)

@@ -45,6 +45,7 @@ class Scores(ClipCommand, SharedCommand):
     workers: int = field(default_factory=count_cores)  # Processes that decode.
 
     def share(self, team: Team) -> None:
+        from tgmae.masks.choosing import scores_folder
         from tgmae.masks.maps.build_scores import build_scores
         from tgmae.training.parallel import choose_device
 
@@ -53,7 +54,7 @@ class Scores(ClipCommand, SharedCommand):
                 raise ValueError(f"--every must be at least 1, got {self.every}")
             config, manifest = self.read()
             device = choose_device(config.device)
-        out = self.out or self.manifest.parent / f"scores-{config.mask.scorer}"
+        out = self.out or scores_folder(self.manifest, config.mask.scorer)
         cells = config.model.image_size // config.model.patch_size
         result = build_scores(
             manifest, out, config.clip, config.mask.tower(), cells=cells, patch_size=config.model.patch_size,
@@ -86,13 +87,14 @@ class Motion(SharedCommand):
     def share(self, team: Team) -> None:
         from dali_pipelines.video.motion import CODECS
         from tgmae.data.manifest import count_videos, open_manifest
+        from tgmae.masks.choosing import motion_folder
         from tgmae.masks.maps.build_motion import build_motion
 
         with team.main_first():
             if self.workers < 1:
                 raise ValueError(f"--workers must be at least 1, got {self.workers}")
             manifest = open_manifest(self.manifest, self.root).select_split(self.split)
-        out = self.out or self.manifest.parent / "motion"
+        out = self.out or motion_folder(self.manifest)
         result = build_motion(manifest, out, self.workers, team)
         if not team.is_main:
             return

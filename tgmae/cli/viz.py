@@ -31,6 +31,7 @@ class Masks(ClipCommand):
         "mask.motion", "mask.flow", "mask.no-caption", "mask.no-motion",
     )  # fmt: skip
 
+    CHOICES: ClassVar = {"mask.scorer": ("patch", "dense", "cached", "student")}  # auto is for training
     HINTS: ClassVar = {**ClipCommand.HINTS, "mask.kind": "all are drawn; --no-text leaves out text-guided masks"}
     WITHOUT_TEXT: ClassVar = "draw masks without text: --no-text"
 

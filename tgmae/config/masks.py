@@ -30,18 +30,19 @@ class MaskConfig:
     # Mask the patches that score highest (top) or lowest (bottom; table 5b of Fan et al. 2024).
     order: Literal["top", "bottom"] = "top"
     # How tgm scores patches.
-    #   patch    every patch through CLIP by itself, as in the paper
+    #   auto     score maps found beside the manifest; else patch, if CLIP is as tiny as the demo's
+    #   patch    the paper's: each patch through CLIP
     #   dense    whole frames through CLIP: less work
-    #   cached   score maps made beforehand by `tgmae-data scores`
+    #   cached   score maps by `tgmae-data scores`
     #   student  a small network made by `tgmae-engine distill`
-    scorer: Literal["patch", "dense", "cached", "student"] = "patch"
+    scorer: Literal["auto", "patch", "dense", "cached", "student"] = "auto"
     # Frames of each tubelet that CLIP scores: 1 takes the first frame, 2 averages the cosines of both.
     frames_per_tubelet: Literal[1, 2] = 2
     # How the dense scorer changes CLIP's last block, so that patch tokens compare with captions; named after papers.
     dense: LastBlock = "clearclip"
     scores: Paths | None = None  # Score maps made by `tgmae-data scores`, for the cached scorer; one folder or several.
     student: Path | None = None  # File made by `tgmae-engine distill`, for the student scorer.
-    motion: Paths | None = None  # Folders made by `tgmae-data motion`, for mgm, mgm_box and mgmae.
+    motion: Paths | None = None  # Made by `tgmae-data motion`. Default: beside the manifest.
     flow: Path | None = None  # RAFT checkpoint from torchvision: mgmae follows optical flow, not --mask.motion.
     # What to do with videos that have no caption: fail and list them (error), skip them (exclude), or use the class
     # label as the caption (label).
@@ -63,11 +64,6 @@ class MaskConfig:
                 raise ValueError(
                     "--mask.scorer student needs --mask.student FILE; make it with: tgmae-engine distill MANIFEST"
                 )
-        elif self.kind in MOTION_KINDS and self.motion is None and not (self.kind == "mgmae" and self.flow):
-            raise ValueError(
-                f"--mask.kind {self.kind} needs --mask.motion FOLDER; make it with: tgmae-data motion MANIFEST"
-                + " (or give --mask.flow, a RAFT checkpoint)" * (self.kind == "mgmae")
-            )
 
     @property
     def is_of_folders(self) -> bool:
@@ -89,6 +85,6 @@ class MaskConfig:
         return math.floor(self.ratio * patches_per_slot + 1e-9)
 
     def tower(self) -> TowerSpec:
-        """Return the network that scores patches; patch for the cached scorer, whose maps were made by any."""
-        kind = "patch" if self.scorer == "cached" else self.scorer
+        """Return the network that scores patches; patch for auto, and for cached, whose maps were made by any."""
+        kind = "patch" if self.scorer == "auto" or self.scorer == "cached" else self.scorer
         return TowerSpec(kind=kind, last_block=self.dense, student=self.student)

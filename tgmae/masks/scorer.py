@@ -19,6 +19,7 @@ from tgmae.config.masks import MOTION_KINDS
 from tgmae.config.run import InputConfig
 from tgmae.data.manifest import Manifest
 from tgmae.data.mixing.joined import DataSet, data_sets, naming_set
+from tgmae.masks.choosing import choose_scorer
 from tgmae.masks.noise_scorer import NoiseScorer
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ def make_scorer(
     clip: CLIPModel | None = None,
     num_clips: int | None = None,
 ) -> Scorer:
-    """Make the scorer that `config.mask` names.
+    """Make the scorer that `config.mask` names, or that auto stands for.
 
     clip        the CLIP that `config.clip` names, where the caller has loaded it
     num_clips   clips in a batch, where that is known
 
     Raises ValueError where the scores cannot be computed.
     """
+    config, _ = choose_scorer(config, manifest)
     model, mask = config.model, config.mask
     if mask.is_of_folders and len(sets := data_sets(manifest)) > 1:
         return _make_scorer_by_set(config, sets, device)
@@ -153,6 +155,7 @@ def bind_scorer(
 
     Raises ValueError where the scores cannot be computed.
     """
+    config, _ = choose_scorer(config, manifest)
     videos = manifest if more is None else manifest.joined(more)
     if not needs_text and (config.mask.kind != "tgm" or config.mask.scorer == "cached"):
         return BoundScorer(make_scorer(config, videos, device), None)

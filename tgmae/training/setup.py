@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import gc
 import math
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from tgmae.captions.policy import require_captions
 from tgmae.config.masks import MOTION_KINDS
+from tgmae.config.paths import describe_paths
 from tgmae.config.run import TrainConfig
 from tgmae.config.saved import write_config
 from tgmae.data.manifest import Manifest
 from tgmae.data.mixing.joined import for_each_set, open_data_sets
+from tgmae.masks.choosing import choose_scorer
 from tgmae.model.attention import choose_attention
 from tgmae.model.contrastive import ContrastiveHead
-from tgmae.model.initial_weights import read_initial_weights
 from tgmae.model.pretraining import Pretraining
 from tgmae.model.videomae import VideoMAE
 from tgmae.telemetry.profiler import StepProfiler
-from tgmae.training.checkpoints.folder import newest_checkpoint, read_number, set_aside_newer
-from tgmae.training.checkpoints.read import load_checkpoint, load_newest
+from tgmae.training.checkpoints.folder import set_aside_newer
 from tgmae.training.checkpoints.restore import changed_settings, restore
+from tgmae.training.checkpoints.start import Start, find_start, require_same_step
 from tgmae.training.checkpoints.write import Checkpoints
 from tgmae.training.loader import Loader, open_clips
 from tgmae.training.optim import Schedule, make_optimizer
@@ -123,6 +122,8 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     videos = open_data_sets(config.data)
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
+    start = find_start(config, world)
+    config = _with_norm_eps(config, start.norm_eps)
     if config.mask.kind == "tgm" or config.loss.contrasts:
         flags = ["--mask.kind tube --mask.ratio 0.9"] if config.mask.kind == "tgm" else []
         flags += [config.loss.flag_without_contrast] if config.loss.contrasts else []
@@ -134,6 +135,10 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         notes.append(note)
     if config.loss.contrasts:
         _require_contrast(config, world, manifest)
+    # From here on it is settled what scores the patches.
+    config, note = choose_scorer(config, manifest, start.state["config"]["mask"] if start.state else None)
+    _require_same_files(config, world)
+    notes.append(note)
     if config.mask.kind in MOTION_KINDS and config.mask.motion and config.mask.no_motion == "exclude":
         from tgmae.masks.motion_field import leave_out_motionless
 
@@ -141,10 +146,10 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         notes.append(note)
 
     # Where to start.
-    start = _find_start(config, world)
-    config = _with_norm_eps(config, start.norm_eps)
     notes += start.notes
-    _require_same_step(config, world, start.step)
+    if start.state and (changed := changed_settings(start.state, config)):
+        notes.append(f"changed since that checkpoint: {', '.join(changed)}")
+    require_same_step(config, world, start.step)
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     accumulation = config.accumulation_steps(world.size)
     per_epoch = len(manifest) * config.data.repeat / config.batch_size
@@ -204,67 +209,13 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What a run starts from: a checkpoint, or weights by our names, or neither. `notes` are for the user.
-
-    path      of the checkpoint, and its content `state`: None and empty for none
-    norm_eps  the epsilon of the layer norms, which comes with the weights
-    """
-
-    path: Path | None
-    state: dict[str, Any]
-    weights: dict[str, Tensor]
-    norm_eps: float
-    notes: list[str]
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return int(self.state["step"]) if self.state else 0
-
-    @property
-    def text_width(self) -> int | None:
-        """Width of the text that the checkpoint's head was made for, None where it has none."""
-        weight = self.state.get("model", {}).get("head.last.weight")
-        return None if weight is None else len(weight)
-
-
-def _find_start(config: TrainConfig, world: World) -> _Start:
-    """Read the checkpoint that `config.resume` names; where there is none, the weights that --init-from names."""
-    path: Path | None = None
-    state: dict[str, Any] = {}
-    notes: list[str] = []
-    if config.resume == "auto":
-        newest = newest_checkpoint(config.run_dir / "checkpoints")
-        _require_same_step(config, world, 0 if newest is None else read_number(newest))  # they verify it together
-        path, state, notes = load_newest(config.run_dir / "checkpoints", world)
-    elif config.resume != "never":
-        path = Path(config.resume)
-        state = load_checkpoint(path, world)
-
-    weights, norm_eps, source = {}, config.model.norm_eps, path
-    if path is not None:
-        norm_eps = state["config"]["model"]["norm_eps"]
-        unused = f"; --init-from {config.init_from} is not used" if config.init_from else ""
-        notes.append(f"resuming from {path}{unused}")
-        if changed := changed_settings(state, _with_norm_eps(config, norm_eps)):
-            notes.append(f"changed since that checkpoint: {', '.join(changed)}")
-    elif config.init_from is not None:
-        found = read_initial_weights(config.init_from, config.model)
-        weights, source = found.weights, found.source
-        norm_eps = norm_eps if found.norm_eps is None else found.norm_eps
-        notes += found.notes
-    if norm_eps != config.model.norm_eps:
-        notes.append(f"layer norms have the epsilon {norm_eps} of {source}; --model.norm-eps is not used")
-    return _Start(path=path, state=state, weights=weights, norm_eps=norm_eps, notes=notes)
-
-
-def _require_same_step(config: TrainConfig, world: World, step: int) -> None:
-    if world.max(step, -step) != (step, -step):
+def _require_same_files(config: TrainConfig, world: World) -> None:
+    chosen = zlib.crc32(repr(config.mask).encode())
+    if world.max(chosen, -chosen) != (chosen, -chosen):
         raise ValueError(
-            f"process {world.rank} of {world.size} would start from step {step}, another one from another step: "
-            f"all of them must read the same checkpoints in {config.run_dir}"
+            f"process {world.rank} of {world.size} would score with {config.mask.scorer}, another one otherwise: all "
+            f"of them must find the same files beside "
+            f"{describe_paths(config.data.manifest)}; or give --mask.scorer and its file"
         )
 
 
@@ -273,7 +224,7 @@ def _with_norm_eps(config: TrainConfig, norm_eps: float) -> TrainConfig:
 
 
 def _make_network(
-    config: TrainConfig, world: World, manifest: Manifest, start: _Start, text_width: int | None, use_bf16: bool
+    config: TrainConfig, world: World, manifest: Manifest, start: Start, text_width: int | None, use_bf16: bool
 ) -> tuple[Pretraining, torch.optim.AdamW]:
     """Make networks and optimiser: as they were at the checkpoint, or with the weights to start from, or fresh.
 

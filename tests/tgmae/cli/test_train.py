@@ -70,7 +70,7 @@ def test_flags_change_the_preset_and_nothing_else() -> None:
     assert (got.data.stride, got.optim.base_lr, got.mask.kind, got.run_dir) == (3, 1e-3, "random", Path("x/y"))
     rest = parse([
         *("ssv2", "--data.stride", "2", "--optim.base-lr", "1.5e-4"),
-        *("--mask.kind", "tgm", "--mask.scorer", "patch", "--run-dir", "runs/ssv2"),
+        *("--mask.kind", "tgm", "--mask.scorer", "auto", "--run-dir", "runs/ssv2"),
     ])  # fmt: skip
     assert rest == PRESETS["ssv2"]
 

@@ -221,14 +221,6 @@ def test_a_gpu_scores_alike(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(on_gpu.cpu(), on_cpu, atol=1e-3)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"mask\.kind mgm needs --mask\.motion FOLDER; .*tgmae-data motion MANIFEST$"):
-        MaskConfig(kind="mgm")
-    with pytest.raises(ValueError, match=r"or give --mask\.flow, a RAFT checkpoint"):
-        MaskConfig(kind="mgmae")
-    MaskConfig(kind="mgmae", flow=tmp_path / "raft.pth")
-
-
 # The paper's motivation: motion finds what moves before a still camera, and the background where the camera moves
 
 

@@ -70,8 +70,14 @@ RULES = [
         "it needs --mask.kind tgm, or a contrastive loss",
     ),
     _one_of("mask.dense", "mask.scorer", ["dense"]),
-    _one_of("mask.student", "mask.scorer", ["student"]),
-    _one_of("mask.scores", "mask.scorer", ["cached"]),
+    Rule(
+        "mask.student", "mask.scorer", lambda v: v["mask.scorer"] in ("auto", "student"),
+        "it needs --mask.scorer student",
+    ),
+    Rule(
+        "mask.scores", "mask.scorer", lambda v: v["mask.scorer"] in ("auto", "cached"),
+        "it needs --mask.scorer cached",
+    ),
     _one_of("mask.flow", "mask.kind", ["mgmae"]),
     _one_of("mask.motion mask.no-motion", "mask.kind", MOTION_KINDS),
     Rule(
@@ -79,7 +85,10 @@ RULES = [
         "mgmae follows the flow instead",
     ),
     # CLIP; of score maps only the CLIP that made them matters
-    _one_of(_ENGINE, "mask.scorer", ["patch", "dense", "student"]),
+    Rule(
+        _ENGINE, "mask.scorer", lambda v: v["mask.scorer"] != "cached",
+        "it needs --mask.scorer patch or dense or student",
+    ),
     Rule(
         "clip.cache-dir", "mask.scorer", lambda v: v["mask.scorer"] != "cached" or _contrasts(v),
         "it needs --mask.scorer patch or dense or student",

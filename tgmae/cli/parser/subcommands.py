@@ -96,6 +96,8 @@ class ClipCommand(Command):
         config = PRESETS[preset]
         names = [field.name for field in dataclasses.fields(InputConfig)]
         values = InputConfig(**{name: getattr(config, name) for name in names})
+        if values.mask.scorer == "auto":  # for training: these commands make or compare what it finds
+            values = dataclasses.replace(values, mask=dataclasses.replace(values.mask, scorer="patch"))
         return cls(manifest=tyro.MISSING, input=values, preset=preset)
 
     def read(self, split: str | None = None, with_text: bool = True) -> tuple[InputConfig, Manifest]:

@@ -12,6 +12,7 @@ from tgmae.cli.parser.flags import UsageError, list_flags
 from tgmae.cli.parser.rules import RULES, check_effects
 from tgmae.config.run import TrainConfig
 
+PATCH = ["--mask.scorer", "patch"]
 TUBE, CACHED, STUDENT = ["--mask.kind", "tube"], ["--mask.scorer", "cached", "--mask.scores", "x"], ["--student", "x"]
 SERVER = ["--backend", "openai", "--url", "http://x"]
 MGMAE = ["--mask.kind", "mgmae", "--mask.motion", "x"]
@@ -44,9 +45,9 @@ REFUSED = [
         "tgmae-train", ["--mask.kind", "mgmae", "--mask.flow", "y", "--mask.no-motion", "exclude"], "mask.no-motion",
         "mask.flow y",
     ),
-    ("tgmae-train", ["--mask.dense", "sclip"], "mask.dense", "mask.scorer patch"),
-    ("tgmae-train", ["--mask.student", "x"], "mask.student", "mask.scorer patch"),
-    ("tgmae-train", ["--mask.scores", "x"], "mask.scores", "mask.scorer patch"),
+    ("tgmae-train", ["--mask.dense", "sclip"], "mask.dense", "mask.scorer auto"),
+    ("tgmae-train", [*PATCH, "--mask.student", "x"], "mask.student", "mask.scorer patch"),
+    ("tgmae-train", [*PATCH, "--mask.scores", "x"], "mask.scores", "mask.scorer patch"),
     *(
         ("tgmae-train", [*CACHED, f"--{name}", value], name, "mask.scorer cached")
         for name, value in {
@@ -124,6 +125,9 @@ ACCEPTED = [
     ("tgmae-train", [*TUBE, "--mask.ratio", "0.9", "--mask.order", "bottom"]),
     ("tgmae-train", [*MGMAE]),
     ("tgmae-train", ["--mask.kind", "mgmae", "--mask.flow", "y"]),
+    ("tgmae-train", ["--mask.scores", "x"]),
+    ("tgmae-train", ["--mask.student", "x"]),
+    ("tgmae-train", ["--mask.kind", "mgm"]),
     ("tgmae-train", ["--mask.scorer", "dense", "--mask.dense", "sclip"]),
     ("tgmae-train", [*CACHED, "--clip.model", "shapes", "--mask.frames-per-tubelet", "2"]),
     ("tgmae-train", ["ssv2", "--clip.weights", "laion2b", "--clip.no-cuda-graph", "--clip.batch", "64"]),
@@ -175,13 +179,13 @@ def test_every_rule_is_tried() -> None:
 def test_presets_and_saved_configurations_may_hold_what_has_no_effect() -> None:
     """Only what is typed is judged: the demo's CLIP and scorer stay in the configuration of a run with tube masks."""
     config, _ = train.parse(["ssv2", "--mask.kind", "tube"])
-    assert (config.mask.scorer, config.clip.weights) == ("patch", "openai")
+    assert (config.mask.scorer, config.clip.weights) == ("auto", "openai")
     check_effects("tgmae-train", [], list_flags(TrainConfig, config))
 
 
 def test_the_message_says_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        train.parse(["--mask.scores", str(tmp_path)])
+        train.parse(["--mask.scorer", "patch", "--mask.scores", str(tmp_path)])
     assert capsys.readouterr().err == (
         "tgmae-train: --mask.scores has no effect with --mask.scorer patch: it needs --mask.scorer cached. "
         "Leave out --mask.scores or change --mask.scorer\n"
