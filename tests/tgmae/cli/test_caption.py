@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -231,6 +232,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *COMMAND, *map(str, arguments)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
 
 
@@ -253,7 +255,7 @@ def test_a_killed_command_loses_the_video_at_work_alone(ending: signal.Signals, 
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process.pid, ending)
-        output = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=120)[0]
         if ending == signal.SIGINT:
             assert output.endswith("tgmae-caption: interrupted; run the same command again to continue\n")
         assert read_manifest(manifest).captions() == [[]] * 6
