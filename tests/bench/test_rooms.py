@@ -9,7 +9,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 LEVELS = {
     "harness": 0, "workloads": 1, "costs": 2, "rivals": 2, "gpu_report": 2, "pictures": 2, "faults": 2, "captions": 2,
-    "question": 3,
+    "study": 2, "question": 3,
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_what_is_only_said_where_a_run_writes_is_no_difference() -> None:
 
 def test_a_setting_counts_where_it_has_an_effect() -> None:
     cached = replace(DEMO, mask=replace(DEMO.mask, scorer="cached", scores=Path("a/maps")))
-    assert describe_differences([DEMO, cached]) == ["scorer patch, scores None", "scorer cached, scores maps"]
+    assert describe_differences([DEMO, cached]) == ["scorer auto, scores None", "scorer cached, scores maps"]
     assert describe_differences([MGM, replace(MGM, mask=replace(MGM.mask, motion=Path("b/other")))]) == [
         "motion motion", "motion other",
     ]  # fmt: skip

@@ -287,7 +287,7 @@ def test_help_shows_the_presets_values(
     assert ("--mask.ratio" in demo) == (command != "scores")  # scores of all patches, masked or not
     assert "default: shapes" in demo
     assert "VideoMAE ViT-B" not in demo
-    assert ("score maps made beforehand" in demo) == ((name, command) == ("viz", "masks"))  # scores makes them
+    assert ("score maps by `tgmae-data scores`" in demo) == ((name, command) == ("viz", "masks"))  # scores makes them
     for form in (["--preset", "k400"], ["--preset=k400"]):
         k400 = read_help(*form)
         assert "default: ViT-B-32-quickgelu" in k400
