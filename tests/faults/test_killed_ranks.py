@@ -20,6 +20,8 @@ from tests.support.runs import REPOSITORY, losses, state, wait_for_group_to_end,
 from tgmae.telemetry.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
+# Half a minute each. Two processes of which one is killed are in tests/tgmae/test_sharded_runs.py, always.
+on_request = pytest.mark.skipif(os.environ.get("TGMAE_FAULTS") != "all", reason="runs with TGMAE_FAULTS=all")
 
 
 def launch(options: Options, name: str, *flags: str) -> subprocess.Popen[str]:
@@ -60,6 +62,7 @@ def options(shapes: Path, tmp_path_factory: pytest.TempPathFactory, cache_dir: P
     return options
 
 
+@on_request
 def test_a_killed_rank_restarts_the_job_or_ends_it(options: Options) -> None:
     """Killed once, all restart. Again, the job ends with the reason last. Resumed, it ends as if never killed."""
     run_dir = options.folder / "killed"
@@ -101,7 +104,7 @@ def test_what_all_ranks_meet_is_said_once(tmp_path: Path) -> None:
     assert "<NO_OTHER_FAILURES>" in output
 
 
-@pytest.mark.skipif(os.environ.get("TGMAE_FAULTS") != "all", reason="rehearsed with TGMAE_FAULTS=all: half a minute")
+@on_request
 def test_training_survives_the_loss_of_a_machine(options: Options) -> None:
     """Two network namespaces, everything in one of them killed half way; the end is that of two processes on one."""
     try:
