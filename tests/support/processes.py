@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
@@ -22,6 +23,15 @@ def forking_context() -> ForkServerContext:
     context = multiprocessing.get_context(_METHOD)
     context.set_forkserver_preload(["tgmae.train", "tests.support.runs"])
     return context
+
+
+def places_of_two() -> list[dict[str, str]]:
+    """Return what torchrun would put into the environment of each of two processes, which meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": rank, "LOCAL_RANK": rank, **both} for rank in ("0", "1")]
 
 
 def run_two(function: Callable[[int, str], Any], folder: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.processes import ForkedCommand
+from tests.support.processes import ForkedCommand, places_of_two
 from tests.support.runs import command, losses, run_here, validation_losses, wait_for_step
 from tgmae.model.huggingface import read_step
 from tgmae.model.sharded_files import read_header, read_tensors
@@ -27,14 +26,7 @@ FLAGS = (
 
 def start_two(arguments: list[str], folder: Path) -> list[ForkedCommand]:
     """Start the two processes of a run as torchrun would, with their output in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        ForkedCommand(arguments, folder / f"rank_{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **place)
-        for rank in (0, 1)
-    ]
+    return [ForkedCommand(arguments, folder / f"rank_{place['RANK']}.log", **place) for place in places_of_two()]
 
 
 def finish(arguments: list[str], folder: Path) -> str:

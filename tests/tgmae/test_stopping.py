@@ -9,7 +9,6 @@ import pty
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -23,6 +22,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.processes import places_of_two
 from tests.support.runs import REPOSITORY, command, run_here, tiny, wait_for_step
 from tests.tgmae.model.networks import import_hf
 from tgmae.config.model import ModelConfig
@@ -162,13 +162,8 @@ def test_sigquit_shows_where_every_thread_is(shapes: Path, tmp_path: Path) -> No
 
 def start_two(first: list[str], second: list[str] | None = None) -> list[subprocess.Popen[str]]:
     """Start the two processes of a run as torchrun would, with the same arguments unless the second has its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place)
-        for rank, arguments in enumerate((first, second or first))
+        start(arguments, **place) for arguments, place in zip((first, second or first), places_of_two(), strict=True)
     ]
 
 

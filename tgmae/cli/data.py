@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import tyro
 
 from dali_pipelines.workers.processes import count_cores
 from tgmae.cli.compact import Compact
-from tgmae.cli.importing import Import
+from tgmae.cli.importing import Import, check_writable, report_index
 from tgmae.cli.maps import Motion, Scores
 from tgmae.cli.parser.subcommands import Command, SharedCommand, name_some, run_subcommand
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
     from rich.table import Table
 
     from dali_pipelines.workers.team import Team
-    from tgmae.data.indexing import IndexResult
     from tgmae.data.manifest import Manifest
 
 
@@ -51,7 +49,7 @@ class Shapes(Command):
             self.out, count=self.count, seed=self.seed, codec=self.codec, num_objects=self.objects,
             num_workers=self.workers, camera=self.camera,
         )  # fmt: skip
-        _report(result, self.out / "manifest.parquet", started)
+        report_index(result, self.out / "manifest.parquet", started)
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,12 @@ class Index(SharedCommand):
                 team=team,
             )  # fmt: skip
             return
-        if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
-            raise ValueError(f"cannot write {out}; choose a place for the manifest with --out")
+        check_writable(out)
         result = index_folder(
             self.folder, out, csv_path=self.csv, split=self.split, min_frames=self.min_frames,
             decode_all=self.decode_all, num_workers=self.workers, team=team,
         )  # fmt: skip
-        _report(result, out, started)
+        report_index(result, out, started)
         if result.table:
             print(result.table)
 
@@ -165,16 +162,6 @@ def _summary(manifest: Manifest) -> Table:
     table.add_row(f"{len(labels)} label{'s' * (len(labels) != 1)}", most(labels))
     table.add_row("captions", f"{captions.sum()}; {count_videos(int((captions == 0).sum()))} without any")
     return table
-
-
-def _report(result: IndexResult, out: Path, started: float) -> None:
-    from tgmae.data.manifest import read_manifest
-    from tgmae.data.probing import describe_far_keyframes
-
-    name_some("left out", result.excluded, f", listed in {result.report}")
-    if notice := describe_far_keyframes(read_manifest(out)):
-        print(notice)
-    print(result.describe(out, time.perf_counter() - started))
 
 
 COMMANDS = {

@@ -18,6 +18,7 @@ from tgmae.presets import PRESETS, PresetName
 
 if TYPE_CHECKING:  # --help does without pyarrow, PyAV and numpy
     from dali_pipelines.workers.team import Team
+    from tgmae.data.indexing import IndexResult
     from tgmae.data.manifest import Manifest
 
 # The preset of each data set; of those without one the nearest: UCF101's for as few and as short clips, SSv2's, which
@@ -62,8 +63,6 @@ class Import(SharedCommand):
         from tgmae.data.importers.epic55 import make_epic55
         from tgmae.data.importers.importing import plan_import, write_missing
         from tgmae.data.indexing import help_index, index_listing
-        from tgmae.data.manifest import read_manifest
-        from tgmae.data.probing import describe_far_keyframes
 
         started = time.perf_counter()
         out = self.out or Path("data") / self.dataset / "manifest.parquet"
@@ -73,8 +72,7 @@ class Import(SharedCommand):
                 team=team,
             )  # fmt: skip
             return
-        if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
-            raise ValueError(f"cannot write {out}; choose a place for the manifest with --out")
+        check_writable(out)
         dataset = make_epic55(self.label) if self.dataset == "epic55" else DATASETS[self.dataset]
         plan = plan_import(self.dataset, dataset, self.annotations, self.videos, out)
         print("\n".join(plan.lines), flush=True)
@@ -89,13 +87,31 @@ class Import(SharedCommand):
             self.videos, out, plan.listing, origin=self.annotations, min_frames=self.min_frames,
             decode_all=self.decode_all, num_workers=self.workers, team=team,
         )  # fmt: skip
-        name_some("left out", result.excluded, f", listed in {result.report}")
-        manifest = read_manifest(out)
-        if notice := describe_far_keyframes(manifest):
-            print(notice)
-        print(result.describe(out, time.perf_counter() - started))
+        manifest = report_index(result, out, started)
         print(result.table)
         print(f"train with: {suggest_training(self.dataset, manifest, out)}")
+
+
+def check_writable(out: Path) -> None:
+    """Raise ValueError where no manifest can be written at `out`, before a long job finds that out."""
+    if not os.access(next(p for p in [out.parent, *out.absolute().parents] if p.exists()), os.W_OK):
+        raise ValueError(f"cannot write {out}; choose a place for the manifest with --out")
+
+
+def report_index(result: IndexResult, out: Path, started: float) -> Manifest:
+    """Print what was left out, what slows decoding down, and how many videos the manifest at `out` has; return that.
+
+    started   when the command began, on `time.perf_counter`
+    """
+    from tgmae.data.manifest import read_manifest
+    from tgmae.data.probing import describe_far_keyframes
+
+    name_some("left out", result.excluded, f", listed in {result.report}")
+    manifest = read_manifest(out)
+    if notice := describe_far_keyframes(manifest):
+        print(notice)
+    print(result.describe(out, time.perf_counter() - started))
+    return manifest
 
 
 def suggest_training(dataset: DatasetName, manifest: Manifest, out: Path) -> str:

@@ -118,12 +118,15 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
     The run folder must be held (`hold_run_folder`). Raises ValueError, FileNotFoundError or OSError, which say what to
     do about it.
     """
-    # The videos. Every one of them needs a caption where text guides the masks or is contrasted with the clips.
     videos = open_data_sets(config.data)
     manifest = videos.select_split(config.data.split)
     notes: list[str] = []
+
+    # Where to start. A resumed run keeps the epsilon and the scorer that it began with.
     start = find_start(config, world)
     config = _with_norm_eps(config, start.norm_eps)
+
+    # Every video needs a caption where text guides the masks or is contrasted with the clips.
     if config.mask.kind == "tgm" or config.loss.contrasts:
         flags = ["--mask.kind tube --mask.ratio 0.9"] if config.mask.kind == "tgm" else []
         flags += [config.loss.flag_without_contrast] if config.loss.contrasts else []
@@ -145,7 +148,7 @@ def set_up(config: TrainConfig, world: World) -> Run | Finished:
         manifest, note = for_each_set(manifest, leave_out_motionless)
         notes.append(note)
 
-    # Where to start.
+    # Which steps to take.
     notes += start.notes
     if start.state and (changed := changed_settings(start.state, config)):
         notes.append(f"changed since that checkpoint: {', '.join(changed)}")
